@@ -1,0 +1,59 @@
+package registry
+
+import "context"
+
+// A SocketKey names the sockets of one assigned endpoint: a reservation's id and the endpoint's index in it.
+type SocketKey struct {
+	Reservation string
+	Index       int
+}
+
+// A Bind asks for an endpoint to be taken from the kernel.
+type Bind struct {
+	Key      SocketKey
+	Endpoint Endpoint
+	Options  BindOptions
+	// Fresh takes nothing that anything stands in the way of, be it only leftovers of closed connections: right for
+	// ports of portd's own choice, and cheap to fail.
+	Fresh bool
+}
+
+// A Binder takes endpoints from the kernel and has their sockets. Its methods may be called at the same time, though
+// not for one key.
+type Binder interface {
+	// Bind holds every port of the endpoint exclusively, or none of them, and adds the sockets to the key's. The error is
+	// ErrTaken where the kernel gives the port to another socket (without saying whose: see Holders), ErrUnsupported where
+	// this kernel lacks the protocol or portd a capability, ErrExhausted where descriptors or memory have run out,
+	// ErrInvalid where the host has no such address or device.
+	Bind(ctx context.Context, b Bind) error
+	// Listen makes all sockets of the key listen, or none. ErrTaken where another socket listens on the port; the
+	// endpoint then stays held. Listening sockets get the new options.
+	Listen(ctx context.Context, key SocketKey, opt ListenOptions) error
+	// Unlisten stops listening and keeps the ports held.
+	Unlisten(key SocketKey) error
+	// Release shuts the key's sockets down and closes them. A key without sockets is no error.
+	Release(key SocketKey) error
+	// Options are a listening endpoint's options as the kernel has them.
+	Options(key SocketKey) (ListenOptions, error)
+	// Holders are the sockets of others that stand in the way of any of the endpoints, with their processes as far as
+	// portd sees them.
+	Holders(ctx context.Context, eps ...Endpoint) ([]Holder, error)
+	// HasIPv6 says whether the kernel makes IPv6 sockets.
+	HasIPv6() bool
+	// Ephemeral is the range from which the kernel takes local ports (ip_local_port_range).
+	Ephemeral() PortRange
+}
+
+// A Socket is a socket that the Binder has. The descriptor stays the Binder's: who uses it must stop before Closing returns.
+type Socket struct {
+	Endpoint Endpoint // one port
+	FD       int
+}
+
+// A ListenerObserver is told by the Binder of sockets that listen, so that their connections are accepted.
+type ListenerObserver interface {
+	// Listening says that these sockets listen from now on.
+	Listening(key SocketKey, sockets []Socket)
+	// Closing says that the key's sockets stop listening once it has returned; their descriptors may not be used after that.
+	Closing(key SocketKey)
+}

@@ -1,0 +1,180 @@
+package registry
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// Protocol is a transport protocol by its IP protocol number (IANA protocol-numbers). Each has a port space of its own.
+type Protocol uint8
+
+const (
+	TCP     Protocol = 6
+	UDP     Protocol = 17
+	DCCP    Protocol = 33
+	SCTP    Protocol = 132
+	UDPLite Protocol = 136
+)
+
+var protocols = []struct {
+	p    Protocol
+	name string
+}{{TCP, "tcp"}, {UDP, "udp"}, {SCTP, "sctp"}, {DCCP, "dccp"}, {UDPLite, "udplite"}}
+
+func (p Protocol) String() string {
+	for _, k := range protocols {
+		if k.p == p {
+			return k.name
+		}
+	}
+	return fmt.Sprintf("protocol(%d)", uint8(p))
+}
+
+// Streams says whether sockets of p listen and accept connections.
+func (p Protocol) Streams() bool { return p == TCP || p == SCTP || p == DCCP }
+
+// HostNetns is the name of the network namespace that portd itself lives in.
+const HostNetns = "host"
+
+// An Endpoint is what a socket is bound to, or a contiguous run of such: one address (or all) of one network namespace,
+// one protocol, the ports First to Last. It is comparable, and prints as ParseEndpoint reads it.
+type Endpoint struct {
+	Netns string // in a request empty means the caller's own; HostNetns is portd's
+	Proto Protocol
+	// Addr is never the zero Addr. IPv6 unspecified without V6Only is every address of both families (one dual-stack
+	// socket); IPv4-mapped addresses are unmapped, which the kernel treats alike (KERNEL conflict matrix).
+	Addr        netip.Addr
+	V6Only      bool // only ever set where Addr is the IPv6 unspecified address
+	Device      string
+	First, Last uint16
+}
+
+// AnyAddr is the dual-stack wildcard: every address of both families.
+var AnyAddr = netip.IPv6Unspecified()
+
+// Ports is how many ports e spans.
+func (e Endpoint) Ports() int { return int(e.Last) - int(e.First) + 1 }
+
+// At is e narrowed to one of its ports.
+func (e Endpoint) At(port uint16) Endpoint {
+	e.First, e.Last = port, port
+	return e
+}
+
+// Dual says whether e is every address of both families.
+func (e Endpoint) Dual() bool { return e.Addr == AnyAddr && !e.V6Only }
+
+// Overlaps says whether the kernel would let e and o be bound exclusively at the same time; it would not where this is
+// true. Exclusive is the only way in which portd holds.
+func (e Endpoint) Overlaps(o Endpoint) bool {
+	return e.Netns == o.Netns && e.Proto == o.Proto &&
+		e.First <= o.Last && o.First <= e.Last &&
+		(e.Device == "" || o.Device == "" || e.Device == o.Device) &&
+		e.addrOverlaps(o)
+}
+
+func (e Endpoint) addrOverlaps(o Endpoint) bool {
+	switch {
+	case e.Dual() || o.Dual():
+		return true
+	case e.Addr.Is4() != o.Addr.Is4():
+		return false
+	case e.Addr.IsUnspecified() || o.Addr.IsUnspecified():
+		return true
+	default:
+		return e.Addr == o.Addr
+	}
+}
+
+// String spells e as ParseEndpoint reads it:
+//
+//	tcp/8080  tcp4/8080  tcp6/8080  udp/127.0.0.1:53  tcp/[fe80::1%eth0]:8000-8009  tcp/*%eth1:8080  tcp/8080@blue
+//
+// The device stands after the address and a percent sign, as ss(8) prints it; a namespace other than the host's after an @.
+func (e Endpoint) String() string {
+	var b strings.Builder
+	b.WriteString(e.Proto.String())
+	addr := ""
+	switch {
+	case e.Dual():
+	case e.Addr == netip.IPv4Unspecified():
+		b.WriteByte('4')
+	case e.Addr == AnyAddr:
+		b.WriteByte('6')
+	case e.Addr.Is4():
+		addr = e.Addr.String()
+	default:
+		addr = "[" + e.Addr.String() + "]"
+	}
+	b.WriteByte('/')
+	if e.Device != "" {
+		if addr == "" {
+			addr = "*"
+		}
+		addr += "%" + e.Device
+	}
+	if addr != "" {
+		b.WriteString(addr)
+		b.WriteByte(':')
+	}
+	b.WriteString(strconv.Itoa(int(e.First)))
+	if e.Last != e.First {
+		b.WriteByte('-')
+		b.WriteString(strconv.Itoa(int(e.Last)))
+	}
+	if e.Netns != "" && e.Netns != HostNetns {
+		b.WriteByte('@')
+		b.WriteString(e.Netns)
+	}
+	return b.String()
+}
+
+// validate says what is wrong with an endpoint that did not come from the parser.
+func (e Endpoint) validate() error {
+	switch {
+	case !e.Addr.IsValid():
+		return invalid("address", "is missing")
+	case e.Addr.Is4In6():
+		return invalid("address", "%v is IPv4-mapped; write %v", e.Addr, e.Addr.Unmap())
+	case e.Addr.IsMulticast():
+		return invalid("address", "%v is a multicast address; a port is reserved on a unicast address or on all", e.Addr)
+	case e.V6Only && e.Addr != AnyAddr:
+		return invalid("v6_only", "is for the address :: only, not %v", e.Addr)
+	case e.First == 0:
+		return invalid("ports", "0 is not a port; allowed are 1 to 65535, or any")
+	case e.Last < e.First:
+		return invalid("ports", "%d-%d runs backwards", e.First, e.Last)
+	case !validDevice(e.Device):
+		return invalid("device", "%q is not a device name (dev_valid_name in the kernel: 1 to 15 bytes without blank, slash, colon)", e.Device)
+	case !validNetns(e.Netns):
+		return invalid("netns", "%q is not the name of a network namespace", e.Netns)
+	}
+	for _, k := range protocols {
+		if k.p == e.Proto {
+			return nil
+		}
+	}
+	return invalid("protocol", "%d is not a protocol that has ports; known are %s", uint8(e.Proto), protocolNames())
+}
+
+func validDevice(s string) bool {
+	return len(s) <= 15 && s != "." && s != ".." && !strings.ContainsFunc(s, func(r rune) bool {
+		return r <= ' ' || r == '/' || r == ':' || r == '%' || r == '@' || r == '[' || r == ']' || r >= 0x7f
+	})
+}
+
+func validNetns(s string) bool {
+	return len(s) <= 64 && s != "." && s != ".." && !strings.ContainsFunc(s, func(r rune) bool {
+		return r <= ' ' || r == '/' || r == '@' || r == ':' || r >= 0x7f
+	})
+}
+
+func protocolNames() string {
+	names := make([]string, len(protocols))
+	for i, k := range protocols {
+		names[i] = k.name
+	}
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,76 @@
+package registry
+
+import (
+	"fmt"
+	"strings"
+)
+
+// SocketState is what a socket does with its port.
+type SocketState uint8
+
+const (
+	SocketListening SocketState = iota + 1
+	SocketBound                 // bound and nothing more; for UDP all there is
+	SocketConnected             // the local port of a connection
+	SocketLeftover              // left over from a closed connection (TIME_WAIT and its like); nobody owns it
+)
+
+// A Holder is a socket that portd does not own, and whose it is.
+type Holder struct {
+	Endpoint Endpoint // one port
+	State    SocketState
+	UID      uint32 // of the socket; meaningless where State is SocketLeftover
+	// Processes have the socket open. Empty where portd could not see them, or where the caller may not: Hidden then says why.
+	Processes []Process
+	Hidden    string
+}
+
+// A Process has a socket open.
+type Process struct {
+	PID     int
+	UID     uint32
+	Command string // as in /proc/PID/comm
+}
+
+// String says who does what: "nginx (pid 812, user www-data) is listening on 0.0.0.0:8080".
+func (h Holder) String() string {
+	who := "a process of " + UserName(h.UID)
+	switch {
+	case h.State == SocketLeftover:
+		who = "a closed connection that the kernel still remembers"
+	case len(h.Processes) > 0:
+		p := h.Processes[0]
+		who = fmt.Sprintf("%s (pid %d, %s)", p.Command, p.PID, UserName(p.UID))
+		if n := len(h.Processes) - 1; n > 0 {
+			who += fmt.Sprintf(" and %d more", n)
+		}
+	}
+	return fmt.Sprintf("%s %s %s", who, h.does(), h.where())
+}
+
+func (h Holder) does() string {
+	switch h.State {
+	case SocketListening:
+		return "is listening on"
+	case SocketConnected:
+		return "has a connection from"
+	case SocketLeftover:
+		return "is on"
+	}
+	return "is bound to"
+}
+
+func (h Holder) where() string {
+	addr := h.Endpoint.Addr.String()
+	if h.Endpoint.Addr.Is6() {
+		addr = "[" + addr + "]"
+	}
+	if h.Endpoint.Device != "" {
+		addr += "%" + h.Endpoint.Device
+	}
+	where := fmt.Sprintf("%s:%d", addr, h.Endpoint.First)
+	if !h.Endpoint.Proto.Streams() {
+		where += " (" + h.Endpoint.Proto.String() + ")"
+	}
+	return strings.TrimSpace(where)
+}

@@ -1,0 +1,48 @@
+package registry
+
+import "fmt"
+
+// Policy says what callers may do. Every door asks it through the Registry, so that gRPC, REST and the hand-off agree.
+// The zero Policy is the default one for a portd that runs as root: root and portd's own user may do everything; others
+// may reserve unprivileged ports for themselves, and change and serve what is theirs only.
+type Policy struct {
+	UID uint32 // portd's own user
+	// FirstUnprivileged is the first port that everybody may reserve (net.ipv4.ip_unprivileged_port_start); 0 means 1024.
+	FirstUnprivileged uint16
+}
+
+// Admin says whether c may do everything.
+func (p Policy) Admin(c Caller) bool { return c.UID == 0 || c.UID == p.UID }
+
+// Reserve says whether c may have e bound with these options for itself.
+func (p Policy) Reserve(c Caller, e Endpoint, opt BindOptions) error {
+	if p.Admin(c) {
+		return nil
+	}
+	act := "reserve " + e.String()
+	first := p.FirstUnprivileged
+	if first == 0 {
+		first = 1024
+	}
+	if e.First < first {
+		return &DeniedError{c.Principal(), act, fmt.Sprintf("ports below %d are for root and the user that portd runs as", first)}
+	}
+	if opt.Transparent {
+		return &DeniedError{c.Principal(), act, "transparent binding is for root and the user that portd runs as"}
+	}
+	return nil
+}
+
+// Change says whether c may do act to what owner owns.
+func (p Policy) Change(c Caller, owner Principal, act string) error {
+	if p.Admin(c) || c.Principal() == owner {
+		return nil
+	}
+	return &DeniedError{c.Principal(), act, fmt.Sprintf("it belongs to %s; only its owner, root and the user that portd runs as may", owner)}
+}
+
+// SeeWork says whether c may see the workers and connections of what owner owns.
+func (p Policy) SeeWork(c Caller, owner Principal) bool { return p.Admin(c) || c.Principal() == owner }
+
+// SeeProcess says whether c may see which sockets the processes of uid have open: what /proc would show it.
+func (p Policy) SeeProcess(c Caller, uid uint32) bool { return c.UID == 0 || c.UID == uid }

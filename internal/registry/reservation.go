@@ -1,0 +1,156 @@
+package registry
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A Revision counts durable changes, one per request, from 1 on.
+type Revision int64
+
+// Mode says how a reservation keeps others out.
+type Mode uint8
+
+const (
+	Held     Mode = iota // bound in the kernel
+	Recorded             // in the table only, for a program that binds the port itself
+)
+
+func (m Mode) String() string { return [...]string{"held", "recorded"}[m] }
+
+// A PortRange is the ports First to Last, both included. The zero PortRange is no ports.
+type PortRange struct{ First, Last uint16 }
+
+// AnyPorts leaves the choice of ports to portd: Count contiguous ones from Within, or, where that is zero, from 1024 up,
+// outside the kernel's ephemeral range and 30000–32767, unassigned by IANA.
+type AnyPorts struct {
+	Within PortRange
+	Count  int // 0 means 1
+}
+
+// An EndpointSpec asks for endpoints: every protocol on every address gets the same ports. Just one of Exact, Any and
+// Service is set.
+type EndpointSpec struct {
+	Netns   string // empty: the caller's own
+	Protos  []Protocol
+	Addrs   []netip.Addr // none: every address of both families
+	V6Only  bool
+	Device  string
+	Exact   PortRange
+	Any     *AnyPorts
+	Service string // the port that IANA gives this service
+}
+
+// BindOptions are the socket options that bind(2) decides on.
+type BindOptions struct {
+	Freebind    bool // IP_FREEBIND
+	Transparent bool // IP_TRANSPARENT; portd needs CAP_NET_ADMIN
+	MPTCP       bool // TCP only
+}
+
+// ListenOptions are the socket options of a listener. The zero value is portd's default.
+type ListenOptions struct {
+	Backlog      int  // 0 means 4096, what net.core.somaxconn has by default; the kernel caps it there
+	NoDelayOff   bool // TCP_NODELAY is on by default, as in Go
+	KeepAliveOff bool // SO_KEEPALIVE is on by default, as in Go
+}
+
+// A Spec is what was asked for.
+type Spec struct {
+	Endpoints []EndpointSpec
+	Mode      Mode
+	Options   BindOptions
+}
+
+// A Reservation is one caller's claim on endpoints. It is never changed once it is in the table: a change makes a copy.
+type Reservation struct {
+	ID       string
+	Name     string // the caller's; may be empty
+	Labels   map[string]string
+	Owner    Principal
+	Spec     Spec
+	Assigned []Assigned
+	Lease    string // id of the lease that ends it; empty: until released
+	Created  time.Time
+
+	CreateRevision, Revision Revision
+}
+
+// Assigned is an endpoint that was given.
+type Assigned struct {
+	Endpoint Endpoint
+	Listen   *ListenOptions // how it is to listen; nil: not at all
+	Lost     []PortRange    // ports that are to be held and are not: another program has them
+}
+
+// EndpointState says how it stands with an endpoint or one of its ports.
+type EndpointState uint8
+
+const (
+	StateHeld EndpointState = iota + 1
+	StateListening
+	StateRecorded
+	StateLost
+)
+
+func (s EndpointState) String() string {
+	return [...]string{"unknown", "held", "listening", "recorded", "lost"}[s]
+}
+
+// State is how it stands with the ports of a that are not lost, and StateLost where all are.
+func (a Assigned) State(m Mode) EndpointState {
+	switch {
+	case m == Recorded:
+		return StateRecorded
+	case a.lostPorts() == a.Endpoint.Ports():
+		return StateLost
+	case a.Listen != nil:
+		return StateListening
+	}
+	return StateHeld
+}
+
+func (a Assigned) lostPorts() (n int) {
+	for _, r := range a.Lost {
+		n += int(r.Last) - int(r.First) + 1
+	}
+	return n
+}
+
+// LostAny says whether r has a port that is lost.
+func (r *Reservation) LostAny() bool {
+	return slices.ContainsFunc(r.Assigned, func(a Assigned) bool { return len(a.Lost) > 0 })
+}
+
+// Endpoints spells what was assigned, for people: "tcp/8080, udp/8080".
+func (r *Reservation) Endpoints() string {
+	s := make([]string, len(r.Assigned))
+	for i, a := range r.Assigned {
+		s[i] = a.Endpoint.String()
+	}
+	return strings.Join(s, ", ")
+}
+
+// describe names r in messages: by its name where it has one.
+func (r *Reservation) describe() string {
+	who := string(r.Owner)
+	if uid, ok := r.Owner.uid(); ok {
+		who = UserName(uid)
+	}
+	if r.Name != "" {
+		return `"` + r.Name + `" (` + r.ID + ", " + who + ")"
+	}
+	return r.ID + " (" + who + ")"
+}
+
+// with is a copy of r to change; what its fields point to is shared, but for Assigned and Labels.
+func (r *Reservation) with(change func(*Reservation)) *Reservation {
+	c := *r
+	c.Assigned = slices.Clone(r.Assigned)
+	c.Labels = maps.Clone(r.Labels)
+	change(&c)
+	return &c
+}

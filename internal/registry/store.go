@@ -1,0 +1,86 @@
+package registry
+
+import (
+	"context"
+	"iter"
+	"time"
+)
+
+// A Store keeps what the registry decided. Implementations pass storetest.Run.
+type Store interface {
+	// Load reads everything, as of one revision. A store that is new has a StoreID, revision 0 and nothing else.
+	Load(ctx context.Context) (*State, error)
+	// Commit writes all changes or none, durably, on top of revision base; the changes' revisions follow it one by one.
+	// ErrConflict where the store is at another revision, ErrUnavailable where it cannot write.
+	Commit(ctx context.Context, base Revision, changes []Change) error
+	// Events reads the changes kept from revision from on, in order, up to the last one committed when it was called. It
+	// yields a *CompactedError where from is older than what is kept. What it yields has Revision, Time and Events only.
+	Events(ctx context.Context, from Revision) iter.Seq2[Change, error]
+	// Close releases the store; nothing may be called after it.
+	Close() error
+}
+
+// State is everything a Store has, but for the events.
+type State struct {
+	StoreID  string   // new when the store was made, and after a restore
+	Schema   uint32   // version of the records' format
+	Revision Revision // of the last change
+	Oldest   Revision // from which on events are kept; Revision+1 where there are none
+	Boot     *Boot    // nil in a new store
+
+	Reservations []*Reservation
+	Leases       []*Lease
+	Requests     []*Request
+}
+
+// A Change is everything that one request changed, under one revision.
+type Change struct {
+	Revision Revision
+	Time     time.Time
+	Put      []Record
+	Delete   []Key
+	Events   []Event
+	Compact  Revision // forget the events before this revision; 0: none
+}
+
+// A Record is something that a Store keeps: *Reservation, *Lease, *Request or *Boot.
+type Record interface{ Key() Key }
+
+// Kind is a kind of record.
+type Kind string
+
+const (
+	KindReservation Kind = "reservation"
+	KindLease       Kind = "lease"
+	KindRequest     Kind = "request"
+	KindBoot        Kind = "boot"
+)
+
+// A Key names a record.
+type Key struct {
+	Kind Kind
+	ID   string
+}
+
+// A Request remembers the answer to a request that came with an id, so that its repetition gets the same one.
+type Request struct {
+	Caller Principal
+	Method string // "Reserve"
+	ID     string
+	Digest [32]byte // of the request's content
+	Time   time.Time
+	// Result is the reservation as it was answered; Lease likewise. Either may be nil.
+	Result   *Reservation
+	Lease    *Lease
+	Revision Revision
+}
+
+// Boot is the boot of the host in which the store was last written to.
+type Boot struct{ ID string } // /proc/sys/kernel/random/boot_id
+
+func (r *Reservation) Key() Key { return Key{KindReservation, r.ID} }
+func (l *Lease) Key() Key       { return Key{KindLease, l.ID} }
+func (r *Request) Key() Key {
+	return Key{KindRequest, string(r.Caller) + "\x00" + r.Method + "\x00" + r.ID}
+}
+func (b *Boot) Key() Key { return Key{KindBoot, ""} }
