@@ -105,3 +105,16 @@ func UserName(uid uint32) string {
 	}
 	return fmt.Sprintf("uid %d", uid)
 }
+
+// failed is an error of one of the kinds above with a sentence of its own.
+func failed(kind error, format string, args ...any) error {
+	return &kindError{kind, fmt.Sprintf(format, args...)}
+}
+
+type kindError struct {
+	kind error
+	text string
+}
+
+func (e *kindError) Error() string        { return e.text }
+func (e *kindError) Is(target error) bool { return target == e.kind }

@@ -1,0 +1,411 @@
+package boltstore
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/registry/boltstore/storepb"
+)
+
+// An enum pairs the registry's values with the numbers in the file, which stay when the registry's change.
+type enum[T ~uint8, S ~int32] []struct {
+	value  T
+	stored S
+}
+
+var modes = enum[registry.Mode, storepb.Mode]{
+	{registry.Held, storepb.Mode_MODE_HELD},
+	{registry.Recorded, storepb.Mode_MODE_RECORDED},
+}
+
+var leaseKinds = enum[registry.LeaseKind, storepb.LeaseKind]{
+	{registry.SessionLease, storepb.LeaseKind_LEASE_KIND_SESSION},
+	{registry.TTLLease, storepb.LeaseKind_LEASE_KIND_TTL},
+	{registry.ProcessLease, storepb.LeaseKind_LEASE_KIND_PROCESS},
+}
+
+var eventTypes = enum[registry.EventType, storepb.EventType]{
+	{registry.EventReserved, storepb.EventType_EVENT_TYPE_RESERVED},
+	{registry.EventReleased, storepb.EventType_EVENT_TYPE_RELEASED},
+	{registry.EventListening, storepb.EventType_EVENT_TYPE_LISTENING},
+	{registry.EventClosed, storepb.EventType_EVENT_TYPE_CLOSED},
+	{registry.EventLost, storepb.EventType_EVENT_TYPE_LOST},
+	{registry.EventRecovered, storepb.EventType_EVENT_TYPE_RECOVERED},
+	{registry.EventExpired, storepb.EventType_EVENT_TYPE_EXPIRED},
+	{registry.EventLeaseCreated, storepb.EventType_EVENT_TYPE_LEASE_CREATED},
+	{registry.EventLeaseEnded, storepb.EventType_EVENT_TYPE_LEASE_ENDED},
+}
+
+func (e enum[T, S]) number(v T) (S, error) {
+	for _, p := range e {
+		if p.value == v {
+			return p.stored, nil
+		}
+	}
+	return 0, fmt.Errorf("%T %d has no number in the store", v, uint8(v))
+}
+
+func (e enum[T, S]) meaning(s S) (T, error) {
+	for _, p := range e {
+		if p.stored == s {
+			return p.value, nil
+		}
+	}
+	var none T
+	return none, fmt.Errorf("no %T has number %d", none, s)
+}
+
+// toStored makes what is written of the registry's types. It keeps the first error and goes on, so that the types can
+// be written down as they are.
+type toStored struct{ err error }
+
+func (c *toStored) reservation(r *registry.Reservation) *storepb.Reservation {
+	if r == nil {
+		return nil
+	}
+	m := &storepb.Reservation{
+		Id:             r.ID,
+		Name:           r.Name,
+		Labels:         r.Labels,
+		Owner:          string(r.Owner),
+		Spec:           c.spec(r.Spec),
+		Lease:          r.Lease,
+		Created:        c.time(r.Created),
+		CreateRevision: int64(r.CreateRevision),
+		Revision:       int64(r.Revision),
+	}
+	for _, a := range r.Assigned {
+		m.Assigned = append(m.Assigned, c.assigned(a))
+	}
+	return m
+}
+
+func (c *toStored) spec(s registry.Spec) *storepb.Spec {
+	mode, err := modes.number(s.Mode)
+	c.fail(err)
+	m := &storepb.Spec{Mode: mode}
+	for _, e := range s.Endpoints {
+		m.Endpoints = append(m.Endpoints, c.endpointSpec(e))
+	}
+	if o := s.Options; o != (registry.BindOptions{}) {
+		m.Options = &storepb.BindOptions{Freebind: o.Freebind, Transparent: o.Transparent, Mptcp: o.MPTCP}
+	}
+	return m
+}
+
+func (c *toStored) endpointSpec(e registry.EndpointSpec) *storepb.EndpointSpec {
+	m := &storepb.EndpointSpec{
+		Netns:   e.Netns,
+		V6Only:  e.V6Only,
+		Device:  e.Device,
+		Exact:   c.ports(e.Exact),
+		Service: e.Service,
+	}
+	for _, p := range e.Protos {
+		m.Protocols = append(m.Protocols, uint32(p))
+	}
+	for _, a := range e.Addrs {
+		m.Addresses = append(m.Addresses, c.addr(a))
+	}
+	if e.Any != nil {
+		m.Any = &storepb.AnyPorts{Within: c.ports(e.Any.Within), Count: int64(e.Any.Count)}
+	}
+	return m
+}
+
+func (c *toStored) assigned(a registry.Assigned) *storepb.Assigned {
+	e := a.Endpoint
+	m := &storepb.Assigned{Endpoint: &storepb.Endpoint{
+		Netns:    e.Netns,
+		Protocol: uint32(e.Proto),
+		Address:  c.addr(e.Addr),
+		V6Only:   e.V6Only,
+		Device:   e.Device,
+		Ports:    c.ports(registry.PortRange{First: e.First, Last: e.Last}),
+	}}
+	if l := a.Listen; l != nil {
+		m.Listen = &storepb.ListenOptions{
+			Backlog:      int64(l.Backlog),
+			NoDelayOff:   l.NoDelayOff,
+			KeepAliveOff: l.KeepAliveOff,
+		}
+	}
+	for _, r := range a.Lost {
+		m.Lost = append(m.Lost, &storepb.PortRange{First: uint32(r.First), Last: uint32(r.Last)})
+	}
+	return m
+}
+
+func (c *toStored) lease(l *registry.Lease) *storepb.Lease {
+	if l == nil {
+		return nil
+	}
+	kind, err := leaseKinds.number(l.Spec.Kind)
+	c.fail(err)
+	return &storepb.Lease{
+		Id:    l.ID,
+		Owner: string(l.Owner),
+		Spec: &storepb.LeaseSpec{
+			Kind:       kind,
+			TtlNanos:   int64(l.Spec.TTL),
+			Pid:        l.Spec.PID,
+			GraceNanos: int64(l.Spec.Grace),
+		},
+		Token:          c.digest(l.Token),
+		Created:        c.time(l.Created),
+		CreateRevision: int64(l.CreateRevision),
+	}
+}
+
+func (c *toStored) request(r *registry.Request) *storepb.Request {
+	return &storepb.Request{
+		Caller:   string(r.Caller),
+		Method:   r.Method,
+		Id:       r.ID,
+		Digest:   c.digest(r.Digest),
+		Time:     c.time(r.Time),
+		Result:   c.reservation(r.Result),
+		Lease:    c.lease(r.Lease),
+		Revision: int64(r.Revision),
+	}
+}
+
+func (c *toStored) boot(b *registry.Boot) *storepb.Boot { return &storepb.Boot{Id: b.ID} }
+
+// change is what is kept for Events; the records that the change puts and deletes have places of their own.
+func (c *toStored) change(ch registry.Change) *storepb.Change {
+	m := &storepb.Change{Time: c.time(ch.Time)}
+	for _, e := range ch.Events {
+		typ, err := eventTypes.number(e.Type)
+		c.fail(err)
+		m.Events = append(m.Events, &storepb.Event{
+			Type:        typ,
+			Reservation: c.reservation(e.Reservation),
+			Lease:       c.lease(e.Lease),
+			Caller:      string(e.Caller),
+			Reason:      strings.ToValidUTF8(e.Reason, "\uFFFD"), // it may name a process, whose name may be any bytes
+		})
+	}
+	return m
+}
+
+func (c *toStored) ports(r registry.PortRange) *storepb.PortRange {
+	if r == (registry.PortRange{}) {
+		return nil
+	}
+	return &storepb.PortRange{First: uint32(r.First), Last: uint32(r.Last)}
+}
+
+func (c *toStored) addr(a netip.Addr) []byte {
+	b, err := a.MarshalBinary()
+	c.fail(err)
+	return b
+}
+
+func (c *toStored) digest(d [32]byte) []byte {
+	if d == ([32]byte{}) {
+		return nil
+	}
+	return d[:]
+}
+
+func (c *toStored) time(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	m := timestamppb.New(t)
+	c.fail(m.CheckValid())
+	return m
+}
+
+func (c *toStored) fail(err error) {
+	if c.err == nil {
+		c.err = err
+	}
+}
+
+// fromStored makes the registry's types of what was written, and keeps the first error.
+type fromStored struct{ err error }
+
+func (c *fromStored) reservation(m *storepb.Reservation) *registry.Reservation {
+	if m == nil {
+		return nil
+	}
+	r := &registry.Reservation{
+		ID:             m.GetId(),
+		Name:           m.GetName(),
+		Labels:         m.GetLabels(),
+		Owner:          registry.Principal(m.GetOwner()),
+		Spec:           c.spec(m.GetSpec()),
+		Lease:          m.GetLease(),
+		Created:        c.time(m.GetCreated()),
+		CreateRevision: registry.Revision(m.GetCreateRevision()),
+		Revision:       registry.Revision(m.GetRevision()),
+	}
+	for _, a := range m.GetAssigned() {
+		r.Assigned = append(r.Assigned, c.assigned(a))
+	}
+	return r
+}
+
+func (c *fromStored) spec(m *storepb.Spec) registry.Spec {
+	mode, err := modes.meaning(m.GetMode())
+	c.fail(err)
+	o := m.GetOptions()
+	s := registry.Spec{
+		Mode:    mode,
+		Options: registry.BindOptions{Freebind: o.GetFreebind(), Transparent: o.GetTransparent(), MPTCP: o.GetMptcp()},
+	}
+	for _, e := range m.GetEndpoints() {
+		s.Endpoints = append(s.Endpoints, c.endpointSpec(e))
+	}
+	return s
+}
+
+func (c *fromStored) endpointSpec(m *storepb.EndpointSpec) registry.EndpointSpec {
+	e := registry.EndpointSpec{
+		Netns:   m.GetNetns(),
+		V6Only:  m.GetV6Only(),
+		Device:  m.GetDevice(),
+		Exact:   c.ports(m.GetExact()),
+		Service: m.GetService(),
+	}
+	for _, p := range m.GetProtocols() {
+		e.Protos = append(e.Protos, c.protocol(p))
+	}
+	for _, a := range m.GetAddresses() {
+		e.Addrs = append(e.Addrs, c.addr(a))
+	}
+	if a := m.GetAny(); a != nil {
+		e.Any = &registry.AnyPorts{Within: c.ports(a.GetWithin()), Count: int(a.GetCount())}
+	}
+	return e
+}
+
+func (c *fromStored) assigned(m *storepb.Assigned) registry.Assigned {
+	e, ports := m.GetEndpoint(), c.ports(m.GetEndpoint().GetPorts())
+	a := registry.Assigned{Endpoint: registry.Endpoint{
+		Netns:  e.GetNetns(),
+		Proto:  c.protocol(e.GetProtocol()),
+		Addr:   c.addr(e.GetAddress()),
+		V6Only: e.GetV6Only(),
+		Device: e.GetDevice(),
+		First:  ports.First,
+		Last:   ports.Last,
+	}}
+	if l := m.GetListen(); l != nil {
+		a.Listen = &registry.ListenOptions{
+			Backlog:      int(l.GetBacklog()),
+			NoDelayOff:   l.GetNoDelayOff(),
+			KeepAliveOff: l.GetKeepAliveOff(),
+		}
+	}
+	for _, r := range m.GetLost() {
+		a.Lost = append(a.Lost, c.ports(r))
+	}
+	return a
+}
+
+func (c *fromStored) lease(m *storepb.Lease) *registry.Lease {
+	if m == nil {
+		return nil
+	}
+	kind, err := leaseKinds.meaning(m.GetSpec().GetKind())
+	c.fail(err)
+	return &registry.Lease{
+		ID:    m.GetId(),
+		Owner: registry.Principal(m.GetOwner()),
+		Spec: registry.LeaseSpec{
+			Kind:  kind,
+			TTL:   time.Duration(m.GetSpec().GetTtlNanos()),
+			PID:   m.GetSpec().GetPid(),
+			Grace: time.Duration(m.GetSpec().GetGraceNanos()),
+		},
+		Token:          c.digest(m.GetToken()),
+		Created:        c.time(m.GetCreated()),
+		CreateRevision: registry.Revision(m.GetCreateRevision()),
+	}
+}
+
+func (c *fromStored) request(m *storepb.Request) *registry.Request {
+	return &registry.Request{
+		Caller:   registry.Principal(m.GetCaller()),
+		Method:   m.GetMethod(),
+		ID:       m.GetId(),
+		Digest:   c.digest(m.GetDigest()),
+		Time:     c.time(m.GetTime()),
+		Result:   c.reservation(m.GetResult()),
+		Lease:    c.lease(m.GetLease()),
+		Revision: registry.Revision(m.GetRevision()),
+	}
+}
+
+func (c *fromStored) boot(m *storepb.Boot) *registry.Boot { return &registry.Boot{ID: m.GetId()} }
+
+func (c *fromStored) change(at registry.Revision, m *storepb.Change) registry.Change {
+	ch := registry.Change{Revision: at, Time: c.time(m.GetTime())}
+	for _, e := range m.GetEvents() {
+		typ, err := eventTypes.meaning(e.GetType())
+		if err != nil {
+			continue // of a newer portd; who watches here would not know what to make of it either
+		}
+		ch.Events = append(ch.Events, registry.Event{
+			Type:        typ,
+			Reservation: c.reservation(e.GetReservation()),
+			Lease:       c.lease(e.GetLease()),
+			Caller:      registry.Principal(e.GetCaller()),
+			Reason:      e.GetReason(),
+		})
+	}
+	return ch
+}
+
+func (c *fromStored) ports(m *storepb.PortRange) registry.PortRange {
+	first, last := m.GetFirst(), m.GetLast()
+	if first > math.MaxUint16 || last > math.MaxUint16 {
+		c.fail(fmt.Errorf("%d-%d are no ports", first, last))
+	}
+	return registry.PortRange{First: uint16(first), Last: uint16(last)}
+}
+
+func (c *fromStored) protocol(p uint32) registry.Protocol {
+	if p > math.MaxUint8 {
+		c.fail(fmt.Errorf("%d is no IP protocol", p))
+	}
+	return registry.Protocol(p)
+}
+
+func (c *fromStored) addr(b []byte) (a netip.Addr) {
+	if err := a.UnmarshalBinary(b); err != nil {
+		c.fail(fmt.Errorf("address %x: %w", b, err))
+	}
+	return a
+}
+
+func (c *fromStored) digest(b []byte) (d [32]byte) {
+	if len(b) != 0 && len(b) != len(d) {
+		c.fail(fmt.Errorf("a digest of %d bytes", len(b)))
+	}
+	copy(d[:], b)
+	return d
+}
+
+func (c *fromStored) time(m *timestamppb.Timestamp) time.Time {
+	if m == nil {
+		return time.Time{}
+	}
+	c.fail(m.CheckValid())
+	return m.AsTime()
+}
+
+func (c *fromStored) fail(err error) {
+	if c.err == nil {
+		c.err = err
+	}
+}

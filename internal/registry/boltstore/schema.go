@@ -1,0 +1,150 @@
+package boltstore
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+
+	bolt "go.etcd.io/bbolt"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/registry/boltstore/storepb"
+)
+
+// The file, as bbolt's buckets:
+//
+//	meta
+//	    schema                → uint32, big-endian. Where and how it is kept never changes, for every portd must find it
+//	    store                 → storepb.Meta
+//	reservation
+//	    ID                    → storepb.Reservation
+//	lease
+//	    ID                    → storepb.Lease
+//	request
+//	    CALLER 0 METHOD 0 ID  → storepb.Request
+//	boot
+//	    last                  → storepb.Boot
+//	event
+//	    revision, 8 bytes big-endian → storepb.Change: every revision from Meta.oldest on has one
+//
+// Every value but schema is sealed: a CRC-32C of key and message (4 bytes, big-endian), then the message. bbolt itself has
+// checksums on its two meta pages only.
+var (
+	bucketMeta        = []byte("meta")
+	bucketReservation = []byte("reservation")
+	bucketLease       = []byte("lease")
+	bucketRequest     = []byte("request")
+	bucketBoot        = []byte("boot")
+	bucketEvent       = []byte("event")
+
+	keySchema = []byte("schema")
+	keyStore  = []byte("store")
+	keyBoot   = []byte("last")
+)
+
+var buckets = [][]byte{bucketMeta, bucketReservation, bucketLease, bucketRequest, bucketBoot, bucketEvent}
+
+// A migration takes a file from one schema to the next.
+type migration func(*bolt.Tx) error
+
+// migrations[i] leaves schema i+1 for i+2.
+var migrations []migration
+
+// newest is the schema that a portd with these migrations writes.
+func newest(steps []migration) uint32 { return uint32(len(steps)) + 1 }
+
+// A SchemaError says that a file was written by a newer portd, in a way that this one cannot read.
+type SchemaError struct {
+	Path  string
+	Have  uint32 // the file's schema
+	Reads uint32 // the newest that this portd reads
+}
+
+func (e *SchemaError) Error() string {
+	return fmt.Sprintf("%s has schema %d and this portd reads up to %d: use the portd that wrote it, or a newer one", e.Path, e.Have, e.Reads)
+}
+
+// schemaOf fails with errForeign where tx is of a file that portd did not make.
+func schemaOf(tx *bolt.Tx) (uint32, error) {
+	b := tx.Bucket(bucketMeta)
+	if b == nil {
+		return 0, fmt.Errorf("%w: it has no bucket %q", ErrForeign, bucketMeta)
+	}
+	v := b.Get(keySchema)
+	if len(v) != 4 {
+		return 0, fmt.Errorf("%w: it has no schema", ErrForeign)
+	}
+	return binary.BigEndian.Uint32(v), nil
+}
+
+func putSchema(tx *bolt.Tx, schema uint32) error {
+	return tx.Bucket(bucketMeta).Put(keySchema, binary.BigEndian.AppendUint32(nil, schema))
+}
+
+// migrate brings the file to the newest schema, all the way or not at all.
+func migrate(tx *bolt.Tx, steps []migration) error {
+	have, err := schemaOf(tx)
+	if err != nil {
+		return err
+	}
+	if have == newest(steps) {
+		return nil
+	}
+	for ; have < newest(steps); have++ {
+		if err := steps[have-1](tx); err != nil {
+			return fmt.Errorf("migrate from schema %d: %w", have, err)
+		}
+	}
+	return putSchema(tx, have)
+}
+
+func readMeta(tx *bolt.Tx) (*storepb.Meta, error) {
+	m := &storepb.Meta{}
+	v := tx.Bucket(bucketMeta).Get(keyStore)
+	if err := unseal(keyStore, v, m); err != nil {
+		return nil, fmt.Errorf("%s %q: %w", bucketMeta, keyStore, err)
+	}
+	return m, nil
+}
+
+func putMeta(tx *bolt.Tx, m *storepb.Meta) error {
+	v, err := seal(keyStore, m)
+	if err != nil {
+		return err
+	}
+	return tx.Bucket(bucketMeta).Put(keyStore, v)
+}
+
+func eventKey(r registry.Revision) []byte { return binary.BigEndian.AppendUint64(nil, uint64(r)) }
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// seal is what is kept of m under key.
+func seal(key []byte, m proto.Message) ([]byte, error) {
+	v, err := proto.MarshalOptions{}.MarshalAppend(make([]byte, 4, 256), m)
+	if err != nil {
+		return nil, err
+	}
+	binary.BigEndian.PutUint32(v, checksum(key, v[4:]))
+	return v, nil
+}
+
+// unseal reads into m what is kept under key. What it leaves in m has no part of v, which dies with its transaction.
+func unseal(key, v []byte, m proto.Message) error {
+	if len(v) < 4 {
+		return fmt.Errorf("%w: %d bytes are not a record", ErrDamaged, len(v))
+	}
+	if binary.BigEndian.Uint32(v) != checksum(key, v[4:]) {
+		return fmt.Errorf("%w: wrong checksum", ErrDamaged)
+	}
+	if err := proto.Unmarshal(v[4:], m); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, errors.Unwrap(err))
+	}
+	return nil
+}
+
+func checksum(key, message []byte) uint32 {
+	return crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, message)
+}

@@ -1,0 +1,162 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+const (
+	maxBatch   = 512     // changes in one transaction of the store
+	keepEvents = 100_000 // revisions whose events are kept
+	slackKept  = 1_000   // compacted that many at a time
+	keepRecent = 4_096   // of them in memory
+)
+
+// A commit is one change on its way to the store. Its fields are filled by who wants it, but for the revision, which
+// the committing goroutine gives.
+type commit struct {
+	by     Principal
+	put    []Record
+	del    []Key
+	events []Event
+	apply  []func() // run with mu held once it is durable
+	result chan error
+	rev    Revision
+}
+
+func (c *commit) done() chan error {
+	if c.result == nil {
+		c.result = make(chan error, 1)
+	}
+	return c.result
+}
+
+// update changes a reservation.
+func (c *commit) update(e *entry, after *Reservation, ev Event) {
+	ev.Reservation = after
+	if ev.Caller == "" {
+		ev.Caller = c.by
+	}
+	c.put = append(c.put, after)
+	c.events = append(c.events, ev)
+	c.apply = append(c.apply, func() { e.res = after })
+}
+
+// commit waits until c is durable and applied. It does not take a context: once c is on its way its outcome matters
+// to whoever holds a port for it.
+func (r *Registry) commit(c *commit) error {
+	done := c.done()
+	select {
+	case r.queue <- c:
+	case <-r.stopped:
+		return failed(ErrUnavailable, "portd is stopping")
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-r.stopped:
+		// The committer may have answered before it stopped.
+		select {
+		case err := <-done:
+			return err
+		default:
+			return failed(ErrUnavailable, "portd is stopping")
+		}
+	}
+}
+
+// commitLoop writes whatever is waiting as one batch, again and again. It never waits for more: batches form by
+// themselves while the disk is busy.
+func (r *Registry) commitLoop(stop <-chan struct{}) {
+	defer close(r.stopped)
+	for {
+		select {
+		case <-stop:
+			return
+		case c := <-r.queue:
+			batch := []*commit{c}
+		more:
+			for len(batch) < maxBatch {
+				select {
+				case c := <-r.queue:
+					batch = append(batch, c)
+				default:
+					break more
+				}
+			}
+			r.commitBatch(batch)
+		}
+	}
+}
+
+// commitBatch gives the commits their revisions, writes them, applies them and tells the watchers.
+func (r *Registry) commitBatch(batch []*commit) {
+	now := time.Now().UTC()
+	if now.Sub(r.swept) >= time.Minute {
+		r.swept = now
+		r.forget(batch[0], now)
+	}
+	base := r.rev // only this goroutine changes it
+	changes := make([]Change, len(batch))
+	for i, c := range batch {
+		c.rev = base + Revision(i) + 1
+		for _, rec := range c.put {
+			stamp(rec, c.rev, now)
+		}
+		changes[i] = Change{Revision: c.rev, Time: now, Put: c.put, Delete: c.del, Events: c.events}
+	}
+	last := &changes[len(changes)-1]
+	oldest := r.oldest
+	if last.Revision-oldest > keepEvents+slackKept {
+		oldest = last.Revision - keepEvents
+		last.Compact = oldest
+	}
+	err := r.cfg.Store.Commit(context.Background(), base, changes)
+	if err != nil {
+		r.cfg.Log.Error("cannot write to the store; the changes are undone", "err", err, "changes", len(batch))
+		err = fmt.Errorf("write to the store: %w", err)
+	} else {
+		r.mu.Lock()
+		r.rev, r.oldest = last.Revision, oldest
+		for _, c := range batch {
+			for _, apply := range c.apply {
+				apply()
+			}
+		}
+		r.remember(changes)
+		r.mu.Unlock()
+	}
+	for _, c := range batch {
+		c.done() <- err
+	}
+}
+
+// stamp writes a change's revision and time into a record that is new with it.
+func stamp(rec Record, rev Revision, now time.Time) {
+	switch rec := rec.(type) {
+	case *Reservation:
+		rec.Revision = rev
+		if rec.CreateRevision == 0 {
+			rec.CreateRevision, rec.Created = rev, now
+		}
+	case *Lease:
+		if rec.CreateRevision == 0 {
+			rec.CreateRevision, rec.Created = rev, now
+		}
+	case *Request:
+		rec.Revision, rec.Time = rev, now
+	}
+}
+
+// remember keeps changes for watchers and wakes them. mu is held.
+func (r *Registry) remember(changes []Change) {
+	for _, ch := range changes {
+		r.recent = append(r.recent, Change{Revision: ch.Revision, Time: ch.Time, Events: ch.Events})
+	}
+	if n := len(r.recent) - keepRecent; n > keepRecent {
+		r.recent = append([]Change(nil), r.recent[n:]...)
+	}
+	close(r.changed)
+	r.changed = make(chan struct{})
+}

@@ -1,0 +1,103 @@
+package registry
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// A reservation is named by its id, its name, or an endpoint of it with the protocol.
+
+// find names the one reservation that ref means; mu is held. A reservation that is not committed yet is found too when
+// it is busy, so that acquire waits for it.
+func (r *Registry) find(c Caller, ref string) (*entry, error) {
+	if e := r.entries[ref]; e != nil {
+		return e, nil
+	}
+	if e := r.names[ref]; e != nil {
+		return e, nil
+	}
+	if !strings.ContainsAny(ref, "/ ") {
+		if ref == "" {
+			return nil, invalid("reservation", "is empty; an id, a name, or an endpoint like tcp/8080 is wanted")
+		}
+		return nil, failed(ErrNotFound, "no reservation has the id or name %q", ref)
+	}
+	return r.findEndpoint(c, ref)
+}
+
+// findEndpoint names the reservation that has the endpoint just so, else the only one that has all its ports on an
+// address that overlaps: tcp/8080 finds what is held on tcp/127.0.0.1:8080.
+func (r *Registry) findEndpoint(c Caller, ref string) (*entry, error) {
+	want, err := r.resolve(c, ref)
+	if err != nil {
+		return nil, err
+	}
+	var near []*entry
+	for _, e := range r.claims.overlapping(want) {
+		if e.res == nil { // busy being reserved; it will be looked at again
+			near = append(near, e)
+			continue
+		}
+		for _, a := range e.res.Assigned {
+			if a.Endpoint == want || a.Endpoint.Dual() && want.Dual() && a.Endpoint.First == want.First && a.Endpoint.Last == want.Last {
+				return e, nil
+			}
+			if a.Endpoint.Overlaps(want) && a.Endpoint.First <= want.First && want.Last <= a.Endpoint.Last && !slices.Contains(near, e) {
+				near = append(near, e)
+			}
+		}
+	}
+	switch len(near) {
+	case 0:
+		return nil, failed(ErrNotFound, "%v is not reserved", want)
+	case 1:
+		return near[0], nil
+	}
+	var which []string
+	for _, e := range near {
+		if e.res != nil {
+			which = append(which, fmt.Sprintf("%s (%s)", e.res.ID, e.res.Endpoints()))
+		}
+	}
+	return nil, invalid("reservation", "%v could be any of %s; say which", want, strings.Join(which, ", "))
+}
+
+// resolve turns the text of an endpoint into one, service names included.
+func (r *Registry) resolve(c Caller, ref string) (Endpoint, error) {
+	spec, err := ParseSpec(ref)
+	if err != nil {
+		return Endpoint{}, err
+	}
+	if err := checkNetns(c, &spec.Netns); err != nil {
+		return Endpoint{}, err
+	}
+	if spec.Service != "" && len(spec.Protos) == 1 {
+		port, err := r.servicePort(spec.Service, spec.Protos)
+		if err != nil {
+			return Endpoint{}, err
+		}
+		spec.Exact, spec.Service = PortRange{port, port}, ""
+	}
+	if len(spec.Protos) != 1 || spec.Any != nil || spec.Service != "" {
+		return Endpoint{}, invalid("reservation", "%q is not one endpoint; write it like tcp/8080", ref)
+	}
+	return spec.endpoints()[0].ports(spec.Exact), nil
+}
+
+// whole refuses a ref that means only some ports of what it found: releasing the rest too would be a surprise.
+func (r *Registry) whole(c Caller, ref string, res *Reservation) error {
+	if ref == res.ID || ref == res.Name {
+		return nil
+	}
+	want, err := r.resolve(c, ref)
+	if err != nil {
+		return err
+	}
+	for _, a := range res.Assigned {
+		if a.Endpoint.First == want.First && a.Endpoint.Last == want.Last {
+			return nil
+		}
+	}
+	return invalid("reservation", "%v is only a part of %s; name the whole by its id, %s", want, res.Endpoints(), res.ID)
+}

@@ -1,0 +1,209 @@
+package registry
+
+import (
+	"context"
+	"errors"
+)
+
+// Listen makes the held endpoints of a reservation listen, all or none, and again after every restart.
+func (r *Registry) Listen(ctx context.Context, c Caller, ref string, opt ListenOptions, requestID string) (*Reservation, error) {
+	if opt.Backlog < 0 {
+		return nil, invalid("options.backlog", "%d is not a number of connections", opt.Backlog)
+	}
+	content := struct {
+		Ref string
+		Opt ListenOptions
+	}{ref, opt}
+	return r.change(ctx, c, ref, "Listen", "listen on", requestID, content, func(e *entry, rec *Request) (*Reservation, error) {
+		return r.listen(ctx, c, e, opt, rec)
+	})
+}
+
+// Unlisten stops listening and keeps the ports held.
+func (r *Registry) Unlisten(ctx context.Context, c Caller, ref, requestID string) (*Reservation, error) {
+	return r.change(ctx, c, ref, "Close", "close", requestID, ref, func(e *entry, rec *Request) (*Reservation, error) {
+		return r.unlisten(c, e, rec)
+	})
+}
+
+// change does a thing to one reservation, once where there is a request id.
+func (r *Registry) change(ctx context.Context, c Caller, ref, method, act, requestID string, content any,
+	do func(*entry, *Request) (*Reservation, error),
+) (res *Reservation, err error) {
+	answered, err := r.once(ctx, c, method, requestID, content, func(rec *Request) error {
+		e, err := r.acquireRef(ctx, c, ref, act)
+		if err != nil {
+			return err
+		}
+		defer r.free(e)
+		res, err = do(e, rec)
+		return err
+	})
+	if answered != nil {
+		return answered.Result, err
+	}
+	return res, err
+}
+
+func (r *Registry) listen(ctx context.Context, c Caller, e *entry, opt ListenOptions, rec *Request) (_ *Reservation, err error) {
+	res := e.res
+	if res.Spec.Mode == Recorded {
+		return nil, &UnsupportedError{"listen on " + res.Endpoints(), "it is recorded only, for a program that binds it itself; release it and reserve it held", "RECORDED"}
+	}
+	for _, a := range res.Assigned {
+		if !a.Endpoint.Proto.Streams() {
+			return nil, &UnsupportedError{"listen on " + a.Endpoint.String(), "a " + a.Endpoint.Proto.String() + " socket does not listen; take the socket itself, as portctl run does", "NOT_A_STREAM"}
+		}
+		if a.lostPorts() > 0 {
+			return nil, r.explain(ctx, c, a.Endpoint, ErrTaken)
+		}
+	}
+	var began []int
+	undo := func() {
+		for _, i := range began {
+			key := SocketKey{res.ID, i}
+			var err error
+			if before := res.Assigned[i].Listen; before != nil {
+				err = r.cfg.Binder.Listen(context.WithoutCancel(ctx), key, *before)
+			} else {
+				err = r.cfg.Binder.Unlisten(key)
+			}
+			if err != nil {
+				r.cfg.Log.Error("cannot undo a listen", "endpoint", res.Assigned[i].Endpoint, "err", err)
+			}
+		}
+	}
+	changed := false
+	for i, a := range res.Assigned {
+		if a.Listen != nil && *a.Listen == opt {
+			continue
+		}
+		changed = true
+		if err := r.cfg.Binder.Listen(ctx, SocketKey{res.ID, i}, opt); err != nil {
+			undo()
+			if errors.Is(err, ErrTaken) {
+				return nil, r.explain(ctx, c, a.Endpoint, err)
+			}
+			return nil, err
+		}
+		began = append(began, i)
+	}
+	if !changed {
+		return res, nil
+	}
+	after := res.with(func(n *Reservation) {
+		for i := range n.Assigned {
+			n.Assigned[i].Listen = &opt
+		}
+	})
+	if err := r.commitUpdate(c, e, after, EventListening, rec); err != nil {
+		undo()
+		return nil, err
+	}
+	return after, nil
+}
+
+func (r *Registry) unlisten(c Caller, e *entry, rec *Request) (*Reservation, error) {
+	res := e.res
+	var listening []int
+	for i, a := range res.Assigned {
+		if a.Listen != nil {
+			listening = append(listening, i)
+		}
+	}
+	if len(listening) == 0 {
+		return res, nil
+	}
+	after := res.with(func(n *Reservation) {
+		for i := range n.Assigned {
+			n.Assigned[i].Listen = nil
+		}
+	})
+	if err := r.commitUpdate(c, e, after, EventClosed, rec); err != nil {
+		return nil, err
+	}
+	for _, i := range listening {
+		if err := r.cfg.Binder.Unlisten(SocketKey{res.ID, i}); err != nil {
+			return nil, err
+		}
+	}
+	return after, nil
+}
+
+// commitUpdate commits a reservation's new state; the caller has acquired e.
+func (r *Registry) commitUpdate(c Caller, e *entry, after *Reservation, typ EventType, rec *Request) error {
+	cm := &commit{by: c.Principal()}
+	cm.update(e, after, Event{Type: typ})
+	if rec != nil {
+		rec.Result = after
+	}
+	cm.remember(rec)
+	return r.commit(cm)
+}
+
+// Attach says which reservation a worker may attach to.
+func (r *Registry) Attach(_ context.Context, c Caller, ref string) (*Reservation, error) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	e, err := r.find(c, ref)
+	if err != nil {
+		return nil, err
+	}
+	if e.res == nil {
+		return nil, failed(ErrNotFound, "%s is not reserved yet", ref)
+	}
+	if err := r.cfg.Policy.Change(c, e.res.Owner, "attach to "+e.res.Endpoints()); err != nil {
+		return nil, err
+	}
+	if e.res.Spec.Mode == Recorded {
+		return nil, &UnsupportedError{"attach to " + e.res.Endpoints(), "it is recorded only, for a program that binds it itself", "RECORDED"}
+	}
+	return e.res, nil
+}
+
+// ListenerInfo is an endpoint that listens.
+type ListenerInfo struct {
+	Reservation *Reservation
+	Index       int
+	Options     ListenOptions // as the kernel has them
+}
+
+// Listeners are the endpoints that listen, of the reservation that ref means where it is not empty.
+func (r *Registry) Listeners(_ context.Context, c Caller, ref string) ([]ListenerInfo, error) {
+	var out []ListenerInfo
+	collect := func(res *Reservation) {
+		for i, a := range res.Assigned {
+			if a.State(res.Spec.Mode) == StateListening {
+				out = append(out, ListenerInfo{Reservation: res, Index: i})
+			}
+		}
+	}
+	err := func() error {
+		r.mu.RLock()
+		defer r.mu.RUnlock()
+		if ref == "" {
+			for _, e := range r.order {
+				collect(e.res)
+			}
+			return nil
+		}
+		e, err := r.find(c, ref)
+		if err != nil {
+			return err
+		}
+		if e.res != nil {
+			collect(e.res)
+		}
+		return nil
+	}()
+	if err != nil {
+		return nil, err
+	}
+	for i := range out {
+		// One that has been closed since has none.
+		if opt, err := r.cfg.Binder.Options(SocketKey{out[i].Reservation.ID, out[i].Index}); err == nil {
+			out[i].Options = opt
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,284 @@
+package registry
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/portd/portd/internal/ianadb"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// Config is what a Registry is made of. Store, Binder and Services are needed.
+type Config struct {
+	Store    Store
+	Binder   Binder
+	Policy   Policy
+	Services *ianadb.DB
+	BootID   string                              // of this boot of the host
+	Log      *slog.Logger                        // nil: silent
+	BootTime func() time.Duration                // what leases count; nil: CLOCK_BOOTTIME
+	Ended    func(r *Reservation, reason string) // told after a reservation has ended; nil: nobody
+}
+
+// A Registry is the table of a host's ports and the only one who changes it. Its methods may be called at the same time.
+type Registry struct {
+	cfg     Config
+	storeID string
+	schema  uint32
+
+	queue   chan *commit  // to the committing goroutine
+	stopped chan struct{} // closed when nobody commits any more
+	swept   time.Time     // when old request ids were last looked for; the committing goroutine's
+	rearm   chan struct{} // tells the lease keeper of a new deadline; capacity 1
+
+	mu       sync.RWMutex // guards all below; never held over a system call of the Binder or the Store
+	entries  map[string]*entry
+	names    map[string]*entry
+	order    []*entry // committed ones by CreateRevision
+	claims   table
+	leases   map[string]*lease
+	tokens   map[[32]byte]*lease
+	requests map[Key]*request
+	lost     map[*entry]bool
+	rev      Revision
+	oldest   Revision
+	boot     *Boot
+	recent   []Change      // the last changes, without gaps, up to rev
+	changed  chan struct{} // closed and made anew when rev moves
+}
+
+// An entry is a reservation's place in the table. While somebody works on it, it is busy, and others wait.
+type entry struct {
+	res  *Reservation  // nil until it is committed
+	busy chan struct{} // closed when it is free again; nil while free
+}
+
+// New makes a Registry; Start must be called next.
+func New(cfg Config) *Registry {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.BootTime == nil {
+		cfg.BootTime = bootTime
+	}
+	if cfg.Ended == nil {
+		cfg.Ended = func(*Reservation, string) {}
+	}
+	return &Registry{
+		cfg:      cfg,
+		queue:    make(chan *commit, maxBatch),
+		stopped:  make(chan struct{}),
+		rearm:    make(chan struct{}, 1),
+		entries:  map[string]*entry{},
+		names:    map[string]*entry{},
+		claims:   table{},
+		leases:   map[string]*lease{},
+		tokens:   map[[32]byte]*lease{},
+		requests: map[Key]*request{},
+		lost:     map[*entry]bool{},
+		changed:  make(chan struct{}),
+	}
+}
+
+// Start loads the store, binds what was held and makes listen what listened. It is done before anybody else calls.
+// A port that cannot be had is not an error: it is lost until it can.
+func (r *Registry) Start(ctx context.Context) error {
+	st, err := r.cfg.Store.Load(ctx)
+	if err != nil {
+		return err
+	}
+	r.storeID, r.schema, r.rev, r.oldest, r.boot = st.StoreID, st.Schema, st.Revision, st.Oldest, st.Boot
+	slices.SortFunc(st.Reservations, func(a, b *Reservation) int { return int(a.CreateRevision - b.CreateRevision) })
+	for _, res := range st.Reservations {
+		r.insert(&entry{}, res)
+	}
+	for _, l := range st.Leases {
+		r.insertLease(l)
+	}
+	for _, q := range st.Requests {
+		r.requests[q.Key()] = &request{stored: q}
+	}
+	restored := &commit{by: Self}
+	for _, e := range r.order {
+		if after, ev, changed := r.restore(ctx, e.res, true); changed {
+			restored.update(e, after, ev)
+			restored.apply = append(restored.apply, func() { r.noteLost(e) })
+		}
+	}
+	if r.boot == nil || r.boot.ID != r.cfg.BootID {
+		boot := &Boot{ID: r.cfg.BootID}
+		restored.put = append(restored.put, boot)
+		restored.apply = append(restored.apply, func() { r.boot = boot })
+	}
+	if len(restored.put) == 0 {
+		return nil
+	}
+	r.commitBatch([]*commit{restored})
+	return <-restored.done()
+}
+
+// Run commits, ends leases and retries lost endpoints until ctx ends; what waits to be committed then is refused.
+func (r *Registry) Run(ctx context.Context) error {
+	keepers, kctx := errgroup.WithContext(ctx)
+	keepers.Go(func() error { return r.keepLeases(kctx) })
+	keepers.Go(func() error { return r.retryLost(kctx) })
+	committer := make(chan struct{})
+	stop := make(chan struct{})
+	go func() {
+		defer close(committer)
+		r.commitLoop(stop)
+	}()
+	// The keepers may be in the middle of a change: let them finish it before the committer goes.
+	err := keepers.Wait()
+	close(stop)
+	<-committer
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// Policy is what decides who may do what.
+func (r *Registry) Policy() Policy { return r.cfg.Policy }
+
+// Services is the IANA registry.
+func (r *Registry) Services() *ianadb.DB { return r.cfg.Services }
+
+// Status is the registry in numbers.
+type Status struct {
+	StoreID, BootID  string
+	Schema           uint32
+	Revision, Oldest Revision
+	Reservations     int
+	Lost             int // reservations with an endpoint that is lost
+	Listeners        int // endpoints that are to listen
+}
+
+// Status counts what there is.
+func (r *Registry) Status() Status {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	s := Status{
+		StoreID: r.storeID, BootID: r.cfg.BootID, Schema: r.schema, Revision: r.rev, Oldest: r.oldest,
+		Reservations: len(r.order), Lost: len(r.lost),
+	}
+	for _, e := range r.order {
+		for _, a := range e.res.Assigned {
+			if a.Listen != nil {
+				s.Listeners++
+			}
+		}
+	}
+	return s
+}
+
+// insert puts a committed reservation into the table, where an entry for it and its claims may be already.
+func (r *Registry) insert(e *entry, res *Reservation) {
+	if r.entries[res.ID] == nil {
+		r.entries[res.ID] = e
+		if res.Name != "" {
+			r.names[res.Name] = e
+		}
+		for _, a := range res.Assigned {
+			r.claims.add(a.Endpoint, e)
+		}
+	}
+	e.res = res
+	r.order = append(r.order, e)
+	if res.Lease != "" && r.leases[res.Lease] != nil {
+		r.leases[res.Lease].carries[e] = true
+	}
+	r.noteLost(e)
+}
+
+// drop takes an entry and its claims out of the table.
+func (r *Registry) drop(e *entry, id, name string, eps []Endpoint) {
+	delete(r.entries, id)
+	delete(r.lost, e)
+	if name != "" && r.names[name] == e {
+		delete(r.names, name)
+	}
+	for _, ep := range eps {
+		r.claims.remove(ep, e)
+	}
+	if e.res == nil {
+		return
+	}
+	if i, ok := r.place(e.res.CreateRevision); ok {
+		r.order = slices.Delete(r.order, i, i+1)
+	}
+	if l := r.leases[e.res.Lease]; l != nil {
+		delete(l.carries, e)
+	}
+}
+
+// place finds a revision in the order of creation: the entry made by it, or the first one after it.
+func (r *Registry) place(rev Revision) (int, bool) {
+	return slices.BinarySearchFunc(r.order, rev, func(e *entry, rev Revision) int { return int(e.res.CreateRevision - rev) })
+}
+
+func (r *Registry) noteLost(e *entry) {
+	if e.res.LostAny() {
+		r.lost[e] = true
+	} else {
+		delete(r.lost, e)
+	}
+}
+
+// acquire makes the entry that find finds busy, waiting for whoever has it. find is called with mu held.
+func (r *Registry) acquire(ctx context.Context, find func() (*entry, error)) (*entry, error) {
+	for {
+		r.mu.Lock()
+		e, err := find()
+		if err != nil {
+			r.mu.Unlock()
+			return nil, err
+		}
+		if e.busy == nil {
+			e.busy = make(chan struct{})
+			r.mu.Unlock()
+			return e, nil
+		}
+		busy := e.busy
+		r.mu.Unlock()
+		if err := wait(ctx, busy); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// free ends what acquire began.
+func (r *Registry) free(e *entry) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	close(e.busy)
+	e.busy = nil
+}
+
+func wait(ctx context.Context, c <-chan struct{}) error {
+	select {
+	case <-c:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// newID makes an id that nobody can guess: a prefix and 100 bits in 20 characters.
+func newID(prefix string) string { return prefix + strings.ToLower(rand.Text()[:20]) }
+
+func bootTime() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		panic(fmt.Sprintf("clock_gettime(CLOCK_BOOTTIME): %v", err)) // since Linux 2.6.39
+	}
+	return time.Duration(ts.Nano())
+}

@@ -1,0 +1,124 @@
+package registry
+
+import (
+	"context"
+	"slices"
+)
+
+// Released is what was released.
+type Released struct {
+	Reservation *Reservation // as it was
+	StillBound  []Holder     // programs that have the socket itself, so that the port is not free yet
+	Revision    Revision
+}
+
+// Release ends a reservation. When it returns its ports are free of portd.
+func (r *Registry) Release(ctx context.Context, c Caller, ref, requestID string) (out Released, err error) {
+	answered, err := r.once(ctx, c, "Release", requestID, ref, func(rec *Request) (err error) {
+		out, err = r.release(ctx, c, ref, rec)
+		return err
+	})
+	if answered != nil {
+		return Released{Reservation: answered.Result, Revision: answered.Revision}, err
+	}
+	return out, err
+}
+
+func (r *Registry) release(ctx context.Context, c Caller, ref string, rec *Request) (Released, error) {
+	e, err := r.acquireRef(ctx, c, ref, "release")
+	if err != nil {
+		return Released{}, err
+	}
+	defer r.free(e)
+	res := e.res
+	if err := r.whole(c, ref, res); err != nil {
+		return Released{}, err
+	}
+	cm := &commit{by: c.Principal()}
+	if rec != nil {
+		rec.Result = res
+	}
+	cm.remember(rec)
+	if err := r.end(cm, []*entry{e}, EventReleased, ""); err != nil {
+		return Released{}, err
+	}
+	out := Released{Reservation: res, Revision: cm.rev}
+	if res.Spec.Mode == Held {
+		out.StillBound = r.stillBound(ctx, c, res)
+	}
+	return out, nil
+}
+
+// acquireRef acquires the reservation that ref means, if c may change it.
+func (r *Registry) acquireRef(ctx context.Context, c Caller, ref, act string) (*entry, error) {
+	e, err := r.acquire(ctx, func() (*entry, error) {
+		e, err := r.find(c, ref)
+		switch {
+		case err != nil:
+			return nil, err
+		case e.res == nil && e.busy == nil:
+			return nil, failed(ErrNotFound, "no reservation has the id or name %q", ref)
+		}
+		return e, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := r.cfg.Policy.Change(c, e.res.Owner, act+" "+e.res.Endpoints()); err != nil {
+		r.free(e)
+		return nil, err
+	}
+	return e, nil
+}
+
+// end commits the end of reservations that the caller has acquired, closes their sockets and forgets them.
+func (r *Registry) end(cm *commit, entries []*entry, why EventType, reason string) error {
+	for _, e := range entries {
+		cm.del = append(cm.del, e.res.Key())
+		cm.events = append(cm.events, Event{Type: why, Reservation: e.res, Caller: cm.by, Reason: reason})
+	}
+	if err := r.commit(cm); err != nil {
+		return err
+	}
+	for _, e := range entries {
+		res := e.res
+		for i, a := range res.Assigned {
+			if res.Spec.Mode == Recorded {
+				break
+			}
+			if err := r.cfg.Binder.Release(SocketKey{res.ID, i}); err != nil {
+				r.cfg.Log.Error("cannot release a port", "endpoint", a.Endpoint, "err", err)
+			}
+		}
+		r.mu.Lock()
+		var eps []Endpoint
+		for _, a := range res.Assigned {
+			eps = append(eps, a.Endpoint)
+		}
+		r.drop(e, res.ID, res.Name, eps)
+		e.res = nil
+		r.mu.Unlock()
+		r.cfg.Ended(res, reasonOr(reason, "released"))
+	}
+	return nil
+}
+
+func reasonOr(reason, other string) string {
+	if reason == "" {
+		return other
+	}
+	return reason
+}
+
+// stillBound are the sockets that keep a port bound after portd has let it go.
+func (r *Registry) stillBound(ctx context.Context, c Caller, res *Reservation) []Holder {
+	var eps []Endpoint
+	for _, a := range res.Assigned {
+		eps = append(eps, a.Endpoint)
+	}
+	holders, err := r.Holders(ctx, c, eps...)
+	if err != nil {
+		r.cfg.Log.Warn("cannot see who has a port", "endpoint", res.Endpoints(), "err", err)
+	}
+	return slices.DeleteFunc(holders, func(h Holder) bool { return h.State != SocketListening && h.State != SocketBound })
+}

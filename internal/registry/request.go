@@ -1,0 +1,94 @@
+package registry
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// keepRequests is how long a request id is remembered after what it answered has ended.
+const keepRequests = time.Hour
+
+// A request is a request id that was seen: answered, or on its way.
+type request struct {
+	stored *Request      // nil while on its way
+	busy   chan struct{} // closed when no longer on its way
+	ended  time.Time     // when what it answered was first seen to have ended
+}
+
+// once does a thing that came with a request id at most once. do gets the record to commit along with the change,
+// nil where there is no request id; a failure forgets the id. Where the id was answered before, its record is returned.
+func (r *Registry) once(ctx context.Context, c Caller, method, id string, content any, do func(*Request) error) (*Request, error) {
+	if id == "" {
+		return nil, do(nil)
+	}
+	if len(id) > 128 || !plain(id) {
+		return nil, invalid("request_id", "allowed are up to 128 printable ASCII characters without blanks")
+	}
+	text, err := json.Marshal(content)
+	if err != nil {
+		return nil, fmt.Errorf("digest of a %s request: %w", method, err)
+	}
+	rec := &Request{Caller: c.Principal(), Method: method, ID: id, Digest: sha256.Sum256(text)}
+	key := rec.Key()
+	for {
+		r.mu.Lock()
+		known := r.requests[key]
+		if known == nil {
+			break
+		}
+		r.mu.Unlock()
+		if known.stored != nil {
+			if known.stored.Digest != rec.Digest {
+				return nil, &InvalidError{
+					Field: "request_id", Code: "REQUEST_ID_REUSED",
+					Reason: fmt.Sprintf("%q was used for another %s request; use a new one", id, method),
+				}
+			}
+			return known.stored, nil
+		}
+		if err := wait(ctx, known.busy); err != nil {
+			return nil, err
+		}
+	}
+	mine := &request{busy: make(chan struct{})}
+	r.requests[key] = mine
+	r.mu.Unlock()
+
+	err = do(rec)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil || rec.Revision == 0 { // nothing was committed: nothing to remember
+		delete(r.requests, key)
+	} else {
+		mine.stored = rec
+	}
+	close(mine.busy)
+	return nil, err
+}
+
+// remember adds the record of a request to a commit.
+func (c *commit) remember(rec *Request) {
+	if rec != nil {
+		c.put = append(c.put, rec)
+	}
+}
+
+// forget adds the deletion of request ids that are too old to a commit: those whose answer ended an hour ago or more.
+// Only the committing goroutine calls it.
+func (r *Registry) forget(c *commit, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for key, q := range r.requests {
+		switch {
+		case q.stored == nil || q.stored.Result != nil && r.entries[q.stored.Result.ID] != nil:
+		case q.ended.IsZero():
+			q.ended = now
+		case now.Sub(q.ended) >= keepRequests:
+			c.del = append(c.del, key)
+			c.apply = append(c.apply, func() { delete(r.requests, key) })
+		}
+	}
+}

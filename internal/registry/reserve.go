@@ -1,0 +1,412 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/portd/portd/internal/ianadb"
+)
+
+// A ReserveRequest asks for a reservation.
+type ReserveRequest struct {
+	Spec      Spec
+	Name      string // empty: none
+	Labels    map[string]string
+	Lease     string     // end with this lease of the caller's; empty: none
+	NewLease  *LeaseSpec // or with a new one
+	RequestID string     // empty: none
+}
+
+// Limits of one request.
+const (
+	maxEndpoints  = 256
+	maxLabels     = 64
+	maxLabelBytes = 1024
+)
+
+// Reserve takes everything that is asked for or nothing. existed says that the same owner had reserved the same under
+// the same name before; that reservation is returned then. The errors are all those of this package.
+func (r *Registry) Reserve(ctx context.Context, c Caller, req ReserveRequest) (res *Reservation, existed bool, err error) {
+	req, err = r.checkReserve(c, req)
+	if err != nil {
+		return nil, false, err
+	}
+	answered, err := r.once(ctx, c, "Reserve", req.RequestID, req, func(rec *Request) (err error) {
+		res, existed, err = r.reserve(ctx, c, req, rec)
+		return err
+	})
+	if answered != nil {
+		return answered.Result, false, err
+	}
+	return res, existed, err
+}
+
+// checkReserve refuses what makes no sense, and fills in what is left open.
+func (r *Registry) checkReserve(c Caller, req ReserveRequest) (ReserveRequest, error) {
+	if req.Name != "" {
+		if err := ValidateName(req.Name); err != nil {
+			return req, err
+		}
+	}
+	if err := checkLabels(req.Labels); err != nil {
+		return req, err
+	}
+	if req.Lease != "" && req.NewLease != nil {
+		return req, invalid("lease_id", "a reservation has one lease: give lease_id or new_lease")
+	}
+	if l := req.NewLease; l != nil {
+		switch l.Kind {
+		case TTLLease:
+			return req, &UnsupportedError{"ttl lease", "this portd has leases by session only; open one and give its lease_id", "LEASE_KIND"}
+		case ProcessLease:
+			return req, &UnsupportedError{"process lease", "this portd has leases by session only; open one and give its lease_id", "LEASE_KIND"}
+		}
+		return req, invalid("new_lease", "a session is made by opening it; give its lease_id")
+	}
+	if len(req.Spec.Endpoints) == 0 {
+		return req, invalid("spec.endpoints", "is empty; at least one is wanted")
+	}
+	if len(req.Spec.Endpoints) > maxEndpoints {
+		return req, invalid("spec.endpoints", "has %d; allowed are %d", len(req.Spec.Endpoints), maxEndpoints)
+	}
+	if req.Spec.Mode == Recorded && req.Spec.Options != (BindOptions{}) {
+		return req, invalid("spec.bind_options", "are for held endpoints; a recorded one is bound by its program")
+	}
+	req.Spec.Endpoints = slices.Clone(req.Spec.Endpoints)
+	for i := range req.Spec.Endpoints {
+		if err := r.checkSpec(c, &req.Spec.Endpoints[i], req.Spec.Options); err != nil {
+			return req, err
+		}
+	}
+	return req, nil
+}
+
+func checkLabels(labels map[string]string) error {
+	size := 0
+	for k, v := range labels {
+		if k == "" || len(k) > 63 || !plain(k) {
+			return invalid("labels", "%q is not a key; allowed are 1 to 63 printable ASCII characters without blanks", k)
+		}
+		size += len(k) + len(v)
+	}
+	if len(labels) > maxLabels || size > maxLabelBytes {
+		return invalid("labels", "too many; allowed are %d with %d bytes in all", maxLabels, maxLabelBytes)
+	}
+	return nil
+}
+
+// checkSpec refuses what makes no sense or is denied, and turns a service name into its port.
+func (r *Registry) checkSpec(c Caller, s *EndpointSpec, opt BindOptions) error {
+	if err := checkNetns(c, &s.Netns); err != nil {
+		return err
+	}
+	if len(s.Protos) == 0 {
+		return invalid("spec.endpoints.protocols", "is empty; at least one is wanted")
+	}
+	if s.Service != "" {
+		port, err := r.servicePort(s.Service, s.Protos)
+		if err != nil {
+			return err
+		}
+		s.Exact, s.Service = PortRange{port, port}, ""
+	}
+	if s.V6Only && (len(s.Addrs) != 1 || s.Addrs[0] != AnyAddr) {
+		return invalid("spec.endpoints.v6_only", "goes with the address :: and no other")
+	}
+	try := s.Exact
+	if s.Any != nil {
+		if s.Exact != (PortRange{}) {
+			return invalid("spec.endpoints", "asks for exact ports and for any; one of the two is wanted")
+		}
+		if s.Any.Count < 0 || s.Any.Count > 65535 {
+			return invalid("spec.endpoints.any.count", "%d is not a number of ports", s.Any.Count)
+		}
+		try = s.Any.Within
+		if try == (PortRange{}) {
+			try = PortRange{1024, 65535}
+		}
+		if n := int(try.Last) - int(try.First) + 1; try.Last >= try.First && s.Any.Count > n {
+			return invalid("spec.endpoints.any.count", "%d contiguous ports do not fit into %d-%d", s.Any.Count, try.First, try.Last)
+		}
+	}
+	var seen []Endpoint
+	for _, e := range s.endpoints() {
+		e = e.ports(try)
+		if err := e.validate(); err != nil {
+			return err
+		}
+		if opt.MPTCP && e.Proto != TCP {
+			return invalid("spec.bind_options.mptcp", "is for tcp, not for %v", e.Proto)
+		}
+		if err := r.cfg.Policy.Reserve(c, e, opt); err != nil {
+			return err
+		}
+		for _, o := range seen {
+			if e.Overlaps(o) {
+				return invalid("spec.endpoints", "%v and %v overlap", o, e)
+			}
+		}
+		seen = append(seen, e)
+	}
+	return nil
+}
+
+// checkNetns fills in an empty namespace, which is the caller's own.
+func checkNetns(c Caller, ns *string) error {
+	if *ns == "" {
+		*ns = c.Netns
+	}
+	if *ns == "" {
+		*ns = HostNetns
+	}
+	if *ns == HostNetns {
+		return nil
+	}
+	if *ns == c.Netns {
+		return &UnsupportedError{"network namespace", "you are in another one than portd, and this portd reserves in its own only; say netns \"host\" if you mean that one", "NETNS"}
+	}
+	return &UnsupportedError{"network namespace " + *ns, "this portd reserves in its own only", "NETNS"}
+}
+
+// servicePort is the one port that IANA gives a service for all of the protocols.
+func (r *Registry) servicePort(name string, protos []Protocol) (uint16, error) {
+	var port uint16
+	for _, p := range protos {
+		assigned, known := ianaProtocol(p)
+		var ports []ianadb.Range
+		if known {
+			ports = r.cfg.Services.Ports(name, assigned)
+		}
+		switch {
+		case len(ports) == 0:
+			return 0, failed(ErrNotFound, "the IANA registry has no port for the service %q over %v", name, p)
+		case len(ports) > 1 || ports[0].First != ports[0].Last:
+			return 0, invalid("spec.endpoints.service", "%q has several ports for %v; say which", name, p)
+		case port != 0 && ports[0].First != port:
+			return 0, invalid("spec.endpoints.service", "%q has different ports for these protocols (%d and %d); say which", name, port, ports[0].First)
+		}
+		port = ports[0].First
+	}
+	return port, nil
+}
+
+// ianaProtocol is p as the IANA registry knows it; it knows no ports of udplite.
+func ianaProtocol(p Protocol) (ianadb.Protocol, bool) {
+	return ianadb.ParseProtocol(p.String())
+}
+
+// reserve claims, binds and commits; rec is nil or the request's record.
+func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, rec *Request) (_ *Reservation, existed bool, err error) {
+	res := &Reservation{
+		ID: newID("rsv_"), Name: req.Name, Labels: maps.Clone(req.Labels),
+		Owner: c.Principal(), Spec: req.Spec, Lease: req.Lease,
+	}
+	e := &entry{busy: make(chan struct{})}
+	old, err := r.enter(ctx, c, e, res)
+	if err != nil || old != nil {
+		return old, old != nil, err
+	}
+	defer r.free(e)
+	defer func() {
+		if err != nil {
+			r.undo(e, res)
+		}
+	}()
+	for _, s := range req.Spec.Endpoints {
+		if err := r.take(ctx, c, e, res, s); err != nil {
+			return nil, false, err
+		}
+	}
+	cm := &commit{by: c.Principal()}
+	cm.put = append(cm.put, res)
+	cm.events = []Event{{Type: EventReserved, Reservation: res, Caller: c.Principal()}}
+	cm.apply = append(cm.apply, func() { r.insert(e, res) })
+	if rec != nil {
+		rec.Result = res
+	}
+	cm.remember(rec)
+	if err := r.commit(cm); err != nil {
+		return nil, false, err
+	}
+	return res, false, nil
+}
+
+// enter puts a reservation to be into the table, busy and without endpoints. It returns the one that is there
+// already under that name, if it is the same.
+func (r *Registry) enter(ctx context.Context, c Caller, e *entry, res *Reservation) (*Reservation, error) {
+	for {
+		r.mu.Lock()
+		var busy chan struct{}
+		other := r.names[res.Name]
+		switch {
+		case res.Name == "" || other == nil:
+			other = nil
+		case other.busy != nil:
+			busy = other.busy
+		}
+		if busy == nil {
+			defer r.mu.Unlock()
+			if other != nil {
+				if o := other.res; o.Owner == res.Owner && o.Lease == res.Lease && same(o.Spec, res.Spec) {
+					return o, nil
+				}
+				return nil, &TakenError{Name: res.Name, By: []*Reservation{other.res}}
+			}
+			if res.Lease != "" {
+				l := r.leases[res.Lease]
+				if l == nil || l.ending || l.Owner != c.Principal() {
+					return nil, failed(ErrNotFound, "lease %s: you have no such lease, or it has ended", res.Lease)
+				}
+				l.carries[e] = true
+			}
+			r.entries[res.ID] = e
+			if res.Name != "" {
+				r.names[res.Name] = e
+			}
+			return nil, nil
+		}
+		r.mu.Unlock()
+		if err := wait(ctx, busy); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// same compares specs by what they say.
+func same(a, b Spec) bool {
+	x, errx := json.Marshal(a)
+	y, erry := json.Marshal(b)
+	return errx == nil && erry == nil && string(x) == string(y)
+}
+
+// take claims and binds what one spec asks for, and adds it to res.
+func (r *Registry) take(ctx context.Context, c Caller, e *entry, res *Reservation, s EndpointSpec) error {
+	if s.Any != nil {
+		return r.choose(ctx, c, e, res, s)
+	}
+	eps := r.endpoints(s, s.Exact)
+	if err := r.claim(ctx, c, e, eps); err != nil {
+		return err
+	}
+	n := len(res.Assigned)
+	for _, ep := range eps {
+		res.Assigned = append(res.Assigned, Assigned{Endpoint: ep})
+	}
+	if res.Spec.Mode == Recorded {
+		return nil
+	}
+	for i, ep := range eps {
+		if err := r.bind(ctx, c, res, n+i, ep, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// endpoints are a spec's with their ports, as this kernel can have them.
+func (r *Registry) endpoints(s EndpointSpec, ports PortRange) []Endpoint {
+	eps := s.endpoints()
+	for i := range eps {
+		eps[i] = eps[i].ports(ports)
+		if eps[i].Dual() && !r.cfg.Binder.HasIPv6() {
+			eps[i].Addr = ipv4Any
+		}
+	}
+	return eps
+}
+
+// claim enters endpoints into the table, all or none, waiting for those who are just letting go of them.
+func (r *Registry) claim(ctx context.Context, c Caller, e *entry, eps []Endpoint) error {
+	for {
+		busy, err := r.tryClaim(e, eps)
+		if busy == nil || err != nil {
+			return err
+		}
+		if err := wait(ctx, busy); err != nil {
+			return err
+		}
+	}
+}
+
+// tryClaim is one attempt: done, refused, or to be repeated when busy is closed.
+func (r *Registry) tryClaim(e *entry, eps []Endpoint) (busy chan struct{}, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, ep := range eps {
+		var by []*Reservation
+		for _, o := range r.claims.overlapping(ep) {
+			switch {
+			case o == e:
+				return nil, invalid("spec.endpoints", "%v is asked for twice", ep)
+			case o.busy != nil:
+				busy = o.busy
+			default:
+				by = append(by, o.res)
+			}
+		}
+		if len(by) > 0 {
+			return nil, &TakenError{Want: ep, By: by}
+		}
+	}
+	if busy != nil {
+		return busy, nil
+	}
+	for _, ep := range eps {
+		r.claims.add(ep, e)
+	}
+	return nil, nil
+}
+
+// bind takes one claimed endpoint from the kernel, and names who has it where it cannot.
+func (r *Registry) bind(ctx context.Context, c Caller, res *Reservation, index int, ep Endpoint, fresh bool) error {
+	err := r.cfg.Binder.Bind(ctx, Bind{Key: SocketKey{res.ID, index}, Endpoint: ep, Options: res.Spec.Options, Fresh: fresh})
+	if fresh || !errors.Is(err, ErrTaken) {
+		return err
+	}
+	return r.explain(ctx, c, ep, err)
+}
+
+// explain adds to the kernel's refusal whose socket stands in the way.
+func (r *Registry) explain(ctx context.Context, c Caller, ep Endpoint, refusal error) error {
+	if te := (*TakenError)(nil); errors.As(refusal, &te) && len(te.Holders) > 0 {
+		te.Holders = r.showing(c, te.Holders)
+		return te
+	}
+	holders, err := r.Holders(ctx, c, ep)
+	if err != nil {
+		r.cfg.Log.Warn("cannot see who has a port", "endpoint", ep, "err", err)
+	}
+	return &TakenError{Want: ep, Holders: holders}
+}
+
+// undo takes back what a reservation that came to nothing had claimed and bound.
+func (r *Registry) undo(e *entry, res *Reservation) {
+	for i := range res.Assigned {
+		if res.Spec.Mode == Recorded {
+			break
+		}
+		if err := r.cfg.Binder.Release(SocketKey{res.ID, i}); err != nil {
+			r.cfg.Log.Error("cannot release a port", "endpoint", res.Assigned[i].Endpoint, "err", err)
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var eps []Endpoint
+	for _, a := range res.Assigned {
+		eps = append(eps, a.Endpoint)
+	}
+	r.drop(e, res.ID, res.Name, eps)
+	if l := r.leases[res.Lease]; l != nil {
+		delete(l.carries, e)
+	}
+}
+
+// wallTime is for messages and records; whatever counts uses boot time.
+func wallTime(d time.Duration) time.Time { return time.Now().UTC().Add(d) }
+
+func (r *Reservation) String() string { return fmt.Sprintf("%s %s", r.ID, r.Endpoints()) }

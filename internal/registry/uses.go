@@ -1,0 +1,94 @@
+package registry
+
+import "context"
+
+// A Use is one use of a port on this host: a reservation's endpoint, or a socket that portd does not own.
+type Use struct {
+	Reservation *Reservation // nil: Holders has the one foreign socket
+	Index       int
+	// Holders are the foreign sockets; with a reservation, those on an endpoint of it that is lost or only recorded.
+	Holders []Holder
+}
+
+// Uses says who has a port now, of one protocol or (0) of any that the kernel shows.
+func (r *Registry) Uses(ctx context.Context, c Caller, netns string, proto Protocol, port uint16) ([]Use, error) {
+	if err := checkNetns(c, &netns); err != nil {
+		return nil, err
+	}
+	if port == 0 {
+		return nil, nil
+	}
+	var eps []Endpoint
+	for _, k := range protocols {
+		if proto == 0 || proto == k.p {
+			eps = append(eps, Endpoint{Netns: netns, Proto: k.p, Addr: AnyAddr, First: port, Last: port})
+		}
+	}
+	holders, err := r.Holders(ctx, c, eps...)
+	if err != nil {
+		return nil, err
+	}
+	var uses []Use
+	r.mu.RLock()
+	for _, ep := range eps {
+		for _, e := range r.claims.overlapping(ep) {
+			if e.res == nil {
+				continue
+			}
+			for i, a := range e.res.Assigned {
+				if a.Endpoint.Overlaps(ep) {
+					uses = append(uses, Use{Reservation: e.res, Index: i})
+				}
+			}
+		}
+	}
+	r.mu.RUnlock()
+	for _, h := range holders {
+		if u := standsIn(uses, h); u != nil {
+			u.Holders = append(u.Holders, h)
+		} else {
+			uses = append(uses, Use{Holders: []Holder{h}})
+		}
+	}
+	return uses, nil
+}
+
+// standsIn is the use of a reservation that portd itself has no socket for, and that h overlaps.
+func standsIn(uses []Use, h Holder) *Use {
+	for i := range uses {
+		u := &uses[i]
+		if u.Reservation == nil {
+			continue
+		}
+		a := u.Reservation.Assigned[u.Index]
+		if (u.Reservation.Spec.Mode == Recorded || len(a.Lost) > 0) && a.Endpoint.Overlaps(h.Endpoint) {
+			return u
+		}
+	}
+	return nil
+}
+
+// Holders are the sockets that portd does not own on any of the endpoints, with their processes as far as the caller
+// could see them in /proc.
+func (r *Registry) Holders(ctx context.Context, c Caller, eps ...Endpoint) ([]Holder, error) {
+	holders, err := r.cfg.Binder.Holders(ctx, eps...)
+	return r.showing(c, holders), err
+}
+
+// showing hides the processes that the caller may not see.
+func (r *Registry) showing(c Caller, holders []Holder) []Holder {
+	for i := range holders {
+		h := &holders[i]
+		var seen []Process
+		for _, p := range h.Processes {
+			if r.cfg.Policy.SeeProcess(c, p.UID) {
+				seen = append(seen, p)
+			}
+		}
+		if len(seen) < len(h.Processes) {
+			h.Hidden = "the process is another user's: root may see it"
+		}
+		h.Processes = seen
+	}
+	return holders
+}

@@ -1,0 +1,136 @@
+package registry
+
+import (
+	"context"
+	"time"
+)
+
+// DefaultProgress is how often a watch without events shows that it has missed nothing.
+const DefaultProgress = 30 * time.Second
+
+// A WatchRequest says which changes are wanted.
+type WatchRequest struct {
+	From     Revision // the first one; 0: from now on
+	StoreID  string   // the store that From is of; empty: this one
+	Filter   Filter
+	Progress time.Duration // 0: DefaultProgress
+}
+
+// Watch gives send every change from a revision on, in order, each once, until ctx ends or send fails; either error is
+// returned. A change without events is a progress mark: nothing up to its revision is missing. The first is one.
+//
+// A watcher has a place in the history and no buffer, so that a slow one holds up nobody: it reads what it has not
+// seen from memory, or from the store where it has fallen further behind, and gets a *CompactedError when it is too
+// late for that.
+func (r *Registry) Watch(ctx context.Context, _ Caller, w WatchRequest, send func(storeID string, ch Change) error) error {
+	if w.StoreID != "" && w.StoreID != r.storeID {
+		return &UnsupportedError{"watch", "the store is another one now (" + r.storeID + "); list again and watch from there", "STORE_CHANGED"}
+	}
+	if w.From < 0 {
+		return invalid("start_revision", "%d is negative", w.From)
+	}
+	if w.Progress <= 0 {
+		w.Progress = DefaultProgress
+	}
+	rev, oldest, changed := r.head()
+	next := w.From
+	switch {
+	case next == 0:
+		next = rev + 1
+	case next < oldest:
+		return &CompactedError{Wanted: next, Oldest: oldest}
+	case next > rev+1:
+		return invalid("start_revision", "%d is in the future; the last is %d", next, rev)
+	}
+	if err := send(r.storeID, Change{Revision: next - 1, Time: time.Now().UTC()}); err != nil {
+		return err
+	}
+	progress := time.NewTicker(w.Progress)
+	defer progress.Stop()
+	for {
+		var err error
+		if next, err = r.catchUp(ctx, w.Filter, next, rev, send); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		case <-r.stopped:
+			return failed(ErrUnavailable, "portd is stopping")
+		case <-progress.C:
+			if err := send(r.storeID, Change{Revision: next - 1, Time: time.Now().UTC()}); err != nil {
+				return err
+			}
+		}
+		rev, _, changed = r.head()
+	}
+}
+
+func (r *Registry) head() (rev, oldest Revision, changed <-chan struct{}) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.rev, r.oldest, r.changed
+}
+
+// catchUp sends the changes from next to rev, and returns what comes after them.
+func (r *Registry) catchUp(ctx context.Context, f Filter, next, rev Revision, send func(string, Change) error) (Revision, error) {
+	one := func(ch Change) error {
+		next = ch.Revision + 1
+		if ch.Events = f.events(ch.Events); len(ch.Events) == 0 {
+			return ctx.Err()
+		}
+		return send(r.storeID, ch)
+	}
+	for next <= rev {
+		if changes := r.remembered(next); changes != nil {
+			for _, ch := range changes {
+				if err := one(ch); err != nil {
+					return next, err
+				}
+			}
+			continue
+		}
+		for ch, err := range r.cfg.Store.Events(ctx, next) {
+			if err == nil {
+				err = one(ch)
+			}
+			if err != nil {
+				return next, err
+			}
+		}
+		next = max(next, rev+1) // changes without events may have left no trace in the store
+	}
+	return next, nil
+}
+
+// remembered are the changes from a revision on that are still in memory; nil where that one is not.
+func (r *Registry) remembered(from Revision) []Change {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if len(r.recent) == 0 || from < r.recent[0].Revision {
+		return nil
+	}
+	// What the slice shows is never changed, only added to or replaced.
+	return r.recent[from-r.recent[0].Revision:]
+}
+
+// events are those that a filter selects. An event of a lease has no endpoints to match.
+func (f Filter) events(all []Event) []Event {
+	var some []Event
+	for _, ev := range all {
+		switch {
+		case ev.Reservation != nil && f.Match(ev.Reservation):
+		case ev.Lease != nil && f.matchLease(ev.Lease):
+		default:
+			continue
+		}
+		some = append(some, ev)
+	}
+	return some
+}
+
+func (f Filter) matchLease(l *Lease) bool {
+	return (f.Owner == "" || f.Owner == l.Owner) && (f.Lease == "" || f.Lease == l.ID) &&
+		f.Proto == 0 && f.Ports == (PortRange{}) && len(f.Labels) == 0 && len(f.States) == 0 && f.Netns == ""
+}
