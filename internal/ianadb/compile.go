@@ -1,0 +1,158 @@
+package ianadb
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"math"
+	"math/bits"
+	"slices"
+	"time"
+)
+
+// Compile makes the blob that Open reads from entries as a parser of this package returned them, in the order in which
+// lookups shall answer. The same entries and source always give the same bytes.
+func Compile(entries []Entry, source Source) ([]byte, error) {
+	if source.Date != "" {
+		if _, err := time.Parse(time.DateOnly, source.Date); err != nil {
+			return nil, fmt.Errorf("date of the registry: %w", err)
+		}
+	}
+	held := 0
+	for _, e := range entries {
+		if e.HasPort() {
+			held += int(e.Last-e.First) + 1
+		}
+	}
+	if held+len(entries) > maxLists-2 { // before the lists are made: a few wide ranges would make them huge
+		return nil, fmt.Errorf("%d records of %d ports in all are more than the format holds", len(entries), held)
+	}
+	var c compiler
+	ports := c.addPorts(entries)
+	slots := c.addNames(entries)
+	c.addRecords(entries)
+	if uint64(len(c.cells)) > math.MaxUint32 {
+		return nil, fmt.Errorf("%d bytes of cells are more than the format holds", len(c.cells))
+	}
+
+	blob := make([]byte, headerSize)
+	copy(blob, magic)
+	le.PutUint32(blob[versionAt:], version)
+	copy(blob[digestAt:], source.SHA256[:])
+	copy(blob[dateAt:], source.Date)
+	for i, n := range []int{len(entries), len(c.lists) / 4, len(slots) / 4, len(c.cells)} {
+		le.PutUint32(blob[countsAt+4*i:], uint32(n))
+	}
+	blob = slices.Concat(blob, ports, c.records, c.lists, slots, c.cells)
+	le.PutUint32(blob[checksumAt:], crc32.Checksum(blob[digestAt:], crc32.MakeTable(crc32.Castagnoli)))
+	return blob, nil
+}
+
+var le = binary.LittleEndian
+
+// A compiler grows the sections whose sizes are not known beforehand.
+type compiler struct {
+	records, lists, cells []byte
+}
+
+// addList returns the list of some records.
+func (c *compiler) addList(records []uint32) uint32 {
+	if len(c.lists) == 0 {
+		c.lists = le.AppendUint32(nil, endOfList) // takes the place of list 0
+	}
+	if len(records) == 0 {
+		return 0
+	}
+	list := len(c.lists) / 4
+	for i, n := range records {
+		if i == len(records)-1 {
+			n |= endOfList
+		}
+		c.lists = le.AppendUint32(c.lists, n)
+	}
+	return uint32(list)
+}
+
+func (c *compiler) addPorts(entries []Entry) (ports []byte) {
+	holders := make([][]uint32, 1<<16)
+	for i, e := range entries {
+		if e.HasPort() {
+			for port := int(e.First); port <= int(e.Last); port++ {
+				holders[port] = append(holders[port], uint32(i))
+			}
+		}
+	}
+	var records []Entry
+	var list uint32
+	for port, now := range holders {
+		if port == 0 || !slices.Equal(now, holders[port-1]) { // the ports of a range share their list
+			list = c.addList(now)
+			records = records[:0]
+			for _, i := range now {
+				records = append(records, entries[i])
+			}
+		}
+		w := list << listShift
+		for p := TCP; p <= DCCP; p++ {
+			w |= uint32(statusOf(records, uint16(port), p)) << ((p - 1) * statusBits)
+		}
+		ports = le.AppendUint32(ports, w)
+	}
+	return ports
+}
+
+func (c *compiler) addNames(entries []Entry) (slots []byte) {
+	var names []string // in order of appearance: a map has none, and the blob must come out the same each time
+	bearers := make(map[string][]uint32)
+	for i, e := range entries {
+		if e.Name == "" {
+			continue
+		}
+		name := lowerName(e.Name)
+		if bearers[name] == nil {
+			names = append(names, name)
+		}
+		bearers[name] = append(bearers[name], uint32(i))
+	}
+	size := 1 << bits.Len(uint(2*len(names))) // at least half of the slots stay empty
+	slots = make([]byte, 4*size)
+	for _, name := range names {
+		slot := hash(name) % uint32(size)
+		for le.Uint32(slots[4*slot:]) != 0 {
+			slot = (slot + 1) % uint32(size)
+		}
+		le.PutUint32(slots[4*slot:], c.addList(bearers[name]))
+	}
+	return slots
+}
+
+// addRecords stores equal cells once: most services have them for tcp and again for udp.
+func (c *compiler) addRecords(entries []Entry) {
+	known := make(map[string]int)
+	var cells []byte
+	for _, e := range entries {
+		cells = e.appendCells(cells[:0])
+		at, ok := known[string(cells)]
+		if !ok {
+			at = len(c.cells)
+			known[string(cells)] = at
+			c.cells = append(c.cells, cells...)
+		}
+		c.records = le.AppendUint32(c.records, uint32(at))
+		c.records = le.AppendUint16(c.records, e.First)
+		c.records = le.AppendUint16(c.records, e.Last)
+		hasPort := byte(0)
+		if e.HasPort() {
+			hasPort = 1
+		}
+		c.records = append(c.records, byte(e.Protocol), byte(e.Status()), hasPort, 0)
+	}
+}
+
+func lowerName(name string) string {
+	b := []byte(name)
+	for i, c := range b {
+		b[i] = lower(c)
+	}
+	return string(b)
+}

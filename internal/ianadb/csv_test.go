@@ -1,0 +1,174 @@
+package ianadb_test
+
+import (
+	"bytes"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/portd/portd/internal/ianadb"
+)
+
+const header = "Service Name,Port Number,Transport Protocol,Description,Assignee,Contact,Registration Date," +
+	"Modification Date,Reference,Service Code,Unauthorized Use Reported,Assignment Notes\r\n"
+
+// line is a record of which the first cells are given, quoted where they must be.
+func line(cells ...string) string {
+	return strings.Join(cells, ",") + strings.Repeat(",", 12-len(cells)) + "\r\n"
+}
+
+func TestParseCSV(t *testing.T) {
+	got, err := ianadb.ParseCSV(strings.NewReader(header +
+		line("", "0", "tcp", "Reserved") +
+		line("http-alt", "8008", "udp", "\"HTTP, \"\"alternate\"\"\n   port\"") +
+		line("active-net", "3322-3325", "") +
+		line("", "4748-4748", "", "Unassigned") +
+		line("1password", "", "tcp") +
+		line("cl/1", "172", "dccp")))
+	want := []ianadb.Entry{
+		{Port: "0", Protocol: ianadb.TCP, Description: "Reserved"},
+		{Name: "http-alt", Port: "8008", First: 8008, Last: 8008, Protocol: ianadb.UDP, Description: "HTTP, \"alternate\"\n   port"},
+		{Name: "active-net", Port: "3322-3325", First: 3322, Last: 3325},
+		{Port: "4748-4748", First: 4748, Last: 4748, Description: "Unassigned"},
+		{Name: "1password", Protocol: ianadb.TCP},
+		{Name: "cl/1", Port: "172", First: 172, Last: 172, Protocol: ianadb.DCCP},
+	}
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("error %v (-want +got):\n%s", err, diff)
+	}
+}
+
+func TestParseCSVRefuses(t *testing.T) {
+	for name, tt := range map[string]struct{ csv, line, reason string }{
+		"nothing":               {"", "line 1", "empty"},
+		"an HTML page":          {"<!DOCTYPE html>\n<html lang=\"en\">\n", "line 1", "header"},
+		"a quoted HTML page":    {"<html lang=\"en\">\n", "line 1", "bare \""},
+		"a byte order mark":     {"\ufeff" + header + line("a", "1", "tcp"), "line 1", "header"},
+		"another column":        {strings.Replace(header, "Contact", "Contacts", 1) + line("a", "1", "tcp"), "line 1", "header"},
+		"a header alone":        {header, "line 2", "no record"},
+		"too few cells":         {header + line("a", "1", "tcp") + "b,2,tcp\r\n", "line 3", "number of fields"},
+		"too many cells":        {header + line("a", "1", "tcp") + "," + line("b", "2", "tcp"), "line 3", "number of fields"},
+		"an end within a quote": {header + line("a", "1", "tcp") + "b,2,tcp,\"begun", "line 3", "quote"},
+		"a wrong quote":         {header + line("a", "1", "tcp", "an \"inch\""), "line 2", "bare \""},
+		"port 65536":            {header + line("a", "1", "tcp") + line("b", "65536", "tcp"), "line 3: Port Number", `"65536"`},
+		"a range past the end":  {header + line("a", "65000-65536", "tcp"), "line 2: Port Number", `"65536"`},
+		"a range backwards":     {header + line("a", "80-70", "tcp"), "line 2: Port Number", "80-70 runs backwards"},
+		"half a range":          {header + line("a", "80-", "tcp"), "line 2: Port Number", `""`},
+		"a negative port":       {header + line("a", "-1", "tcp"), "line 2: Port Number", `""`},
+		"three ends":            {header + line("a", "1-2-3", "tcp"), "line 2: Port Number", `"2-3"`},
+		"a sign":                {header + line("a", "+80", "tcp"), "line 2: Port Number", `"+80"`},
+		"a leading zero":        {header + line("a", "080", "tcp"), "line 2: Port Number", `"080"`},
+		"a blank":               {header + line("a", " 80", "tcp"), "line 2: Port Number", `" 80"`},
+		"an unknown protocol":   {header + line("a", "1", "quic"), "line 2: Transport Protocol", `"quic"`},
+		"a protocol in capital": {header + line("a", "1", "TCP"), "line 2: Transport Protocol", `"TCP"`},
+		"two protocols":         {header + line("a", "1", "tcp/udp"), "line 2: Transport Protocol", `"tcp/udp"`},
+		"neither name nor port": {header + line("", "", "tcp", "lost"), "line 2: Service Name", "neither"},
+		"Latin-1":               {header + line("a", "1", "tcp", "FORT\xc9"), "line 2: Description", "UTF-8"},
+		"an escape sequence":    {header + line("a", "1", "tcp", "\x1b[31mred"), "line 2: Description", "U+001B"},
+		"a NUL":                 {header + line("a\x00b", "1", "tcp"), "line 2: Service Name", "U+0000"},
+		"an endless cell":       {header + line("a", "1", "tcp", strings.Repeat("x", 1<<15)), "line 2: Description", "32768 bytes"},
+		// The line is that of the cell, also where cells before it have line breaks.
+		"a late line": {header + line("a", "1", "tcp", "\"one\ntwo\nthree\"") + line("b", "bad", "tcp"), "line 5: Port Number", `"bad"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := ianadb.ParseCSV(strings.NewReader(tt.csv))
+			if err == nil || !strings.Contains(err.Error(), tt.line) || !strings.Contains(err.Error(), tt.reason) {
+				t.Errorf("error %v, want one of %s about %s", err, tt.line, tt.reason)
+			}
+			if got != nil {
+				t.Errorf("%d entries beside the error", len(got))
+			}
+		})
+	}
+}
+
+func TestCompileRefuses(t *testing.T) {
+	for _, date := range []string{"2026-8-17", "2026-02-30", "yesterday"} {
+		if _, err := ianadb.Compile([]ianadb.Entry{{Name: "a"}}, ianadb.Source{Date: date}); err == nil {
+			t.Errorf("a registry of %s was compiled", date)
+		}
+	}
+	wide := slices.Repeat([]ianadb.Entry{{Name: "a", Port: "0-65535", Last: 65535}}, 20)
+	if _, err := ianadb.Compile(wide, ianadb.Source{}); err == nil || !strings.Contains(err.Error(), "1310720 ports") {
+		t.Errorf("20 times all ports: error %v", err)
+	}
+}
+
+// writeCSV writes entries the way IANA does: CRLF between records, LF within cells, quotes only where they must be.
+func writeCSV(entries []ianadb.Entry) []byte {
+	b := bytes.NewBufferString(header)
+	for _, e := range entries {
+		for i, cell := range row(e) {
+			if i > 0 {
+				b.WriteByte(',')
+			}
+			if strings.ContainsAny(cell, ",\"\n") {
+				cell = `"` + strings.ReplaceAll(cell, `"`, `""`) + `"`
+			}
+			b.WriteString(cell)
+		}
+		b.WriteString("\r\n")
+	}
+	return b.Bytes()
+}
+
+func entriesOf(db *ianadb.DB) (all []ianadb.Entry) {
+	for r := range db.All() {
+		all = append(all, r.Entry())
+	}
+	return all
+}
+
+// FuzzParseCSV: what is accepted can be compiled, opened and written again, and is still the same.
+func FuzzParseCSV(f *testing.F) {
+	file, err := os.ReadFile(csvFile)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(file[:20_000]) // breaks off within a record
+	f.Add(file[:bytes.Index(file, []byte("\r\n,26,"))+2])
+	f.Add([]byte(header + line("cl/1", "172", "tcp", "\"a\"\"b,\nc\"") + line("x11", "6000-6063", "udp") + line("dns", "", "") + line("", "0", "", "Reserved")))
+	f.Add([]byte(header + line("http", "80", "tcp") + line("HTTP", "80", "sctp") + line("http", "8080", "tcp") + line("", "1-65535", "", "Unassigned")))
+	f.Add([]byte("<html>"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		entries, err := ianadb.ParseCSV(bytes.NewReader(b))
+		if err != nil {
+			return
+		}
+		again, err := ianadb.ParseCSV(bytes.NewReader(writeCSV(entries)))
+		if diff := cmp.Diff(entries, again); err != nil || diff != "" {
+			t.Errorf("written and read: error %v (-want +got):\n%s", err, diff)
+		}
+		blob, err := ianadb.Compile(entries, ianadb.Source{})
+		if err != nil {
+			return // many wide ranges
+		}
+		db, err := ianadb.Open(string(blob))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(entries, entriesOf(db)); diff != "" {
+			t.Errorf("compiled and opened (-want +got):\n%s", diff)
+		}
+		for _, e := range entries {
+			if !found(db, e) {
+				t.Errorf("not found again: %+v", e)
+			}
+		}
+	})
+}
+
+// found reports whether an entry comes up under its name and under its ports.
+func found(db *ianadb.DB, e ianadb.Entry) bool {
+	named, held := e.Name == "", !e.HasPort()
+	for r := range db.ByName(e.Name, e.Protocol) {
+		named = named || r.Entry() == e
+	}
+	for r := range db.ByPort(e.Last, e.Protocol) {
+		held = held || r.Entry() == e
+	}
+	return named && held
+}
