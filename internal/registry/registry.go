@@ -97,11 +97,11 @@ func (r *Registry) Start(ctx context.Context) error {
 	}
 	r.storeID, r.schema, r.rev, r.oldest, r.boot = st.StoreID, st.Schema, st.Revision, st.Oldest, st.Boot
 	slices.SortFunc(st.Reservations, func(a, b *Reservation) int { return int(a.CreateRevision - b.CreateRevision) })
+	for _, l := range st.Leases { // before the reservations that hang on them
+		r.insertLease(l)
+	}
 	for _, res := range st.Reservations {
 		r.insert(&entry{}, res)
-	}
-	for _, l := range st.Leases {
-		r.insertLease(l)
 	}
 	for _, q := range st.Requests {
 		r.requests[q.Key()] = &request{stored: q}

@@ -1,0 +1,162 @@
+package registry_test
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/portd/portd/internal/ianadb"
+	"github.com/portd/portd/internal/registry"
+)
+
+// The stand-ins of this file exist for time's sake: under testing/synctest the clock moves only while every goroutine
+// waits, which one in a real system call does not. Whatever does not wait for a clock is tested on the real ones.
+
+// memory is a registry.Store.
+type memory struct {
+	mu    sync.Mutex
+	state registry.State
+	log   []registry.Change
+	fail  error // what Commit answers where it is not nil
+}
+
+func (m *memory) Load(context.Context) (*registry.State, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	st := m.state
+	return &st, nil
+}
+
+func (m *memory) Commit(_ context.Context, base registry.Revision, changes []registry.Change) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fail != nil {
+		return m.fail
+	}
+	if base != m.state.Revision {
+		return registry.ErrConflict
+	}
+	for _, ch := range changes {
+		for _, k := range ch.Delete {
+			m.drop(k)
+		}
+		for _, rec := range ch.Put {
+			m.drop(rec.Key())
+			switch rec := rec.(type) {
+			case *registry.Reservation:
+				m.state.Reservations = append(m.state.Reservations, rec)
+			case *registry.Lease:
+				m.state.Leases = append(m.state.Leases, rec)
+			case *registry.Request:
+				m.state.Requests = append(m.state.Requests, rec)
+			case *registry.Boot:
+				m.state.Boot = rec
+			}
+		}
+		m.log = append(m.log, ch)
+		m.state.Revision = ch.Revision
+	}
+	return nil
+}
+
+func (m *memory) drop(k registry.Key) {
+	m.state.Reservations = slices.DeleteFunc(m.state.Reservations, func(r *registry.Reservation) bool { return r.Key() == k })
+	m.state.Leases = slices.DeleteFunc(m.state.Leases, func(l *registry.Lease) bool { return l.Key() == k })
+	m.state.Requests = slices.DeleteFunc(m.state.Requests, func(r *registry.Request) bool { return r.Key() == k })
+}
+
+func (m *memory) Events(_ context.Context, from registry.Revision) iter.Seq2[registry.Change, error] {
+	return func(yield func(registry.Change, error) bool) {
+		m.mu.Lock()
+		log := slices.Clone(m.log)
+		m.mu.Unlock()
+		for _, ch := range log {
+			if ch.Revision >= from && !yield(ch, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (m *memory) Close() error { return nil }
+
+// pegboard is a registry.Binder.
+type pegboard struct {
+	mu    sync.Mutex
+	bound map[registry.SocketKey][]registry.Endpoint
+}
+
+func (p *pegboard) Bind(_ context.Context, b registry.Bind) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, eps := range p.bound {
+		if slices.ContainsFunc(eps, b.Endpoint.Overlaps) {
+			return registry.ErrTaken
+		}
+	}
+	p.bound[b.Key] = append(p.bound[b.Key], b.Endpoint)
+	return nil
+}
+
+func (p *pegboard) Listen(_ context.Context, key registry.SocketKey, _ registry.ListenOptions) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.bound[key]) == 0 {
+		return errors.New("no such key")
+	}
+	return nil
+}
+
+func (p *pegboard) Unlisten(registry.SocketKey) error { return nil }
+
+func (p *pegboard) Release(key registry.SocketKey) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.bound, key)
+	return nil
+}
+
+func (p *pegboard) Options(registry.SocketKey) (o registry.ListenOptions, _ error) { return o, nil }
+
+func (p *pegboard) Holders(context.Context, ...registry.Endpoint) ([]registry.Holder, error) {
+	return nil, nil
+}
+func (p *pegboard) HasIPv6() bool { return true }
+func (p *pegboard) Ephemeral() registry.PortRange {
+	return registry.PortRange{First: 32768, Last: 60999}
+}
+
+func (p *pegboard) count() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.bound)
+}
+
+// start is a Registry on stand-ins, stopped when the test ends.
+func start(t *testing.T, store *memory, pegs *pegboard, cfg registry.Config) (r *registry.Registry, stop func()) {
+	t.Helper()
+	cfg.Store, cfg.Binder, cfg.Services, cfg.BootID = store, pegs, ianadb.Embedded(), "boot"
+	r = registry.New(cfg)
+	if err := r.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(stop)
+	return r, stop
+}
+
+func newStandIns() (*memory, *pegboard) {
+	return &memory{state: registry.State{StoreID: "sto_test", Schema: 1, Oldest: 1}},
+		&pegboard{bound: map[registry.SocketKey][]registry.Endpoint{}}
+}
