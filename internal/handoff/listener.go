@@ -1,0 +1,249 @@
+package handoff
+
+import (
+	"net/netip"
+	"syscall"
+	"time"
+
+	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/wire"
+	"golang.org/x/sys/unix"
+)
+
+// A listener is one assigned endpoint: its sockets while it listens, and the workers that want its connections. It is there as long
+// as it has either.
+type listener struct {
+	key       registry.SocketKey
+	owner     registry.Principal // known once a worker has come
+	endpoint  registry.Endpoint
+	listening bool
+	sockets   []*socket
+	ready     fifo[*socket]  // have connections, as far as is known
+	held      fifo[heldConn] // accepted, and without a worker again
+	workers   []*serving     // of workers that take connections, ready or not
+	turn      int            // where the next choice among workers begins
+	queued    bool           // is in Pool.work
+
+	handedOver, redelivered uint64
+}
+
+// A socket is one listening socket. The descriptor is the binder's.
+type socket struct {
+	fd         int
+	slot       int32
+	of         *listener
+	endpoint   registry.Endpoint
+	local      wire.Addr // absent where the socket listens on more than one address
+	acceptable bool      // is in the listener's ready
+	gone       bool
+}
+
+// A heldConn is an accepted connection that portd has in its hands.
+type heldConn struct {
+	fd   int
+	conn wire.Connection
+}
+
+// Listening says that these sockets listen from now on. Sockets that the key had before are forgotten.
+func (p *Pool) Listening(key registry.SocketKey, sockets []registry.Socket) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return
+	}
+	l := p.listener(key)
+	p.forgetSockets(l)
+	l.listening = true
+	for i, s := range sockets {
+		own := &socket{fd: s.FD, of: l, endpoint: s.Endpoint}
+		if i == 0 {
+			l.endpoint = s.Endpoint
+		} else {
+			l.endpoint.Last = s.Endpoint.Last
+		}
+		if !s.Endpoint.Addr.IsUnspecified() && s.Endpoint.Addr.Zone() == "" {
+			own.local = wire.AddrOf(netip.AddrPortFrom(s.Endpoint.Addr, s.Endpoint.First))
+		}
+		at, err := p.watch(s.FD, unix.EPOLLIN, slot{socket: own})
+		if err != nil {
+			p.log.Error("cannot watch a listening socket; nobody gets its connections", "endpoint", s.Endpoint, "err", err)
+			continue
+		}
+		own.slot = at
+		l.sockets = append(l.sockets, own)
+	}
+	p.enqueue(l)
+}
+
+// Closing says that the key's sockets are about to stop listening. When it returns the engine does not use them any more, and
+// connections that were waiting for another worker are closed.
+func (p *Pool) Closing(key registry.SocketKey) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if l := p.listeners[key]; l != nil {
+		p.stopListening(l)
+	}
+}
+
+func (p *Pool) stopListening(l *listener) {
+	p.forgetSockets(l)
+	l.listening = false
+	for l.held.n > 0 {
+		closeRaw(l.held.pop().fd)
+	}
+	p.forgetUnused(l)
+}
+
+func (p *Pool) forgetSockets(l *listener) {
+	for _, s := range l.sockets {
+		p.unwatch(s.fd, s.slot)
+		s.gone = true
+	}
+	l.sockets, l.ready = nil, fifo[*socket]{}
+}
+
+// listener is the key's, made where there is none.
+func (p *Pool) listener(key registry.SocketKey) *listener {
+	l := p.listeners[key]
+	if l == nil {
+		l = &listener{key: key}
+		p.listeners[key] = l
+	}
+	return l
+}
+
+func (p *Pool) forgetUnused(l *listener) {
+	if !l.listening && len(l.workers) == 0 {
+		delete(p.listeners, l.key)
+	}
+}
+
+// acceptable notes that s has connections.
+func (p *Pool) acceptable(s *socket) {
+	if !s.acceptable {
+		s.acceptable = true
+		s.of.ready.push(s)
+		p.enqueue(s.of)
+	}
+}
+
+// enqueue makes the engine look at l if there is something to hand over. Where no worker has room it drops out again, and the next
+// room brings it back.
+func (p *Pool) enqueue(l *listener) {
+	if !l.queued && l.ready.n+l.held.n > 0 {
+		l.queued = true
+		p.work.push(l)
+	}
+}
+
+// dispatch hands over what it can, message by message, at most so many, and says whether there is more to do.
+func (p *Pool) dispatch(messages int) (more bool) {
+	if !p.rest.over() {
+		return false
+	}
+	for ; p.work.n > 0 && messages > 0; messages-- {
+		l := p.work.pop()
+		l.queued = false
+		if l.ready.n+l.held.n == 0 {
+			continue
+		}
+		to := l.pick()
+		if to == nil {
+			continue
+		}
+		err := p.handOver(l, to)
+		p.enqueue(l)
+		if err != 0 {
+			if p.rest.begin() {
+				p.log.Warn("cannot hand over connections; they wait", "err", err)
+			}
+			return false
+		}
+	}
+	return p.work.n > 0
+}
+
+// handOver fills one message for a worker that has room, and sends it. The error is one that will not go away at once, such as
+// EMFILE.
+func (p *Pool) handOver(l *listener, to *serving) syscall.Errno {
+	o, w := &p.out, to.worker
+	frame := wire.BeginFrame(o.frame[:0], w.sequence+1)
+	conns := o.conns[:]
+	n := 0
+	var endpoint *registry.Endpoint
+	for ; n < perMessage && l.held.n > 0; n++ {
+		h := l.held.pop()
+		o.fds[n], conns[n] = h.fd, h.conn
+		conns[n].Listener = to.number
+		frame = wire.AppendConnection(frame, &conns[n])
+		endpoint = &l.endpoint
+	}
+	var out syscall.Errno
+	for n < perMessage && l.ready.n > 0 && out == 0 {
+		s := l.ready.peek()
+		var c *wire.Connection
+		if c, out = p.acceptOne(s, &conns[n], n); c == nil {
+			continue
+		}
+		c.Listener = to.number
+		frame = wire.AppendConnection(frame, c)
+		endpoint = &s.endpoint
+		n++
+	}
+	if n == 0 {
+		return out
+	}
+	if out == 0 {
+		p.rest.end()
+	}
+	switch err := o.send(w.queue, wire.EndFrame(frame), n); err {
+	case nil:
+		o.closeAll(n)
+		p.sent(l, to, endpoint, conns[:n])
+		return out
+	case unix.EAGAIN:
+		w.room = false
+		p.hold(l, conns[:n])
+		return out
+	case unix.ETOOMANYREFS, unix.ENOBUFS, unix.ENOMEM:
+		p.hold(l, conns[:n])
+		return err.(syscall.Errno)
+	default:
+		p.hold(l, conns[:n])
+		p.detach(w, redeliver, "its queue: "+err.Error())
+		return out
+	}
+}
+
+// acceptOne accepts the connection whose place in the message is n. Without one the socket is no longer acceptable, or there was
+// a connection that had ended already, or the error says what the kernel is out of.
+func (p *Pool) acceptOne(s *socket, c *wire.Connection, n int) (*wire.Connection, syscall.Errno) {
+	o := &p.out
+	fd, errno := accept(s.fd, &o.from)
+	switch errno {
+	case 0:
+		o.fds[n] = fd
+		*c = wire.Connection{Accepted: time.Now().UnixNano(), Peer: peerAddr(&o.from), Local: s.local}
+		return c, 0
+	case unix.EINTR, unix.ECONNABORTED, unix.EPROTO, unix.ENOPROTOOPT, unix.ENETDOWN, unix.ENETUNREACH, unix.EHOSTDOWN,
+		unix.EHOSTUNREACH, unix.ENONET, unix.EPERM:
+		// accept(2): errors that are pending on the new connection come up here, and concern it alone.
+		return nil, 0
+	case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
+		return nil, errno
+	case unix.EAGAIN:
+	default:
+		p.log.Error("a listening socket does not accept", "endpoint", s.endpoint, "err", errno)
+	}
+	s.of.ready.pop()
+	s.acceptable = false
+	return nil, 0
+}
+
+// hold takes the message's connections back into portd's hands; they are the first to be handed over.
+func (p *Pool) hold(l *listener, conns []wire.Connection) {
+	for i := range conns {
+		l.held.push(heldConn{p.out.fds[i], conns[i]})
+	}
+	p.enqueue(l)
+}

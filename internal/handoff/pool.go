@@ -1,0 +1,271 @@
+// Package handoff matches accepted connections with workers that have room.
+//
+// A worker attaches over the hand-off socket and gets a queue of its own, a SEQPACKET pair. portd chooses a worker with
+// room first, then accepts a few connections for it and passes them on in one message; while nobody has room they wait
+// in the listener's backlog, where any worker can get them. portd keeps a duplicate of the worker's end of the queue, so
+// that what a dead worker had not taken yet goes to another one, without an acknowledgement on the wire.
+package handoff
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/portd/portd/internal/peercred"
+	"github.com/portd/portd/internal/registry"
+	"golang.org/x/sys/unix"
+)
+
+// An Attacher says which reservation a reference means and whether the caller may serve it. *registry.Registry is one.
+type Attacher interface {
+	Attach(ctx context.Context, c registry.Caller, ref string) (*registry.Reservation, error)
+}
+
+// A Lender gives out the sockets themselves.
+type Lender interface {
+	// Lend returns descriptors of the key's sockets that are the caller's to close, and makes a UDP socket receive.
+	// Each Lend that succeeded is followed by a Return.
+	Lend(key registry.SocketKey) ([]registry.Socket, error)
+	Return(key registry.SocketKey)
+}
+
+// Config is what a Pool needs.
+type Config struct {
+	Attacher Attacher
+	Lender   Lender
+	Log      *slog.Logger // silent when nil
+	// MaxPerUser bounds the attachments of one user other than root and portd's own; 0 means a sixteenth of
+	// RLIMIT_NOFILE, a quarter of the descriptors, since each takes four.
+	MaxPerUser int
+}
+
+// A Pool is the hand-off: listeners on one side, workers on the other. It is a registry.ListenerObserver.
+type Pool struct {
+	cfg   Config
+	log   *slog.Logger
+	self  uint32 // portd's own uid
+	netns peercred.NetNS
+
+	epoll, wake int
+	truesize    int // what one padded frame counts for in its sender's buffer
+
+	// mu guards everything below. The engine holds it between two waits and never blocks under it, so the others wait for
+	// microseconds; whoever has it knows that the engine uses no descriptor.
+	mu        sync.Mutex
+	closed    bool
+	listeners map[registry.SocketKey]*listener
+	workers   map[string]*worker
+	perUser   map[uint32]*tally
+	slots     []slot
+	freeSlots []int32
+	work      fifo[*listener] // have something to hand over
+	rest      rest
+	out       outgoing
+	record    record
+	lost      uint64 // connections that could not be taken back from a dead worker's queue
+}
+
+// tally is what one user has.
+type tally struct{ attached, knocking int }
+
+// New makes a Pool. Its Run must be called, if only to release what New took.
+func New(cfg Config) (*Pool, error) {
+	p := &Pool{
+		cfg: cfg, log: cfg.Log, self: uint32(os.Geteuid()),
+		epoll: -1, wake: -1,
+		listeners: make(map[registry.SocketKey]*listener),
+		workers:   make(map[string]*worker),
+		perUser:   make(map[uint32]*tally),
+	}
+	if p.log == nil {
+		p.log = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	if err := p.open(); err != nil {
+		p.shut()
+		return nil, fmt.Errorf("make the hand-off: %w", err)
+	}
+	return p, nil
+}
+
+func (p *Pool) open() (err error) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	if p.cfg.MaxPerUser == 0 {
+		p.cfg.MaxPerUser = int(min(limit.Cur, 1<<20) / 16)
+	}
+	if p.netns, err = peercred.OwnNetNS(); err != nil {
+		return err
+	}
+	if p.truesize, err = measureFrame(); err != nil {
+		return err
+	}
+	if p.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return err
+	}
+	if p.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return err
+	}
+	_, err = p.watch(p.wake, unix.EPOLLIN, slot{})
+	return err
+}
+
+func (p *Pool) shut() {
+	for _, fd := range []int{p.epoll, p.wake} {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+	}
+	p.epoll, p.wake = -1, -1
+}
+
+// Run hands over connections until ctx ends, then lets go of all workers: what lies in their queues is theirs.
+func (p *Pool) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.wakeUp()
+	})
+	defer stop()
+	// Its own thread, so that waiting in epoll does not wake another one up each time.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	err := p.engine(ctx)
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	for _, w := range p.workers {
+		p.detach(w, leaveQueue, "portd stops")
+	}
+	for _, l := range p.listeners {
+		p.stopListening(l)
+	}
+	p.shut()
+	return err
+}
+
+// wakeUp ends the engine's wait.
+func (p *Pool) wakeUp() {
+	if p.wake >= 0 {
+		_, _ = unix.Write(p.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // EAGAIN: it is awake already
+	}
+}
+
+func (p *Pool) engine(ctx context.Context) error {
+	var events [64]unix.EpollEvent
+	more := false
+	for ctx.Err() == nil {
+		timeout := p.rest.timeout()
+		if more && timeout < 0 {
+			timeout = 0
+		}
+		n, err := epollWait(p.epoll, events[:], timeout)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("hand-off: epoll_wait: %w", err)
+		}
+		p.mu.Lock()
+		for i := range n {
+			p.happened(&events[i])
+		}
+		more = p.dispatch(64)
+		p.mu.Unlock()
+	}
+	return nil
+}
+
+// happened notes that a listener has connections or that a queue has room. Both are edges: the flag stays until a system call
+// says otherwise, so that nothing is asked of epoll per message.
+func (p *Pool) happened(e *unix.EpollEvent) {
+	s := &p.slots[e.Fd]
+	switch {
+	case s.generation != e.Pad: // removed while the engine waited for the lock
+	case s.socket != nil:
+		p.acceptable(s.socket)
+	case s.worker != nil:
+		if e.Events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
+			p.detach(s.worker, redeliver, "it shut its queue")
+			return
+		}
+		p.hasRoom(s.worker)
+	default:
+		var count [8]byte
+		_, _ = unix.Read(p.wake, count[:])
+	}
+}
+
+// A slot is what an epoll event points to.
+type slot struct {
+	generation int32 // tells an event of an earlier tenant
+	socket     *socket
+	worker     *worker
+}
+
+// watch adds fd to the engine's epoll set, by edges.
+func (p *Pool) watch(fd int, events uint32, s slot) (int32, error) {
+	var at int32
+	if n := len(p.freeSlots); n > 0 {
+		at, p.freeSlots = p.freeSlots[n-1], p.freeSlots[:n-1]
+	} else {
+		at = int32(len(p.slots))
+		p.slots = append(p.slots, slot{})
+	}
+	s.generation = p.slots[at].generation
+	p.slots[at] = s
+	err := unix.EpollCtl(p.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events | unix.EPOLLET, Fd: at, Pad: s.generation})
+	if err != nil {
+		p.free(at)
+		return -1, fmt.Errorf("epoll_ctl: %w", err)
+	}
+	return at, nil
+}
+
+// unwatch undoes watch. It must come before the descriptor is closed: others may hold the same description, which would
+// then go on firing.
+func (p *Pool) unwatch(fd int, at int32) {
+	_ = unix.EpollCtl(p.epoll, unix.EPOLL_CTL_DEL, fd, nil)
+	p.free(at)
+}
+
+func (p *Pool) free(at int32) {
+	p.slots[at] = slot{generation: p.slots[at].generation + 1}
+	p.freeSlots = append(p.freeSlots, at)
+}
+
+// rest is a pause after the kernel ran out of something.
+type rest struct {
+	until time.Time
+	pause time.Duration
+}
+
+const (
+	shortestRest = 10 * time.Millisecond
+	longestRest  = time.Second
+)
+
+// begin makes the next pause, each twice as long as the one before, and says whether it is the first.
+func (r *rest) begin() (first bool) {
+	first = r.pause == 0
+	r.pause = min(max(2*r.pause, shortestRest), longestRest)
+	r.until = time.Now().Add(r.pause)
+	return first
+}
+
+func (r *rest) end() { *r = rest{} }
+
+func (r *rest) over() bool { return r.pause == 0 || !time.Now().Before(r.until) }
+
+// timeout is for epoll_wait, in milliseconds rounded up; -1 where there is nothing to wait for.
+func (r *rest) timeout() int {
+	if r.until.IsZero() {
+		return -1
+	}
+	return max(0, int(time.Until(r.until)/time.Millisecond)+1)
+}

@@ -1,0 +1,238 @@
+package handoff
+
+import (
+	"errors"
+	"net"
+	"time"
+
+	"github.com/portd/portd/internal/fdpass"
+	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/wire"
+	"golang.org/x/sys/unix"
+)
+
+// A worker is one attachment.
+type worker struct {
+	id       string
+	token    []byte
+	caller   registry.Caller
+	command  string
+	attached time.Time
+	conn     *net.UnixConn
+
+	queue, kept int // our end, and a duplicate of the worker's
+	slot        int32
+	mem         []byte
+	page        wire.Page
+	allowed     int  // messages that may wait
+	room        bool // for one message at least
+	sequence    uint64
+	sent        uint64
+
+	serves   []*serving
+	draining int // how many of serves still owe a DRAINED
+	gone     bool
+}
+
+// A serving is a worker's standing at one listener.
+type serving struct {
+	worker   *worker
+	listener *listener
+	number   uint32
+	endpoint registry.Endpoint
+	socket   bool // it has the socket itself
+	state    State
+	sent     uint64
+	drainSeq uint64 // once this message has been taken, nothing waits
+	owes     bool   // a DRAINED
+	gone     bool
+}
+
+// State says whether a worker takes connections.
+type State uint8
+
+const (
+	Attached State = iota + 1 // not ready yet
+	Ready
+	Draining // takes no more
+)
+
+// active is how many connections w has, as far as it says.
+func (w *worker) active() uint64 { return w.sent - min(w.page.Done(), w.sent) }
+
+// pick chooses the worker that has the fewest connections among those with room; among equals they take turns.
+func (l *listener) pick() (best *serving) {
+	var least uint64
+	n, at := len(l.workers), 0
+	for i := range n {
+		j := (l.turn + i) % n
+		s := l.workers[j]
+		if s.state != Ready || !s.worker.room {
+			continue
+		}
+		if active := s.worker.active(); best == nil || active < least {
+			best, least, at = s, active, j
+		}
+	}
+	if best != nil {
+		l.turn = at + 1
+	}
+	return best
+}
+
+// hasRoom notes that w's queue takes a message.
+func (p *Pool) hasRoom(w *worker) {
+	w.room = true
+	for _, s := range w.serves {
+		if s.state == Ready {
+			p.enqueue(s.listener)
+		}
+	}
+	if w.draining > 0 {
+		p.checkDrained(w)
+	}
+}
+
+// sent counts a message that is on its way.
+func (p *Pool) sent(l *listener, to *serving, endpoint *registry.Endpoint, conns []wire.Connection) {
+	w, n := to.worker, uint64(len(conns))
+	w.sequence++
+	w.sent += n
+	to.sent += n
+	w.page.Sent(w.sent, w.sequence)
+	w.room = w.allowed > 1 && writable(w.queue)
+	l.handedOver += n
+	for i := range conns {
+		if conns[i].Flags&wire.Redelivered != 0 {
+			l.redelivered++
+		}
+		p.record.add(endpoint, l, w, &conns[i])
+	}
+}
+
+// What becomes of a queue whose worker is let go.
+const (
+	redeliver  = true  // to others
+	leaveQueue = false // to the worker, which reads it to its end
+)
+
+// detach ends an attachment. The session that reads its connection does the rest: see session.
+func (p *Pool) detach(w *worker, takeBack bool, why string) {
+	if w.gone {
+		return
+	}
+	w.gone = true
+	delete(p.workers, w.id)
+	p.unwatch(w.queue, w.slot)
+	for _, s := range w.serves {
+		p.leave(s)
+	}
+	back := 0
+	if takeBack {
+		back = p.takeBack(w)
+	}
+	closeRaw(w.queue)
+	closeRaw(w.kept)
+	_ = unix.Munmap(w.mem)
+	w.page = wire.Page{}
+	for _, s := range w.serves {
+		p.forgetUnused(s.listener)
+	}
+	_ = w.conn.Close()
+	p.log.Info("worker left", "worker", w.id, "pid", w.caller.PID, "why", why, "taken_back", back)
+}
+
+// leave takes s out of its listener's choice.
+func (p *Pool) leave(s *serving) {
+	l := s.listener
+	for i, o := range l.workers {
+		if o == s {
+			l.workers = append(l.workers[:i], l.workers[i+1:]...)
+			break
+		}
+	}
+}
+
+// takeBack empties the queue of a worker that is gone. What it finds had been sent and not been received: exactly one of us gets
+// it, since the kernel gives each message out once.
+func (p *Pool) takeBack(w *worker) (n int) {
+	var in fdpass.Receiver
+	buf := make([]byte, frameSize)
+	for {
+		size, fds, err := in.Recv(w.kept, buf)
+		if errors.Is(err, fdpass.ErrFDsTruncated) {
+			p.log.Error("out of descriptors while taking connections back from a dead worker", "worker", w.id)
+		} else if err != nil {
+			return n
+		}
+		n += p.takeFrame(w, buf[:size], fds)
+	}
+}
+
+func (p *Pool) takeFrame(w *worker, packet []byte, fds []int) (n int) {
+	m, err := wire.Parse(packet)
+	var f wire.Frame
+	if err == nil {
+		f, err = wire.DecodeFrame(m)
+	}
+	var c wire.Connection
+	for err == nil && f.Next(&c) {
+		if len(fds) == 0 {
+			p.lost++
+			continue
+		}
+		fd := fds[0]
+		fds = fds[1:]
+		s := w.serving(c.Listener)
+		if s == nil || !s.listener.listening {
+			closeRaw(fd)
+			continue
+		}
+		c.Flags |= wire.Redelivered
+		s.listener.held.push(heldConn{fd, c})
+		p.enqueue(s.listener)
+		n++
+	}
+	for _, fd := range fds {
+		closeRaw(fd)
+	}
+	if n > 0 {
+		p.wakeUp()
+	}
+	return n
+}
+
+func (w *worker) serving(number uint32) *serving {
+	if int(number) >= len(w.serves) {
+		return nil
+	}
+	return w.serves[number]
+}
+
+// checkDrained sends the DRAINEDs that are due.
+func (p *Pool) checkDrained(w *worker) {
+	empty := !waiting(w.queue)
+	taken, _, known := w.page.Taken()
+	for _, s := range w.serves {
+		if s.owes && (empty || known && taken >= s.drainSeq) {
+			s.owes = false
+			w.draining--
+			p.tell(w, wire.AppendDrained(nil, wire.Drained{Listener: s.number, Sent: s.sent}))
+		}
+	}
+}
+
+// tell sends a message to the worker without ever waiting for it. One that does not read its few messages is let go: the
+// session notices that its connection is closed.
+func (p *Pool) tell(w *worker, message []byte, fds ...int) {
+	raw, err := w.conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	var out fdpass.Sender
+	var sendErr error
+	err = raw.Control(func(fd uintptr) { sendErr = out.Send(int(fd), message, fds) })
+	if err != nil || sendErr != nil {
+		_ = w.conn.Close()
+	}
+}
