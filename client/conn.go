@@ -94,17 +94,12 @@ func (c *conn) Write(b []byte) (int, error) {
 
 // Close closes the connection and tells portd that this worker has one less.
 func (c *conn) Close() error {
-	if err := c.file.Close(); err != nil {
-		return c.opError("close", err)
+	if !c.closed.CompareAndSwap(false, true) {
+		return c.opError("close", os.ErrClosed)
 	}
-	c.done()
-	return nil
-}
-
-func (c *conn) done() {
-	if c.closed.CompareAndSwap(false, true) {
-		c.page.AddDone(1)
-	}
+	err := c.file.Close()
+	c.page.AddDone(1)
+	return c.opErrorOrNil("close", err)
 }
 
 func (c *conn) RemoteAddr() net.Addr { return &c.remote }
@@ -201,6 +196,8 @@ func (c *conn) opError(op string, err error) error {
 		err = os.ErrDeadlineExceeded
 	case errors.As(err, &errno):
 		err = os.NewSyscallError(op, errno)
+	case c.closed.Load(): // the poller's own error for that cannot be named from here
+		err = net.ErrClosed
 	}
 	return &net.OpError{Op: op, Net: "tcp", Source: c.local.Load(), Addr: &c.remote, Err: err}
 }

@@ -62,7 +62,7 @@ type part struct {
 // handshake reads what the worker wants and attaches it. Without a worker it has refused, or there was nobody to refuse to. What
 // was lent is the caller's to give back in either case.
 func (p *Pool) handshake(ctx context.Context, conn *net.UnixConn, cred peercred.Cred) (w *worker, lent []registry.SocketKey) {
-	_ = conn.SetDeadline(time.Now().Add(firstMessage))
+	_ = conn.SetDeadline(time.Now().Add(p.patience))
 	buf := make([]byte, wire.MaxMessage)
 	n, err := conn.Read(buf)
 	if err != nil {

@@ -66,6 +66,11 @@ func newHost(t testing.TB) *host {
 // start starts a Pool on the listeners that there are, as a restart of the daemon would.
 func (h *host) start(cfg handoff.Config) {
 	h.t.Helper()
+	h.startWith(cfg, func(*handoff.Pool) {})
+}
+
+func (h *host) startWith(cfg handoff.Config, prepare func(*handoff.Pool)) {
+	h.t.Helper()
 	cfg.Attacher, cfg.Lender = h, h
 	if testing.Verbose() {
 		cfg.Log = slog.New(slog.NewTextHandler(h.t.Output(), nil))
@@ -74,6 +79,7 @@ func (h *host) start(cfg handoff.Config) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	prepare(pool)
 	h.Pool = pool
 	for id, res := range h.table {
 		for i, a := range res.Assigned {
@@ -203,6 +209,13 @@ func (h *host) Return(key registry.SocketKey) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.lent[key]--
+}
+
+// loans is how many loans of a key have not been returned.
+func (h *host) loans(key registry.SocketKey) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.lent[key]
 }
 
 func portOf(t testing.TB, fd int) uint16 {

@@ -53,7 +53,8 @@ type Pool struct {
 	netns peercred.NetNS
 
 	epoll, wake int
-	truesize    int // what one padded frame counts for in its sender's buffer
+	patience    time.Duration // with a handshake
+	truesize    int           // what one padded frame counts for in its sender's buffer
 
 	// mu guards everything below. The engine holds it between two waits and never blocks under it, so the others wait for
 	// microseconds; whoever has it knows that the engine uses no descriptor.
@@ -78,7 +79,7 @@ type tally struct{ attached, knocking int }
 func New(cfg Config) (*Pool, error) {
 	p := &Pool{
 		cfg: cfg, log: cfg.Log, self: uint32(os.Geteuid()),
-		epoll: -1, wake: -1,
+		epoll: -1, wake: -1, patience: firstMessage,
 		listeners: make(map[registry.SocketKey]*listener),
 		workers:   make(map[string]*worker),
 		perUser:   make(map[uint32]*tally),

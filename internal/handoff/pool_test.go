@@ -1,15 +1,21 @@
 package handoff_test
 
 import (
+	"errors"
 	"io"
 	"net"
+	"os"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
-	"github.com/portd/portd/internal/nstest"
+	"github.com/google/go-cmp/cmp"
+	"github.com/portd/portd/internal/handoff"
+	"github.com/portd/portd/internal/registry"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
-
-func TestMain(m *testing.M) { nstest.Main(m) }
 
 var noDeadline time.Time
 
@@ -40,5 +46,193 @@ func TestOneConnection(t *testing.T) {
 				t.Errorf("%q, %v", buf, err)
 			}
 		})
+	}
+}
+
+// An engine that has let go of a listener does not touch its descriptor, whatever that is by then.
+func TestClosingUnderLoad(t *testing.T) {
+	h := newHost(t)
+	go func() { _ = echo(h.join(h.listen("127.0.0.1"))) }() // the engine is never without a worker
+	for range repeat(10, 200) {
+		res := h.listen("127.0.0.1")
+		l := h.join(res)
+		accepting := make(chan error, 1)
+		go func() { accepting <- echo(l) }()
+		load := make(chan struct{})
+		go func() {
+			defer close(load)
+			for i := 0; ask(addrOf(res), i) == nil; i++ {
+			}
+		}()
+		until(t, "there is load", func() bool { return h.Totals(keyOf(res)).HandedOver > 20 })
+
+		// The listener's descriptor becomes that of a socket which the pool was never told of.
+		other := h.reserve(registry.TCP, "127.0.0.1")
+		if err := unix.Listen(h.fds[keyOf(other)], 16); err != nil {
+			t.Fatal(err)
+		}
+		h.Closing(keyOf(res))
+		if err := unix.Dup3(h.fds[keyOf(other)], h.fds[keyOf(res)], unix.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		c, err := net.Dial("tcp", addrOf(other))
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-load
+		if n := backlog(t, h.fds[keyOf(other)]); n != 1 {
+			t.Errorf("%d connections wait at the stranger's socket, want 1", n)
+		}
+		c.Close()
+		h.Released(res.ID, "released")
+		if err := <-accepting; err == nil || errors.Is(err, net.ErrClosed) || !strings.Contains(err.Error(), "released") {
+			t.Errorf("Accept ends with %v", err)
+		}
+	}
+}
+
+// The worker reads what was sent before its listener went away.
+func TestReleasedAfterWhatWasSent(t *testing.T) {
+	h := newHost(t)
+	res := h.listen("127.0.0.1")
+	l := h.join(res)
+	c, err := net.Dial("tcp", addrOf(res))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	until(t, "it is in the queue", func() bool { return h.Totals(keyOf(res)).HandedOver == 1 })
+	h.release(res, "expired")
+	until(t, "the attachment is gone", func() bool { return len(h.Workers()) == 0 })
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := l.Accept(); err == nil || !strings.Contains(err.Error(), "expired") {
+		t.Errorf("Accept: %v", err)
+	}
+}
+
+// A portd that restarts: the worker reads its old queue to the end, attaches again, and Accept goes on.
+func TestRestart(t *testing.T) {
+	h := newHost(t)
+	res := h.listen("127.0.0.1")
+	l := h.join(res)
+	for i := range repeat(5, 100) {
+		before, err := net.Dial("tcp", addrOf(res))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer before.Close()
+		handed := uint64(min(i, 1) + 1) // this pool may have had the one that came while there was none
+		until(t, "it is in the queue", func() bool { return h.Totals(keyOf(res)).HandedOver == handed })
+		h.stop()
+		after, err := net.Dial("tcp", addrOf(res)) // waits in the backlog
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer after.Close()
+		h.start(handoff.Config{})
+		for _, c := range []net.Conn{before, after} {
+			s, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s.RemoteAddr().String() != c.LocalAddr().String() {
+				t.Errorf("restart %d: %v came, want %v", i, s.RemoteAddr(), c.LocalAddr())
+			}
+			s.Close()
+		}
+	}
+}
+
+// While portd is away, Close still ends Accept.
+func TestCloseWhileAway(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	h := newHost(t)
+	res := h.listen("127.0.0.1")
+	l := h.join(res)
+	accepting := make(chan error, 1)
+	go func() { accepting <- echo(l) }()
+	h.stop()
+	h.ln.Close()
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-accepting; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept: %v", err)
+	}
+}
+
+func TestRecord(t *testing.T) {
+	h := newHost(t)
+	res := h.listen("::")
+	go func() { _ = echo(h.join(res)) }()
+	var peers []string
+	start := time.Now()
+	for range 10 {
+		c, err := net.Dial("tcp", addrOf(res))
+		if err != nil {
+			t.Fatal(err)
+		}
+		peers = append(peers, c.LocalAddr().String())
+		_, _ = io.WriteString(c, "x")
+		_, _ = io.ReadAll(c)
+		c.Close()
+	}
+	got := h.Connections()
+	w := h.Workers()
+	if len(got) != 10 || len(w) != 1 {
+		t.Fatalf("%d connections, %d workers", len(got), len(w))
+	}
+	for i, c := range got {
+		if c.Peer.String() != peers[9-i] || c.Seq != uint64(10-i) || c.Key != keyOf(res) || c.Owner != res.Owner ||
+			c.Worker != w[0].ID || c.PID != int32(os.Getpid()) || c.Redelivered ||
+			c.Endpoint != res.Assigned[0].Endpoint || c.Accepted.Before(start) || c.Accepted.After(time.Now()) {
+			t.Errorf("%d: %+v", i, c)
+		}
+	}
+	until(t, "all are done", func() bool { return h.Workers()[0].Done == 10 })
+	want := []handoff.WorkerListener{{
+		Key: keyOf(res), Owner: res.Owner, Endpoint: res.Assigned[0].Endpoint, State: handoff.Ready, Room: 1,
+	}}
+	if w[0].Sent != 10 || w[0].Caller.PID != int32(os.Getpid()) || w[0].Command == "" {
+		t.Errorf("%+v", w[0])
+	}
+	if diff := cmp.Diff(want, w[0].Listeners, cmp.Comparer(func(a, b registry.Endpoint) bool { return a == b })); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// Nothing is allocated in portd for a connection.
+func TestNoAllocations(t *testing.T) {
+	h := newHost(t)
+	res := h.listen("127.0.0.1")
+	h.worker("serve", res.ID)
+	const n = 2000
+	warm := func() {
+		for i := range n {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sa := &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: int(res.Assigned[0].Endpoint.First)}
+			if err := unix.Connect(fd, sa); err != nil {
+				t.Fatal(i, err)
+			}
+			unix.Close(fd)
+		}
+	}
+	warm()
+	until(t, "the first are handed over", func() bool { return h.Totals(keyOf(res)).HandedOver == n })
+	var was, is runtime.MemStats
+	runtime.ReadMemStats(&was)
+	warm()
+	runtime.ReadMemStats(&is)
+	until(t, "all are handed over", func() bool { return h.Totals(keyOf(res)).HandedOver == 2*n })
+	// The client's side makes a sockaddr a connection in Go; the engine must add next to nothing.
+	if per := float64(is.Mallocs-was.Mallocs) / n; per > 1.5 {
+		t.Errorf("%.2f allocations for a connection", per)
 	}
 }

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	firstMessage = 5 * time.Second // in which a worker says what it wants
+	firstMessage = 5 * time.Second // in which a worker says what it wants, unless a test has less time
 	maxKnocking  = 64              // handshakes of one user at a time
 	// A worker that sends more messages than this within a second is broken, and is let go.
 	maxPerSecond = 500
