@@ -1,0 +1,211 @@
+package sockdiag
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Process has a socket open.
+type Process struct {
+	PID int
+	// UID is the effective user.
+	UID uint32
+	// Viewer is the user who, beside root, may see what the process has open (proc(5)): UID, or 0 if it changed its user since it started or guards
+	// its memory in another way. For asking on behalf of someone.
+	Viewer uint32
+	// Command is the name that the process goes by (comm), at most 15 bytes. The process chooses it; what would not print is
+	// replaced by '?'.
+	Command string
+}
+
+// Owners tells which processes have the sockets with the given inodes open, by PID; inherited and passed sockets have several. It sees what
+// this process may see in /proc: complete is false if there was a process that it could not look into, who may then be an
+// owner too. A socket without owners, when complete, is in flight between processes or belongs to the kernel or to another pid namespace.
+func Owners(ctx context.Context, inodes ...uint64) (owners map[uint64][]Process, complete bool, err error) {
+	proc, err := os.Open("/proc")
+	if err != nil {
+		return nil, false, fmt.Errorf("owners of sockets: %w", err)
+	}
+	defer proc.Close()
+	names, err := proc.Readdirnames(-1)
+	if err != nil {
+		return nil, false, fmt.Errorf("owners of sockets: %w", err)
+	}
+	s := search{
+		proc: int(proc.Fd()), want: make(map[uint64]bool), owners: make(map[uint64][]Process),
+		names: make([]byte, 16<<10), link: make([]byte, 64),
+		// Process 1 is always there. Where it is not to be seen, /proc hides other users' processes (hidepid).
+		complete: slices.Contains(names, "1"),
+	}
+	for _, inode := range inodes {
+		s.want[inode] = inode != 0
+	}
+	for _, name := range names {
+		if err := ctx.Err(); err != nil {
+			return nil, false, fmt.Errorf("owners of sockets: %w", err)
+		}
+		pid, err := strconv.Atoi(name)
+		if err != nil {
+			continue
+		}
+		switch err := s.look(pid, name); {
+		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH):
+			// It ended while we looked.
+		case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+			s.complete = false
+		case err != nil:
+			return nil, false, fmt.Errorf("sockets of process %d: %w", pid, err)
+		}
+	}
+	for _, processes := range s.owners {
+		slices.SortFunc(processes, func(a, b Process) int { return cmp.Compare(a.PID, b.PID) })
+	}
+	return s.owners, s.complete, nil
+}
+
+// A search goes through /proc by descriptors of its directories: a pid that is given to a new process meanwhile is not
+// mistaken for the old one.
+type search struct {
+	proc        int
+	want        map[uint64]bool
+	owners      map[uint64][]Process
+	complete    bool
+	names, link []byte // buffers
+}
+
+func (s *search) look(pid int, name string) error {
+	const dir = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC
+	process, err := unix.Openat(s.proc, name, dir, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(process)
+	fds, err := unix.Openat(process, "fd", dir, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fds)
+	found, err := s.sockets(fds)
+	if errors.Is(err, unix.EACCES) {
+		// Also the answer for a process that ended between the kernel's finding the link and reading it.
+		if _, gone := readAt(process, "comm"); gone != nil {
+			return gone
+		}
+	}
+	if len(found) == 0 || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	who, describeErr := describe(process, fds)
+	if describeErr != nil {
+		return describeErr
+	}
+	who.PID = pid
+	for inode := range found {
+		s.owners[inode] = append(s.owners[inode], who)
+	}
+	return err
+}
+
+// sockets returns which of the wanted inodes are among the descriptors in fds, also beside an error.
+func (s *search) sockets(fds int) (map[uint64]bool, error) {
+	var found map[uint64]bool
+	var entries []string
+	for {
+		n, err := unix.ReadDirent(fds, s.names)
+		if err != nil || n <= 0 {
+			return found, err
+		}
+		_, _, entries = unix.ParseDirent(s.names[:n], -1, entries[:0])
+		for _, entry := range entries {
+			n, err := unix.Readlinkat(fds, entry, s.link)
+			if errors.Is(err, unix.ENOENT) {
+				continue // closed meanwhile
+			}
+			if err != nil {
+				return found, err
+			}
+			if inode, ok := socketInode(string(s.link[:n])); ok && s.want[inode] {
+				if found == nil {
+					found = make(map[uint64]bool)
+				}
+				found[inode] = true
+			}
+		}
+	}
+}
+
+func socketInode(link string) (uint64, bool) {
+	digits, ok := strings.CutPrefix(link, "socket:[")
+	if !ok {
+		return 0, false
+	}
+	inode, err := strconv.ParseUint(strings.TrimSuffix(digits, "]"), 10, 64)
+	return inode, err == nil
+}
+
+// describe reads who the process is whose directories in /proc are given.
+func describe(process, fds int) (Process, error) {
+	var who Process
+	var stat unix.Stat_t
+	if err := unix.Fstat(fds, &stat); err != nil {
+		return who, err
+	}
+	who.Viewer = stat.Uid
+	comm, err := readAt(process, "comm")
+	if err != nil {
+		return who, err
+	}
+	who.Command = printable(strings.TrimSuffix(comm, "\n"))
+	status, err := readAt(process, "status")
+	if err != nil {
+		return who, err
+	}
+	who.UID, err = effectiveUID(status)
+	return who, err
+}
+
+func readAt(dir int, name string) (string, error) {
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	b := make([]byte, 4096) // the kernel makes these files in one piece
+	n, err := unix.Read(fd, b)
+	if err != nil {
+		return "", err
+	}
+	return string(b[:n]), nil
+}
+
+// effectiveUID finds it in a /proc/PID/status: "Uid:", then real, effective, saved and filesystem uid. The name above it cannot imitate the
+// line: its newlines are escaped.
+func effectiveUID(status string) (uint32, error) {
+	for line := range strings.Lines(status) {
+		if rest, ok := strings.CutPrefix(line, "Uid:"); ok {
+			if ids := strings.Fields(rest); len(ids) == 4 {
+				uid, err := strconv.ParseUint(ids[1], 10, 32)
+				return uint32(uid), err
+			}
+		}
+	}
+	return 0, fmt.Errorf("no uid in its status")
+}
+
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
+}
