@@ -79,7 +79,7 @@ func TestFDsTruncated(t *testing.T) {
 			queue := os.NewFile(uintptr(dup), "queue")
 			defer queue.Close()
 			cmd := exec.Command("/proc/self/exe")
-			cmd.Env = append(os.Environ(), "FDPASS_ACT="+act)
+			cmd.Env = append(os.Environ(), "FDPASS_ACT="+act, "GORACE=atexit_sleep_ms=0")
 			cmd.ExtraFiles = []*os.File{queue}
 			out, err := cmd.Output()
 			if err != nil {

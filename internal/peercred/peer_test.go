@@ -25,6 +25,7 @@ type actor struct{ *testing.M }
 func TestMain(m *testing.M) { nstest.Main(actor{m}) }
 
 func (a actor) Run() int {
+	os.Setenv("GORACE", "atexit_sleep_ms=0") // for the peers: else each one takes a second to exit under -race
 	act := os.Getenv(envAct)
 	if act == "" {
 		return a.M.Run()
