@@ -76,12 +76,19 @@ func perform(act, socket, ref string) error {
 		fmt.Println("ready", child.Process.Pid)
 		_, err = io.Copy(io.Discard, os.Stdin)
 		return err
-	case "serve":
+	case "direct":
+		return serveDirect()
+	case "portd":
+		return servePortd(socket)
+	case "serve", "serve64":
 		l, err := client.Join(context.Background(), cfg, nil)
 		if err != nil {
 			return err
 		}
 		fmt.Println("ready")
+		if act == "serve64" {
+			return serve64(l)
+		}
 		return echo(l)
 	}
 	return fmt.Errorf("no such act: %s", act)
