@@ -1,0 +1,97 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+
+	"github.com/portd/portd/internal/peercred"
+	"github.com/portd/portd/internal/registry"
+)
+
+// A caller is settled once, when his connection is accepted, and travels with it as gRPC's AuthInfo; for REST it is in the
+// connection's context in the same form. Nothing that a request says can change it.
+type caller struct {
+	credentials.CommonAuthInfo
+	registry.Caller
+}
+
+func (caller) AuthType() string { return "peercred" }
+
+func withCaller(ctx context.Context, c *conn) context.Context {
+	return peer.NewContext(ctx, &peer.Peer{Addr: c.RemoteAddr(), LocalAddr: c.LocalAddr(), AuthInfo: caller{onHost, c.caller}})
+}
+
+// A unix socket does not leave the host.
+var onHost = credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}
+
+// callerOf is who asks. It panics where nobody does: the zero Caller would be root.
+func callerOf(ctx context.Context) registry.Caller {
+	c, ok := findCaller(ctx)
+	if !ok {
+		panic("a call without a caller")
+	}
+	return c
+}
+
+func findCaller(ctx context.Context) (registry.Caller, bool) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return registry.Caller{}, false
+	}
+	c, ok := p.AuthInfo.(caller)
+	return c.Caller, ok
+}
+
+// netnsOf is portd's own network namespace, to tell others from it.
+type netnsOf peercred.NetNS
+
+func ownNetns(log *slog.Logger) netnsOf {
+	ns, err := peercred.OwnNetNS()
+	if err != nil {
+		log.Warn("cannot tell callers of other network namespaces", "err", err)
+	}
+	return netnsOf(ns)
+}
+
+// identify asks the kernel who is at the other end.
+func (own netnsOf) identify(c *net.UnixConn) (registry.Caller, error) {
+	cred, err := peercred.Of(c)
+	if err != nil {
+		return registry.Caller{}, err
+	}
+	who := registry.Caller{UID: cred.UID, GID: cred.GID, PID: cred.PID, Netns: registry.HostNetns}
+	ns, err := peercred.NetNSOf(c)
+	if err != nil {
+		return registry.Caller{}, err
+	}
+	if ns.Differs(peercred.NetNS(own)) {
+		who.Netns = "another"
+	}
+	return who, nil
+}
+
+// settled are the transport credentials of connections whose caller is known already.
+type settled struct{}
+
+func (settled) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	c, ok := raw.(*conn)
+	if !ok {
+		return nil, nil, errors.New("a connection without a caller")
+	}
+	return c, caller{onHost, c.caller}, nil
+}
+
+func (settled) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("these credentials are a server's")
+}
+
+func (settled) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: caller{}.AuthType()}
+}
+func (c settled) Clone() credentials.TransportCredentials { return c }
+func (settled) OverrideServerName(string) error           { return nil }
