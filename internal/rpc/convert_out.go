@@ -1,0 +1,282 @@
+package rpc
+
+import (
+	"encoding/hex"
+	"os/user"
+	"slices"
+	"strconv"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/portd/portd/internal/ianadb"
+	"github.com/portd/portd/internal/registry"
+	pb "github.com/portd/portd/proto/portd/v1"
+)
+
+// Domain to proto. Enums whose numbers are the same on both sides are converted by number, which a test holds together.
+
+func fromEndpoint(e registry.Endpoint) *pb.Endpoint {
+	return &pb.Endpoint{
+		Netns: e.Netns, Protocol: fromProtocol(e.Proto), Address: e.Addr.String(), V6Only: e.V6Only, Device: e.Device,
+		Ports: fromPortRange(registry.PortRange{First: e.First, Last: e.Last}), Text: e.String(),
+	}
+}
+
+func fromProtocol(p registry.Protocol) pb.Protocol {
+	for out, in := range protocols {
+		if in == p {
+			return out
+		}
+	}
+	return pb.Protocol_PROTOCOL_UNSPECIFIED
+}
+
+func fromPortRange(r registry.PortRange) *pb.PortRange {
+	return &pb.PortRange{First: uint32(r.First), Last: uint32(r.Last)}
+}
+
+// fromReservation has holders as far as they were asked for, those of ports that are lost.
+func fromReservation(r *registry.Reservation, holders ...registry.Holder) *pb.Reservation {
+	if r == nil {
+		return nil
+	}
+	out := &pb.Reservation{
+		Id: r.ID, Name: r.Name, Labels: r.Labels, Owner: string(r.Owner), Spec: fromSpec(r.Spec), LeaseId: r.Lease,
+		CreateTime: fromTime(r.Created), CreateRevision: int64(r.CreateRevision), Revision: int64(r.Revision),
+	}
+	for _, a := range r.Assigned {
+		out.Assigned = append(out.Assigned, fromAssigned(a, r.Spec.Mode, holders))
+	}
+	return out
+}
+
+func fromAssigned(a registry.Assigned, m registry.Mode, holders []registry.Holder) *pb.AssignedEndpoint {
+	out := &pb.AssignedEndpoint{Endpoint: fromEndpoint(a.Endpoint), State: pb.EndpointState(a.State(m))}
+	if a.Listen != nil {
+		out.ListenOptions = fromListenOptions(*a.Listen)
+	}
+	for _, lost := range a.Lost {
+		e := &pb.PortException{Ports: fromPortRange(lost), State: pb.EndpointState_ENDPOINT_STATE_LOST}
+		ep := a.Endpoint
+		ep.First, ep.Last = lost.First, lost.Last
+		for _, h := range holders {
+			if ep.Overlaps(h.Endpoint) {
+				e.Holders = append(e.Holders, fromHolder(h))
+			}
+		}
+		out.Exceptions = append(out.Exceptions, e)
+	}
+	return out
+}
+
+func fromSpec(s registry.Spec) *pb.ReservationSpec {
+	out := &pb.ReservationSpec{Mode: pb.Mode_MODE_HELD}
+	if s.Mode == registry.Recorded {
+		out.Mode = pb.Mode_MODE_RECORDED
+	}
+	if o := s.Options; o != (registry.BindOptions{}) {
+		out.BindOptions = &pb.BindOptions{Freebind: o.Freebind, Transparent: o.Transparent, Mptcp: o.MPTCP}
+	}
+	for _, e := range s.Endpoints {
+		out.Endpoints = append(out.Endpoints, fromEndpointSpec(e))
+	}
+	return out
+}
+
+func fromEndpointSpec(s registry.EndpointSpec) *pb.EndpointSpec {
+	out := &pb.EndpointSpec{Netns: s.Netns, V6Only: s.V6Only, Device: s.Device}
+	for _, p := range s.Protos {
+		out.Protocols = append(out.Protocols, fromProtocol(p))
+	}
+	for _, a := range s.Addrs {
+		out.Addresses = append(out.Addresses, a.String())
+	}
+	switch {
+	case s.Any != nil:
+		anyPorts := &pb.AnyPorts{Count: uint32(s.Any.Count)}
+		if s.Any.Within != (registry.PortRange{}) {
+			anyPorts.Within = fromPortRange(s.Any.Within)
+		}
+		out.Choice = &pb.EndpointSpec_Any{Any: anyPorts}
+	case s.Service != "":
+		out.Choice = &pb.EndpointSpec_Service{Service: s.Service}
+	default:
+		out.Choice = &pb.EndpointSpec_Exact{Exact: fromPortRange(s.Exact)}
+	}
+	return out
+}
+
+func fromListenOptions(o registry.ListenOptions) *pb.ListenOptions {
+	noDelay, keepAlive := !o.NoDelayOff, !o.KeepAliveOff
+	return &pb.ListenOptions{Backlog: uint32(o.Backlog), NoDelay: &noDelay, KeepAlive: &keepAlive}
+}
+
+func fromHolder(h registry.Holder) *pb.Holder {
+	out := &pb.Holder{Endpoint: fromEndpoint(h.Endpoint), State: pb.SocketState(h.State), Hidden: h.Hidden}
+	if h.State != registry.SocketLeftover {
+		out.Uid, out.User = &h.UID, userName(h.UID)
+	}
+	for _, p := range h.Processes {
+		out.Processes = append(out.Processes, &pb.Process{Pid: int32(p.PID), Command: p.Command})
+	}
+	return out
+}
+
+// userName is empty for a user without a name here.
+func userName(uid uint32) string {
+	u, err := user.LookupId(strconv.FormatUint(uint64(uid), 10))
+	if err != nil {
+		return ""
+	}
+	return u.Username
+}
+
+func fromHolders(holders []registry.Holder) (out []*pb.Holder) {
+	for _, h := range holders {
+		out = append(out, fromHolder(h))
+	}
+	return out
+}
+
+// fromUse tells of a use as one who is me may see it.
+func fromUse(u registry.Use, me registry.Principal) *pb.PortUse {
+	r := u.Reservation
+	if r == nil {
+		if len(u.Holders) == 0 {
+			return &pb.PortUse{}
+		}
+		h := fromHolder(u.Holders[0])
+		return &pb.PortUse{Endpoint: h.GetEndpoint(), By: &pb.PortUse_Holder{Holder: h}}
+	}
+	a := r.Assigned[u.Index]
+	return &pb.PortUse{Endpoint: fromEndpoint(a.Endpoint), By: &pb.PortUse_Reservation{Reservation: &pb.ReservationUse{
+		Id: r.ID, Name: r.Name, Owner: string(r.Owner), Yours: r.Owner == me, CreateTime: fromTime(r.Created),
+		State: a.State(r.Spec.Mode).String(), Holders: fromHolders(u.Holders),
+	}}}
+}
+
+func fromLease(l registry.LeaseStatus) *pb.Lease {
+	return &pb.Lease{
+		Id: l.ID, Owner: string(l.Owner), Spec: fromLeaseSpec(l.Spec), CreateTime: fromTime(l.Created),
+		ExpireTime: fromTime(l.Expires), Connected: l.Connected,
+	}
+}
+
+func fromLeaseSpec(s registry.LeaseSpec) *pb.LeaseSpec {
+	switch s.Kind {
+	case registry.TTLLease:
+		return &pb.LeaseSpec{Kind: &pb.LeaseSpec_Ttl{Ttl: durationpb.New(s.TTL)}}
+	case registry.ProcessLease:
+		return &pb.LeaseSpec{Kind: &pb.LeaseSpec_Process{Process: &pb.ProcessLease{Pid: s.PID}}}
+	}
+	return &pb.LeaseSpec{Kind: &pb.LeaseSpec_Session{Session: &pb.SessionLease{Grace: durationpb.New(s.Grace)}}}
+}
+
+func fromChange(storeID string, ch registry.Change) *pb.WatchReservationsResponse {
+	out := &pb.WatchReservationsResponse{Revision: int64(ch.Revision), Time: fromTime(ch.Time), StoreId: storeID}
+	for _, e := range ch.Events {
+		ev := &pb.Event{
+			Type: pb.EventType(e.Type), Reservation: fromReservation(e.Reservation), Caller: string(e.Caller), Reason: e.Reason,
+		}
+		if e.Lease != nil {
+			ev.Lease = fromLease(registry.LeaseStatus{Lease: e.Lease})
+		}
+		out.Events = append(out.Events, ev)
+	}
+	return out
+}
+
+// fromTime is nil for the zero time.
+func fromTime(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
+
+var statuses = [...]pb.AssignmentStatus{
+	ianadb.StatusNone:       pb.AssignmentStatus_ASSIGNMENT_STATUS_NONE,
+	ianadb.StatusAssigned:   pb.AssignmentStatus_ASSIGNMENT_STATUS_ASSIGNED,
+	ianadb.StatusUnassigned: pb.AssignmentStatus_ASSIGNMENT_STATUS_UNASSIGNED,
+	ianadb.StatusReserved:   pb.AssignmentStatus_ASSIGNMENT_STATUS_RESERVED,
+	ianadb.StatusPrivate:    pb.AssignmentStatus_ASSIGNMENT_STATUS_PRIVATE,
+	ianadb.StatusRetired:    pb.AssignmentStatus_ASSIGNMENT_STATUS_RETIRED,
+	ianadb.StatusOther:      pb.AssignmentStatus_ASSIGNMENT_STATUS_OTHER,
+	ianadb.StatusDynamic:    pb.AssignmentStatus_ASSIGNMENT_STATUS_DYNAMIC,
+}
+
+var classes = [...]pb.PortClass{
+	ianadb.System:  pb.PortClass_PORT_CLASS_SYSTEM,
+	ianadb.User:    pb.PortClass_PORT_CLASS_USER,
+	ianadb.Dynamic: pb.PortClass_PORT_CLASS_DYNAMIC,
+}
+
+var entryProtocols = [...]pb.Protocol{
+	ianadb.AnyProtocol: pb.Protocol_PROTOCOL_UNSPECIFIED,
+	ianadb.TCP:         pb.Protocol_PROTOCOL_TCP,
+	ianadb.UDP:         pb.Protocol_PROTOCOL_UDP,
+	ianadb.SCTP:        pb.Protocol_PROTOCOL_SCTP,
+	ianadb.DCCP:        pb.Protocol_PROTOCOL_DCCP,
+}
+
+func fromEntry(e ianadb.Entry) *pb.ServiceEntry {
+	out := &pb.ServiceEntry{
+		Name: e.Name, Protocol: entryProtocols[e.Protocol], Description: e.Description, Assignee: e.Assignee, Contact: e.Contact,
+		RegistrationDate: e.RegistrationDate, ModificationDate: e.ModificationDate, Reference: e.Reference,
+		ServiceCode: e.ServiceCode, UnauthorizedUse: e.UnauthorizedUse, Notes: e.Notes, AliasOf: e.AliasOf(),
+		Source: pb.EntrySource_ENTRY_SOURCE_IANA,
+	}
+	if e.HasPort() {
+		out.Ports = fromPortRange(registry.PortRange{First: e.First, Last: e.Last})
+	}
+	return out
+}
+
+func fromSource(db *ianadb.DB) *pb.ServiceRegistryStatus {
+	src := db.Source()
+	return &pb.ServiceRegistryStatus{
+		Date: src.Date, Digest: hex.EncodeToString(src.SHA256[:]), Records: uint32(db.Len()), Source: "embedded",
+	}
+}
+
+func fromFeatures(features []Feature) (out []*pb.KernelFeature) {
+	for _, f := range features {
+		out = append(out, &pb.KernelFeature{Name: f.Name, Available: f.Available, Consequence: f.Consequence})
+	}
+	return out
+}
+
+// hidden are the sentences that say what the caller may not see, each once.
+func hidden(uses []registry.Use) (out []string) {
+	for _, u := range uses {
+		for _, h := range u.Holders {
+			if h.Hidden != "" && !slices.Contains(out, h.Hidden) {
+				out = append(out, h.Hidden)
+			}
+		}
+	}
+	return out
+}
+
+func fromWorker(w Worker) *pb.Worker {
+	out := &pb.Worker{
+		Id: w.ID, Owner: string(registry.UIDPrincipal(w.UID)), Pid: w.PID, Command: w.Command,
+		Sent: w.Sent, Done: w.Done, AttachTime: fromTime(w.Attached),
+	}
+	for _, l := range w.Listeners {
+		out.Listeners = append(out.Listeners, &pb.WorkerListener{
+			ReservationId: l.Key.Reservation, Endpoint: fromEndpoint(l.Endpoint), State: pb.WorkerState(l.State), Socket: l.Socket,
+			Room: uint32(l.Room),
+		})
+	}
+	return out
+}
+
+func fromConnection(c Connection) *pb.Connection {
+	return &pb.Connection{
+		ReservationId: c.Key.Reservation, Listener: fromEndpoint(c.Listener), WorkerId: c.Worker, WorkerPid: c.PID,
+		Peer: c.Peer, AcceptTime: fromTime(c.Accepted), Redelivered: c.Redelivered,
+	}
+}

@@ -1,0 +1,193 @@
+package rpc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"github.com/grpc-ecosystem/grpc-gateway/v2/utilities"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/portd/portd/api/openapi"
+	"github.com/portd/portd/internal/rpc/portdgw"
+	pb "github.com/portd/portd/proto/portd/v1"
+)
+
+// newREST is the HTTP server of the connections that do not speak gRPC, for conns only.
+func newREST(to grpc.ClientConnInterface, log *slog.Logger) *http.Server {
+	gateway := newGateway(to)
+	return &http.Server{
+		Handler:           bounded(gateway, routes(gateway)),
+		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return withCaller(ctx, c.(*conn)) },
+		ReadHeaderTimeout: patience,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug), // of what strangers send
+	}
+}
+
+const welcome = `This is portd, the port authority of this host. Its REST API:
+
+  /v1/status              about portd, and who you are to it
+  /v1/ports:whois?port=443
+  /v1/reservations
+  /openapi.json           the whole API (OpenAPI 3.1)
+  /openapi/v2.json        the same in OpenAPI 2.0
+
+gRPC is on this same socket, with reflection. On the command line: portctl help.
+`
+
+func routes(gateway http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", fixed("text/plain; charset=utf-8", []byte(welcome)))
+	mux.HandleFunc("GET /openapi.json", fixed("application/json", openapi.V31))
+	mux.HandleFunc("GET /openapi/v2.json", fixed("application/json", openapi.V2))
+	mux.Handle("/", gateway)
+	return mux
+}
+
+func fixed(contentType string, content []byte) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", contentType)
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
+	}
+}
+
+// bounded reads the body before anybody waits for it, so much of it and so long. Reading ahead also lets the server notice
+// a caller who has gone while his stream is still on.
+func bounded(mux *runtime.ServeMux, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Body != http.NoBody {
+			line := http.NewResponseController(w)
+			_ = line.SetReadDeadline(time.Now().Add(patience))
+			body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxMessage))
+			if err != nil {
+				w.Header().Set("Connection", "close")
+				runtime.HTTPError(r.Context(), mux, &lines{}, w, r, badBody(err))
+				return
+			}
+			_ = line.SetReadDeadline(time.Time{})
+			r.Body = io.NopCloser(bytes.NewReader(body))
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func badBody(err error) error {
+	if tooBig := (*http.MaxBytesError)(nil); errors.As(err, &tooBig) {
+		st := status.Newf(codes.ResourceExhausted, "a request has at most %d bytes", tooBig.Limit)
+		return &runtime.HTTPStatusError{HTTPStatus: http.StatusRequestEntityTooLarge, Err: st.Err()}
+	}
+	return status.Errorf(codes.InvalidArgument, "the request's body did not arrive: %v", err)
+}
+
+// newGateway is the generated gateway, calling through to.
+func newGateway(to grpc.ClientConnInterface) *runtime.ServeMux {
+	mux := runtime.NewServeMux(
+		runtime.WithMarshalerOption(runtime.MIMEWildcard, &lines{}),
+		runtime.WithErrorHandler(answerError),
+		runtime.WithRoutingErrorHandler(answerNoRoute),
+		runtime.SetQueryParameterParser(strict{}),                                           // for the whole process, in which there is one gateway
+		runtime.WithIncomingHeaderMatcher(func(string) (string, bool) { return "", false }), // no service reads any
+		runtime.WithDisablePathLengthFallback(),                                             // a form that is posted is not a GET
+		runtime.WithDisableHTTPMethodOverride(),
+		runtime.WithWriteContentLength(),
+	)
+	ctx := context.Background()
+	if err := errors.Join(
+		portdgw.RegisterReservationServiceHandlerClient(ctx, mux, pb.NewReservationServiceClient(to)),
+		portdgw.RegisterLeaseServiceHandlerClient(ctx, mux, pb.NewLeaseServiceClient(to)),
+		portdgw.RegisterServiceRegistryServiceHandlerClient(ctx, mux, pb.NewServiceRegistryServiceClient(to)),
+		portdgw.RegisterPortServiceHandlerClient(ctx, mux, pb.NewPortServiceClient(to)),
+		portdgw.RegisterHandoffServiceHandlerClient(ctx, mux, pb.NewHandoffServiceClient(to)),
+		portdgw.RegisterDaemonServiceHandlerClient(ctx, mux, pb.NewDaemonServiceClient(to)),
+	); err != nil {
+		panic(err) // generated code that contradicts itself
+	}
+	return mux
+}
+
+// lines is JSON as protobuf maps it, one message per line; fields that a request does not have are refused, lest a
+// misspelt one go unnoticed.
+type lines struct{ runtime.JSONPb }
+
+func (l *lines) Marshal(v any) (b []byte, err error) {
+	if m, ok := v.(proto.Message); ok {
+		b, err = l.MarshalOptions.Marshal(m)
+	} else {
+		b, err = l.JSONPb.Marshal(v)
+	}
+	return append(b, '\n'), err
+}
+
+func (l *lines) Delimiter() []byte { return nil } // the line has its end
+
+func (l *lines) StreamContentType(any) string { return "application/x-ndjson" }
+
+// strict refuses query parameters that are no field of the request; the gateway's own parser skips them.
+type strict struct{ runtime.DefaultQueryParser }
+
+func (s strict) Parse(m proto.Message, values url.Values, filter *utilities.DoubleArray) error {
+	for key := range values {
+		path, _, _ := strings.Cut(key, "[")
+		if !hasField(m.ProtoReflect().Descriptor(), strings.Split(path, ".")) {
+			return fmt.Errorf("%s: there is no such parameter", key)
+		}
+	}
+	return s.DefaultQueryParser.Parse(m, values, filter)
+}
+
+func hasField(m protoreflect.MessageDescriptor, path []string) bool {
+	for _, name := range path {
+		if m == nil {
+			return false
+		}
+		f := m.Fields().ByTextName(name)
+		if f == nil {
+			f = m.Fields().ByJSONName(name)
+		}
+		if f == nil {
+			return false
+		}
+		m = f.Message()
+	}
+	return true
+}
+
+// answerError says what went wrong as google.rpc.Status. What the gateway itself refuses has not been through the
+// interceptors and gets its reason here.
+func answerError(ctx context.Context, mux *runtime.ServeMux, m runtime.Marshaler, w http.ResponseWriter, r *http.Request, err error) {
+	if st := status.Convert(err); st.Code() == codes.InvalidArgument && len(st.Details()) == 0 {
+		// protojson puts a no-break space into its messages at random, so that nobody relies on them.
+		text := strings.TrimPrefix(strings.ReplaceAll(st.Message(), "\u00a0", " "), "proto: ")
+		err = withDetails(status.New(st.Code(), text), &errdetails.ErrorInfo{Domain: domain, Reason: "INVALID_ARGUMENT"}).Err()
+	}
+	runtime.DefaultHTTPErrorHandler(ctx, mux, m, w, r, err)
+}
+
+func answerNoRoute(ctx context.Context, mux *runtime.ServeMux, m runtime.Marshaler, w http.ResponseWriter, r *http.Request, code int) {
+	var st *status.Status
+	switch code {
+	case http.StatusNotFound:
+		st = status.Newf(codes.NotFound, "there is no %s here: GET / says what there is", r.URL.Path)
+	case http.StatusMethodNotAllowed:
+		st = status.Newf(codes.Unimplemented, "%s is not for %s: /openapi.json says what is", r.Method, r.URL.Path)
+	default:
+		st = status.New(codes.InvalidArgument, http.StatusText(code))
+	}
+	runtime.HTTPError(ctx, mux, m, w, r, &runtime.HTTPStatusError{HTTPStatus: code, Err: st.Err()})
+}

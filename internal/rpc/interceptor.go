@@ -1,0 +1,49 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+
+	"google.golang.org/grpc"
+
+	"github.com/portd/portd/internal/registry"
+)
+
+// errStopping is why streams end when portd does.
+var errStopping = fmt.Errorf("%w: portd is stopping", registry.ErrUnavailable)
+
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (_ any, err error) {
+	defer s.answer(ctx, info.FullMethod, &err)
+	return handle(ctx, req)
+}
+
+func (s *Server) stream(impl any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
+	ctx, cancel := context.WithCancelCause(ss.Context())
+	defer cancel(nil)
+	defer s.answer(ctx, info.FullMethod, &err)
+	defer context.AfterFunc(s.stopping, func() { cancel(errStopping) })()
+	return handle(impl, stoppable{ss, ctx})
+}
+
+// answer is deferred around every handler: what went wrong becomes a status, and a panic is one call's misfortune.
+func (s *Server) answer(ctx context.Context, method string, err *error) {
+	if p := recover(); p != nil {
+		s.log.Error("panic in a call", "method", method, "err", p, "stack", string(debug.Stack()))
+		*err = errInternal
+		return
+	}
+	if *err != nil && errors.Is(context.Cause(ctx), errStopping) {
+		*err = errStopping
+	}
+	*err = s.status(ctx, method, *err)
+}
+
+// A stoppable stream ends when its caller goes or portd stops.
+type stoppable struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s stoppable) Context() context.Context { return s.ctx }

@@ -1,0 +1,112 @@
+package rpc
+
+import (
+	"context"
+
+	"github.com/portd/portd/internal/registry"
+	pb "github.com/portd/portd/proto/portd/v1"
+)
+
+type reservations struct {
+	pb.UnimplementedReservationServiceServer
+	reg *registry.Registry
+}
+
+func (s *reservations) Reserve(ctx context.Context, req *pb.ReserveRequest) (*pb.ReserveResponse, error) {
+	want, err := toReserve(req)
+	if err != nil {
+		return nil, err
+	}
+	r, existed, err := s.reg.Reserve(ctx, callerOf(ctx), want)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ReserveResponse{Reservation: fromReservation(r), Existed: existed}, nil
+}
+
+func (s *reservations) Release(ctx context.Context, req *pb.ReleaseRequest) (*pb.ReleaseResponse, error) {
+	out, err := s.reg.Release(ctx, callerOf(ctx), req.GetReservation(), req.GetRequestId())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ReleaseResponse{
+		Reservation: fromReservation(out.Reservation), StillBoundBy: fromHolders(out.StillBound), Revision: int64(out.Revision),
+	}, nil
+}
+
+func (s *reservations) GetReservation(ctx context.Context, req *pb.GetReservationRequest) (*pb.GetReservationResponse, error) {
+	r, err := s.reg.Get(ctx, callerOf(ctx), req.GetReservation())
+	if err != nil {
+		return nil, err
+	}
+	holders, err := s.culprits(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.GetReservationResponse{Reservation: fromReservation(r, holders...)}, nil
+}
+
+func (s *reservations) ListReservations(ctx context.Context, req *pb.ListReservationsRequest) (*pb.ListReservationsResponse, error) {
+	f, err := toFilter("filter", req.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	list, err := s.reg.List(ctx, callerOf(ctx), f, toPage(req))
+	if err != nil {
+		return nil, err
+	}
+	holders, err := s.culprits(ctx, list.Items...)
+	if err != nil {
+		return nil, err
+	}
+	out := &pb.ListReservationsResponse{NextPageToken: list.Next, Revision: int64(list.Revision), StoreId: list.StoreID}
+	for _, r := range list.Items {
+		out.Reservations = append(out.Reservations, fromReservation(r, holders...))
+	}
+	return out, nil
+}
+
+// culprits are the sockets that have what these reservations have lost: looked for once, and only where something is.
+func (s *reservations) culprits(ctx context.Context, rs ...*registry.Reservation) ([]registry.Holder, error) {
+	var lost []registry.Endpoint
+	for _, r := range rs {
+		for _, a := range r.Assigned {
+			for _, ports := range a.Lost {
+				ep := a.Endpoint
+				ep.First, ep.Last = ports.First, ports.Last
+				lost = append(lost, ep)
+			}
+		}
+	}
+	if len(lost) == 0 {
+		return nil, nil
+	}
+	return s.reg.Holders(ctx, callerOf(ctx), lost...)
+}
+
+func (s *reservations) WatchReservations(req *pb.WatchReservationsRequest, to pb.ReservationService_WatchReservationsServer) error {
+	w, err := toWatch(req)
+	if err != nil {
+		return err
+	}
+	ctx := to.Context()
+	return s.reg.Watch(ctx, callerOf(ctx), w, func(storeID string, ch registry.Change) error {
+		return to.Send(fromChange(storeID, ch))
+	})
+}
+
+func (s *reservations) Listen(ctx context.Context, req *pb.ListenRequest) (*pb.ListenResponse, error) {
+	r, err := s.reg.Listen(ctx, callerOf(ctx), req.GetReservation(), toListenOptions(req.GetOptions()), req.GetRequestId())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ListenResponse{Reservation: fromReservation(r)}, nil
+}
+
+func (s *reservations) Close(ctx context.Context, req *pb.CloseRequest) (*pb.CloseResponse, error) {
+	r, err := s.reg.Unlisten(ctx, callerOf(ctx), req.GetReservation(), req.GetRequestId())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.CloseResponse{Reservation: fromReservation(r)}, nil
+}

@@ -1,0 +1,103 @@
+// Package rpc is the doors to the registry: gRPC and REST on one unix socket, whose callers the kernel names.
+//
+// A connection's first bytes say what it speaks. REST goes through the generated gateway into the same services, with the
+// same interceptors and the same caller, without another socket in between: a REST caller keeps his own uid.
+package rpc
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/portd/portd/internal/registry"
+	pb "github.com/portd/portd/proto/portd/v1"
+)
+
+// Config is what a Server is made of. Registry and Workers are needed.
+type Config struct {
+	Registry *registry.Registry
+	Workers  Workers
+	Info     Info
+	Log      *slog.Logger // nil: silent
+}
+
+// Info is what the daemon knows of itself.
+type Info struct {
+	Version       string
+	PID           int
+	UID           uint32
+	Started       time.Time
+	StateDir      string
+	ControlSocket string
+	HandoffSocket string
+	Features      []Feature
+}
+
+// A Feature is something of the kernel that portd is better with.
+type Feature struct {
+	Name        string
+	Available   bool
+	Consequence string // what is weaker without it
+}
+
+// A Server answers the API.
+type Server struct {
+	log      *slog.Logger
+	netns    netnsOf
+	grpc     *grpc.Server
+	health   *health.Server
+	http     *http.Server
+	local    *local
+	stopping context.Context // ended by stop, and streams with it
+	stop     context.CancelFunc
+}
+
+// maxMessage bounds a request, in bytes: it is the memory that a stranger can ask for. A specification of 10,000 ports is one
+// range, so that real ones take a thousandth of it.
+const maxMessage = 1 << 20
+
+// New makes a Server; Serve opens its doors.
+func New(cfg Config) *Server {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{log: cfg.Log, netns: ownNetns(cfg.Log)}
+	s.stopping, s.stop = context.WithCancel(context.Background())
+	s.local = newLocal(s.unary, s.stream)
+	s.grpc = grpc.NewServer(
+		grpc.Creds(settled{}),
+		grpc.UnaryInterceptor(s.unary),
+		grpc.StreamInterceptor(s.stream),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxHeaderListSize(maxHeader),
+		grpc.MaxConcurrentStreams(256),
+		grpc.ConnectionTimeout(patience),
+		grpc.WaitForHandlers(true),
+		grpc.KeepaliveEnforcementPolicy(pings),
+	)
+	register(cfg, s.grpc)
+	register(cfg, s.local)
+	s.health = health.NewServer()
+	for name := range s.grpc.GetServiceInfo() {
+		s.health.SetServingStatus(name, grpc_health_v1.HealthCheckResponse_SERVING)
+	}
+	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+	s.http = newREST(s.local, s.log)
+	return s
+}
+
+func register(cfg Config, to grpc.ServiceRegistrar) {
+	pb.RegisterReservationServiceServer(to, &reservations{reg: cfg.Registry})
+	pb.RegisterLeaseServiceServer(to, &leases{reg: cfg.Registry})
+	pb.RegisterServiceRegistryServiceServer(to, &services{db: cfg.Registry.Services()})
+	pb.RegisterPortServiceServer(to, &ports{reg: cfg.Registry, workers: cfg.Workers})
+	pb.RegisterHandoffServiceServer(to, &handoffs{reg: cfg.Registry, workers: cfg.Workers})
+	pb.RegisterDaemonServiceServer(to, &daemon{reg: cfg.Registry, workers: cfg.Workers, info: cfg.Info})
+}

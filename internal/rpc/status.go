@@ -1,0 +1,167 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"strconv"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+
+	"github.com/portd/portd/internal/registry"
+	pb "github.com/portd/portd/proto/portd/v1"
+)
+
+// codeOf is what errors mean to a caller: a code for programs, and ErrorInfo's reason where the error itself has none.
+var codeOf = []struct {
+	is     error
+	code   codes.Code
+	reason string
+}{
+	{registry.ErrInvalid, codes.InvalidArgument, "INVALID_ARGUMENT"},
+	{registry.ErrDenied, codes.PermissionDenied, "POLICY_DENIED"},
+	{registry.ErrNotFound, codes.NotFound, "NOT_FOUND"},
+	{registry.ErrTaken, codes.AlreadyExists, "IN_USE"},
+	{registry.ErrExhausted, codes.ResourceExhausted, "EXHAUSTED"},
+	{registry.ErrUnsupported, codes.FailedPrecondition, "UNSUPPORTED"},
+	{registry.ErrUnavailable, codes.Unavailable, "UNAVAILABLE"},
+	{registry.ErrConflict, codes.Aborted, "CONFLICT"},
+	{registry.ErrCompacted, codes.OutOfRange, "COMPACTED"},
+}
+
+// domain is ErrorInfo's: reasons are portd's own words.
+const domain = "portd"
+
+var errInternal = status.Error(codes.Internal, "internal error")
+
+// status is what the caller of method gets for err. What the table does not have is for the operator alone.
+func (s *Server) status(ctx context.Context, method string, err error) error {
+	if err == nil {
+		return nil
+	}
+	for _, k := range codeOf {
+		if errors.Is(err, k.is) {
+			var me registry.Principal
+			if c, ok := findCaller(ctx); ok {
+				me = c.Principal()
+			}
+			return withDetails(status.New(k.code, err.Error()), explain(err, k.reason, me)...).Err()
+		}
+	}
+	var has interface{ GRPCStatus() *status.Status } // of gRPC's own: a send to a caller who has gone
+	switch {
+	case errors.As(err, &has):
+		return has.GRPCStatus().Err()
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return status.FromContextError(err).Err()
+	}
+	s.log.Error("a call failed", "method", method, "err", err)
+	return errInternal
+}
+
+func withDetails(st *status.Status, details ...protoadapt.MessageV1) *status.Status {
+	detailed, err := st.WithDetails(details...)
+	if err != nil { // only for a status that is OK, or a message that cannot be serialized
+		return st
+	}
+	return detailed
+}
+
+// explain is err in google.rpc's words (AIP-193): ErrorInfo for all, and more where there is more to say.
+func explain(err error, reason string, me registry.Principal) []protoadapt.MessageV1 {
+	info := &errdetails.ErrorInfo{Domain: domain, Reason: reason, Metadata: map[string]string{}}
+	details := []protoadapt.MessageV1{info}
+	var (
+		invalid     *registry.InvalidError
+		taken       *registry.TakenError
+		denied      *registry.DeniedError
+		unsupported *registry.UnsupportedError
+		compacted   *registry.CompactedError
+	)
+	switch {
+	case errors.As(err, &invalid):
+		info.Reason = or(invalid.Code, reason)
+		info.Metadata["field"] = invalid.Field
+		details = append(details, &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{
+			{Field: invalid.Field, Description: invalid.Reason, Reason: info.Reason},
+		}})
+	case errors.As(err, &taken):
+		info.Reason = takenReason(taken)
+		info.Metadata = takenMetadata(taken)
+		details = append(details, fromTaken(taken, me))
+	case errors.As(err, &denied):
+		info.Metadata = map[string]string{"caller": string(denied.Caller), "act": denied.Act, "rule": denied.Rule}
+	case errors.As(err, &unsupported):
+		info.Reason = or(unsupported.Code, reason)
+		info.Metadata["what"] = unsupported.What
+		details = append(details, &errdetails.PreconditionFailure{Violations: []*errdetails.PreconditionFailure_Violation{
+			{Type: info.Reason, Subject: unsupported.What, Description: unsupported.Why},
+		}})
+	case errors.As(err, &compacted):
+		info.Metadata["oldest_revision"] = strconv.FormatInt(int64(compacted.Oldest), 10)
+	}
+	return details
+}
+
+func takenReason(e *registry.TakenError) string {
+	switch {
+	case e.Name != "":
+		return "NAME_TAKEN"
+	case len(e.By) > 0:
+		return "RESERVED"
+	}
+	return "IN_USE"
+}
+
+// takenMetadata is the first thing in the way as strings, for those who do not read PortConflict.
+func takenMetadata(e *registry.TakenError) map[string]string {
+	m := map[string]string{}
+	if e.Name != "" {
+		m["name"] = e.Name
+	} else {
+		m["endpoint"] = e.Want.String()
+	}
+	switch {
+	case len(e.By) > 0:
+		m["reservation"], m["owner"] = e.By[0].ID, string(e.By[0].Owner)
+	case len(e.Holders) > 0:
+		h := e.Holders[0]
+		m["address"] = h.Endpoint.String()
+		if h.State != registry.SocketLeftover {
+			m["uid"] = strconv.FormatUint(uint64(h.UID), 10)
+		}
+		if len(h.Processes) > 0 {
+			m["pid"], m["command"] = strconv.Itoa(h.Processes[0].PID), h.Processes[0].Command
+		}
+	}
+	return m
+}
+
+func fromTaken(e *registry.TakenError, me registry.Principal) *pb.PortConflict {
+	conflict := &pb.PortConflict{}
+	if e.Name == "" {
+		conflict.Wanted = fromEndpoint(e.Want)
+	}
+	for _, r := range e.By {
+		for i, a := range r.Assigned {
+			if e.Name != "" || a.Endpoint.Overlaps(e.Want) {
+				conflict.Uses = append(conflict.Uses, fromUse(registry.Use{Reservation: r, Index: i}, me))
+			}
+		}
+	}
+	for _, h := range e.Holders {
+		conflict.Uses = append(conflict.Uses, fromUse(registry.Use{Holders: []registry.Holder{h}}, me))
+	}
+	return conflict
+}
+
+// or is v, or otherwise where v is the zero value.
+func or[T comparable](v, otherwise T) T {
+	var zero T
+	if v == zero {
+		return otherwise
+	}
+	return v
+}

@@ -1,0 +1,69 @@
+package rpc
+
+import (
+	"time"
+
+	"github.com/portd/portd/internal/registry"
+)
+
+// Workers is what the hand-off shows of itself. Its methods may be called at the same time, and what they return is the
+// caller's.
+type Workers interface {
+	// Workers are those that are attached, in any order.
+	Workers() []Worker
+	// Connections are those handed over lately, in any order; how many are remembered is bounded.
+	Connections() []Connection
+	// Totals are a listener's counts, zero for one that the hand-off does not know.
+	Totals(key registry.SocketKey) Totals
+}
+
+// A Worker is a process that is attached to listeners.
+type Worker struct {
+	ID        string // "wrk_…"
+	UID       uint32
+	PID       int32
+	Command   string // as in /proc/PID/comm
+	Listeners []WorkerListener
+	Sent      uint64 // connections sent to it
+	Done      uint64 // those of them that it said it was done with
+	Attached  time.Time
+}
+
+// A WorkerListener is what a worker has of one listener.
+type WorkerListener struct {
+	Key      registry.SocketKey
+	Owner    registry.Principal // of the reservation
+	Endpoint registry.Endpoint
+	State    WorkerState
+	Socket   bool // it has the socket itself rather than its connections
+	Room     int  // messages that may wait in its queue
+}
+
+// WorkerState says whether a worker gets connections of a listener.
+type WorkerState uint8
+
+const (
+	WorkerAttached WorkerState = iota + 1 // not ready yet
+	WorkerReady
+	WorkerDraining // takes no more
+)
+
+// A Connection is one that was handed over.
+type Connection struct {
+	Seq         uint64 // counts them from 1 since portd started
+	Key         registry.SocketKey
+	Owner       registry.Principal // of the reservation
+	Listener    registry.Endpoint
+	Worker      string // its id
+	PID         int32
+	Peer        string // "192.0.2.1:40000"
+	Accepted    time.Time
+	Redelivered bool // handed over once more, after its first worker had died
+}
+
+// Totals are a listener's counts since portd started.
+type Totals struct {
+	Workers     int // attached ones that take connections from it
+	HandedOver  uint64
+	Redelivered uint64
+}
