@@ -1,0 +1,89 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	pb "github.com/portd/portd/proto/portd/v1"
+	"google.golang.org/grpc"
+)
+
+// A session is a lease that lasts as long as this process follows it, and a grace beyond.
+type session struct {
+	cl    *Client
+	lease string
+	token string
+	log   *slog.Logger
+	stop  context.CancelFunc
+	done  chan struct{} // closed when nothing follows the stream any more
+}
+
+type sessionStream = grpc.ServerStreamingClient[pb.OpenSessionResponse]
+
+// openSession opens a session; ctx bounds that and nothing after it. The session must be ended.
+func openSession(ctx context.Context, cl *Client, log *slog.Logger) (*session, error) {
+	life, stop := context.WithCancel(context.WithoutCancel(ctx))
+	unbound := context.AfterFunc(ctx, stop)
+	stream, err := cl.Leases.OpenSession(life, &pb.OpenSessionRequest{})
+	var first *pb.OpenSessionResponse
+	if err == nil {
+		first, err = stream.Recv()
+	}
+	if !unbound() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	s := &session{cl: cl, lease: first.GetLease().GetId(), token: first.GetResumeToken(), log: log, stop: stop, done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		s.follow(life, stream)
+	}()
+	return s, nil
+}
+
+// follow resumes the session whenever its stream ends, as when portd restarts, until portd does not know it any more. What hung
+// on it is then gone, of which listeners hear at the hand-off.
+func (s *session) follow(ctx context.Context, stream sessionStream) {
+	for {
+		var err error
+		for err == nil {
+			_, err = stream.Recv()
+		}
+		for wait := shortestWait; err != nil; wait = min(2*wait, longestWait) {
+			if ctx.Err() != nil {
+				return
+			}
+			if errors.Is(err, ErrNotFound) {
+				s.log.Warn("the session has ended, and its reservation with it", "lease", s.lease, "err", err)
+				return
+			}
+			s.log.Debug("the session's stream ended; resuming it", "lease", s.lease, "err", err)
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+				return
+			}
+			if stream, err = s.cl.Leases.OpenSession(ctx, &pb.OpenSessionRequest{ResumeToken: s.token}); err == nil {
+				_, err = stream.Recv()
+			}
+		}
+	}
+}
+
+// end ends the lease and all that hangs on it. Without portd that happens by itself, after the grace.
+func (s *session) end() error {
+	s.stop()
+	<-s.done
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	_, err := s.cl.Leases.EndLease(ctx, &pb.EndLeaseRequest{LeaseId: s.lease})
+	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrNoDaemon) {
+		return nil
+	}
+	return err
+}
