@@ -138,9 +138,11 @@ func (c *conn) LocalAddr() net.Addr {
 }
 
 func (c *conn) SetDeadline(t time.Time) error { return c.opErrorOrNil("set", c.file.SetDeadline(t)) }
+
 func (c *conn) SetReadDeadline(t time.Time) error {
 	return c.opErrorOrNil("set", c.file.SetReadDeadline(t))
 }
+
 func (c *conn) SetWriteDeadline(t time.Time) error {
 	return c.opErrorOrNil("set", c.file.SetWriteDeadline(t))
 }
