@@ -1,0 +1,103 @@
+package binder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/portd/portd/internal/registry"
+)
+
+// Bind holds every port of want's endpoint, or none, and adds the sockets to its key. The errors are those of
+// registry.Binder, and name the endpoint.
+func (b *Binder) Bind(ctx context.Context, want registry.Bind) error {
+	socks, err := b.bind(ctx, want)
+	if err != nil {
+		return fmt.Errorf("bind %w", err)
+	}
+	b.add(want.Key, socks)
+	return nil
+}
+
+func (b *Binder) bind(ctx context.Context, want registry.Bind) (_ []*socket, err error) {
+	ep := want.Endpoint
+	r, err := b.recipeFor(ep, want.Options)
+	if err != nil {
+		return nil, fmt.Errorf("%v: %w", ep, err)
+	}
+	socks := make([]*socket, 0, ep.Ports())
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, s := range socks {
+			s.close()
+		}
+	}()
+
+	var refused []*socket
+	for port := int(ep.First); port <= int(ep.Last); port++ {
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("%v: %w", ep, err)
+		}
+		s, err := r.open(uint16(port))
+		if err != nil {
+			return nil, fmt.Errorf("%v: %w", ep, err)
+		}
+		socks = append(socks, s)
+		err = r.bind(s)
+		switch {
+		case err == nil:
+		case errors.Is(err, unix.EADDRINUSE) && b.mayFallBack(want):
+			refused = append(refused, s)
+		default:
+			return nil, fmt.Errorf("%v: %w", s.ep, r.bindError(s.ep.First, err))
+		}
+	}
+	if len(refused) > 0 {
+		if err := b.overLeftovers(ctx, r, refused); err != nil {
+			return nil, err
+		}
+	}
+	return socks, nil
+}
+
+// mayFallBack: closed connections leave something behind in TCP only.
+func (b *Binder) mayFallBack(want registry.Bind) bool {
+	return b.fallback && !want.Fresh && want.Endpoint.Proto == registry.TCP
+}
+
+// overLeftovers binds the sockets that bind(2) refused, where nothing but what closed connections left behind is the cause.
+//
+// It takes SO_REUSEADDR for a moment, which also lets us in beside a stranger's socket that has it and is bound without
+// listening, and the stranger beside us. Hence a look before, for our socket would make the stranger's listen fail; and
+// another one once SO_REUSEADDR is off: who came in between shows by then, and nobody comes later.
+func (b *Binder) overLeftovers(ctx context.Context, r recipe, refused []*socket) error {
+	b.fallbackMu.Lock()
+	defer b.fallbackMu.Unlock()
+	for _, s := range refused {
+		if err := r.bindOverLeftovers(ctx, s); err != nil {
+			return fmt.Errorf("%v: %w", s.ep, err)
+		}
+	}
+	return nil
+}
+
+func (r recipe) bindOverLeftovers(ctx context.Context, s *socket) error {
+	if err := onlyLeftovers(ctx, s); err != nil {
+		return err
+	}
+	if err := s.reuse(true); err != nil {
+		return err
+	}
+	err := r.bind(s)
+	if err := s.reuse(false); err != nil {
+		return err
+	}
+	if err != nil {
+		return r.bindError(s.ep.First, err)
+	}
+	return onlyLeftovers(ctx, s)
+}

@@ -1,0 +1,186 @@
+// Package binder takes ports from the kernel and has their sockets: it holds them exclusively, makes them listen, lends
+// them out, and says which sockets of others stand in the way.
+//
+// It rests on how Linux treats bound sockets; docs/KERNEL.md has the facts and names the tests that prove them.
+package binder
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/portd/portd/internal/registry"
+)
+
+// Config is what a Binder is made of.
+type Config struct {
+	Log *slog.Logger // silent where nil
+	// Observer is told of sockets that listen; it may be nil. Listening has all of the key's sockets each time. It is called
+	// with no lock held, so it may call Lend and Return.
+	Observer registry.ListenerObserver
+	// Spare is how many descriptors of RLIMIT_NOFILE Bind leaves to the rest of the process, for connections and files;
+	// 0 means 256.
+	Spare int
+}
+
+// A Binder has sockets by key. It is a registry.Binder.
+type Binder struct {
+	log      *slog.Logger
+	observer registry.ListenerObserver
+	spare    int
+
+	ephemeral registry.PortRange
+	ipv6      bool
+	// fallback says that a port may be bound over leftovers of closed connections: the kernel shows everybody who might have
+	// it bound, and lets nobody in once SO_REUSEADDR is cleared again.
+	fallback bool
+	features []Feature
+
+	// One fallback at a time, else two of ours would each see the other's socket and both give up.
+	fallbackMu sync.Mutex
+
+	// mu guards held, at and what changes in the sockets in it. It is never held while the Observer is called.
+	mu   sync.Mutex
+	held map[registry.SocketKey]*holding
+	at   map[spot][]*socket // the same sockets by their ports
+}
+
+// A spot is a port of a protocol, on whatever address.
+type spot struct {
+	proto registry.Protocol
+	port  uint16
+}
+
+func spotOf(e registry.Endpoint) spot { return spot{e.Proto, e.First} }
+
+// A holding is what a key has.
+type holding struct {
+	// work is held by who changes what the sockets do, and is taken before Binder.mu: Return comes whenever a program ends, also
+	// while another goroutine is in Listen or Unlisten.
+	work sync.Mutex
+
+	sockets []*socket // in the order of their ports; never empty
+	lent    int       // loans that have not been returned
+}
+
+var _ registry.Binder = (*Binder)(nil)
+
+// New finds out what this kernel can do, which Features tells. Nothing is held yet.
+func New(cfg Config) (*Binder, error) {
+	b := &Binder{
+		log:      cfg.Log,
+		observer: cfg.Observer,
+		spare:    cmp.Or(cfg.Spare, 256),
+		held:     make(map[registry.SocketKey]*holding),
+		at:       make(map[spot][]*socket),
+	}
+	if b.log == nil {
+		b.log = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	if b.observer == nil {
+		b.observer = nobody{}
+	}
+	var err error
+	if b.ephemeral, err = ephemeralRange(); err != nil {
+		return nil, fmt.Errorf("range of ephemeral ports: %w", err)
+	}
+	if err := b.probe(); err != nil {
+		return nil, fmt.Errorf("try out this kernel: %w", err)
+	}
+	return b, nil
+}
+
+// HasIPv6 says whether the kernel makes IPv6 sockets. Where it does not, the dual-stack wildcard is bound as 0.0.0.0.
+func (b *Binder) HasIPv6() bool { return b.ipv6 }
+
+// Ephemeral is ip_local_port_range as it was when the Binder was made.
+func (b *Binder) Ephemeral() registry.PortRange { return b.ephemeral }
+
+// Release tells the Observer if the key listens or is lent, then shuts its sockets down, so that a duplicate in another
+// process serves nothing any more, and closes them. The error is always nil.
+func (b *Binder) Release(key registry.SocketKey) error {
+	h := b.remove(key)
+	if h == nil {
+		return nil
+	}
+	if h.lent > 0 || slices.ContainsFunc(h.sockets, func(s *socket) bool { return s.listening }) {
+		b.observer.Closing(key)
+	}
+	for _, s := range h.sockets {
+		s.revoke(h.lent > 0)
+		s.close()
+	}
+	return nil
+}
+
+// Close closes every socket without shutting it down, so that a program that was lent one goes on serving. The Observer is
+// not told; whoever used the descriptors must have stopped. The Binder may not be used after it.
+func (b *Binder) Close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, h := range b.held {
+		for _, s := range h.sockets {
+			s.close()
+		}
+	}
+	clear(b.held)
+	clear(b.at)
+}
+
+// add gives the key more sockets.
+func (b *Binder) add(key registry.SocketKey, socks []*socket) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	h := b.held[key]
+	if h == nil {
+		h = new(holding)
+		b.held[key] = h
+	}
+	h.sockets = append(h.sockets, socks...)
+	slices.SortFunc(h.sockets, func(x, y *socket) int { return cmp.Compare(x.ep.First, y.ep.First) })
+	for _, s := range socks {
+		b.at[spotOf(s.ep)] = append(b.at[spotOf(s.ep)], s)
+	}
+}
+
+// remove takes from the key all that it has, or nil.
+func (b *Binder) remove(key registry.SocketKey) *holding {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	h := b.held[key]
+	if h == nil {
+		return nil
+	}
+	delete(b.held, key)
+	for _, s := range h.sockets {
+		there := spotOf(s.ep)
+		b.at[there] = slices.DeleteFunc(b.at[there], func(o *socket) bool { return o == s })
+		if len(b.at[there]) == 0 {
+			delete(b.at, there)
+		}
+	}
+	return h
+}
+
+// of is what the key has, with a copy of its sockets. ErrNotFound where it has none.
+func (b *Binder) of(key registry.SocketKey) (*holding, []*socket, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	h := b.held[key]
+	if h == nil {
+		return nil, nil, notFound(key)
+	}
+	return h, slices.Clone(h.sockets), nil
+}
+
+func notFound(key registry.SocketKey) error {
+	return fmt.Errorf("sockets of endpoint %d of %s: %w", key.Index, key.Reservation, registry.ErrNotFound)
+}
+
+type nobody struct{}
+
+func (nobody) Listening(registry.SocketKey, []registry.Socket) {}
+func (nobody) Closing(registry.SocketKey)                      {}

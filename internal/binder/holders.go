@@ -1,0 +1,151 @@
+package binder
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/sockdiag"
+)
+
+// Holders are the sockets of others that overlap any of the endpoints: first those that listen, then those that are bound,
+// connected, and left over. A connection on a port that the Binder itself holds is in nobody's way, and not among them.
+// Of SCTP and DCCP none are found, for sock_diag(7) is not asked about them.
+func (b *Binder) Holders(ctx context.Context, eps ...registry.Endpoint) ([]registry.Holder, error) {
+	var found []sockdiag.Socket
+	for _, ep := range eps {
+		if ep.Netns != registry.HostNetns || ep.Proto == registry.SCTP || ep.Proto == registry.DCCP {
+			continue
+		}
+		all, err := sockdiag.List(ctx, sockdiag.Filter{
+			Protocols: []sockdiag.Protocol{sockdiag.Protocol(ep.Proto)}, First: ep.First, Last: ep.Last,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("holders of %v: %w", ep, err)
+		}
+		for _, s := range all {
+			if overlap(endpointOf(s), ep) {
+				found = append(found, s)
+			}
+		}
+	}
+	holders, err := withProcesses(ctx, b.foreign(found))
+	if err != nil {
+		return nil, fmt.Errorf("holders of ports: %w", err)
+	}
+	slices.SortStableFunc(holders, func(x, y registry.Holder) int {
+		return cmp.Or(cmp.Compare(x.State, y.State), cmp.Compare(x.Endpoint.First, y.Endpoint.First), x.Endpoint.Addr.Compare(y.Endpoint.Addr))
+	})
+	return holders, nil
+}
+
+// foreign leaves out what is the Binder's own, what came through that, what holds no port, and what is there twice.
+func (b *Binder) foreign(found []sockdiag.Socket) []sockdiag.Socket {
+	seen := make(map[uint64]bool, len(found))
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.DeleteFunc(found, func(s sockdiag.Socket) bool {
+		if seen[s.Cookie] || stateOf(s) == 0 {
+			return true
+		}
+		seen[s.Cookie] = true
+		ep := endpointOf(s)
+		return slices.ContainsFunc(b.at[spotOf(ep)], func(own *socket) bool {
+			return own.inode == s.Inode || stateOf(s) >= registry.SocketConnected && overlap(own.ep, ep)
+		})
+	})
+}
+
+// withProcesses says whose the sockets are, as far as portd may look.
+func withProcesses(ctx context.Context, socks []sockdiag.Socket) ([]registry.Holder, error) {
+	var inodes []uint64
+	for _, s := range socks {
+		if s.Inode != 0 {
+			inodes = append(inodes, s.Inode)
+		}
+	}
+	var owners map[uint64][]sockdiag.Process
+	complete := true
+	if len(inodes) > 0 {
+		var err error
+		if owners, complete, err = sockdiag.Owners(ctx, inodes...); err != nil {
+			return nil, err
+		}
+	}
+	holders := make([]registry.Holder, len(socks))
+	for i, s := range socks {
+		h := registry.Holder{Endpoint: endpointOf(s), State: stateOf(s), UID: s.UID}
+		for _, p := range owners[s.Inode] {
+			h.Processes = append(h.Processes, registry.Process{PID: p.PID, UID: p.UID, Command: p.Command})
+		}
+		switch {
+		case len(h.Processes) > 0 || s.Inode == 0:
+		case complete:
+			h.Hidden = "no process in portd's sight has it open: it is in another pid namespace, or on its way from one process to another"
+		default:
+			h.Hidden = hiddenProcesses
+		}
+		holders[i] = h
+	}
+	return holders, nil
+}
+
+const hiddenProcesses = "portd may not see other users' processes without CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+
+// onlyLeftovers is ErrTaken if another socket that listens, or is bound and no more, is in the way of s.
+func onlyLeftovers(ctx context.Context, s *socket) error {
+	// One port and two states: an answer of more than one message could miss a socket that was there all the time.
+	others, err := sockdiag.List(ctx, sockdiag.Filter{
+		Protocols: []sockdiag.Protocol{sockdiag.Protocol(s.ep.Proto)},
+		First:     s.ep.First,
+		States:    []sockdiag.State{sockdiag.Listening, sockdiag.BoundOnly},
+	})
+	if err != nil {
+		return fmt.Errorf("see who else has it: %w", err)
+	}
+	for _, o := range others {
+		if o.Inode != s.inode && overlap(endpointOf(o), s.ep) {
+			return registry.ErrTaken
+		}
+	}
+	return nil
+}
+
+func endpointOf(s sockdiag.Socket) registry.Endpoint {
+	e := registry.Endpoint{
+		Netns: registry.HostNetns, Proto: registry.Protocol(s.Protocol), Addr: s.Local.Addr(), Device: s.Device.Name,
+		First: s.Local.Port(), Last: s.Local.Port(),
+	}
+	e.V6Only = s.V6Only && e.Addr == registry.AnyAddr
+	if e.Device == e.Addr.Zone() {
+		e.Device = ""
+	}
+	return e
+}
+
+// stateOf is 0 for a socket that holds no port of its own: a connection that its listener has not accepted yet.
+func stateOf(s sockdiag.Socket) registry.SocketState {
+	switch s.State {
+	case sockdiag.Listening:
+		return registry.SocketListening
+	case sockdiag.BoundOnly, sockdiag.Unconnected:
+		return registry.SocketBound
+	}
+	switch {
+	case s.Inode != 0:
+		return registry.SocketConnected
+	case s.State == sockdiag.SynRecv, s.State == sockdiag.Established, s.State == sockdiag.CloseWait:
+		return 0
+	}
+	return registry.SocketLeftover
+}
+
+// overlap is Endpoint.Overlaps with the zone of a link-local address as the device that it is to the kernel.
+func overlap(x, y registry.Endpoint) bool { return onDevice(x).Overlaps(onDevice(y)) }
+
+func onDevice(e registry.Endpoint) registry.Endpoint {
+	e.Device = cmp.Or(e.Device, e.Addr.Zone())
+	return e
+}

@@ -1,0 +1,132 @@
+package binder
+
+import (
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/portd/portd/internal/registry"
+)
+
+// Lend gives out duplicates of the key's sockets, to be passed to a program; they are the caller's to close. Each Lend that
+// succeeded is followed by a Return. While a key is lent its datagram sockets queue what arrives. A program can do anything
+// to a socket that it has, so lend to those only who may have the port anyway. ErrNotFound where the key has no sockets,
+// ErrExhausted where descriptors have run out.
+func (b *Binder) Lend(key registry.SocketKey) (lent []registry.Socket, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	h := b.held[key]
+	if h == nil {
+		return nil, notFound(key)
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, l := range lent {
+			_ = unix.Close(l.FD)
+		}
+		lent = nil
+	}()
+	for _, s := range h.sockets {
+		fd, err := unix.FcntlInt(uintptr(s.fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return lent, fmt.Errorf("duplicate the socket of %v: %w", s.ep, ranOut(err))
+		}
+		lent = append(lent, registry.Socket{Endpoint: s.ep, FD: fd})
+	}
+	h.lent++
+	for _, s := range h.sockets {
+		if s.ep.Proto.Streams() {
+			continue
+		}
+		if err := s.passAll(); err != nil {
+			h.lent--
+			return lent, err
+		}
+	}
+	return lent, nil
+}
+
+// Return ends a loan. With the last one the sockets are again as Bind and Listen left them, as far as the kernel lets that be
+// undone, and what waited in their queues is dropped. A key that was released meanwhile is no error.
+func (b *Binder) Return(key registry.SocketKey) {
+	h, _, err := b.of(key)
+	if err != nil {
+		return
+	}
+	h.work.Lock()
+	defer h.work.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.held[key] != h || h.lent == 0 {
+		return
+	}
+	h.lent--
+	if h.lent > 0 {
+		return
+	}
+	for _, s := range h.sockets {
+		if err := s.restore(); err != nil {
+			b.log.Error("a socket that came back could not be set right", "endpoint", s.ep, "err", err)
+		}
+	}
+}
+
+// restore undoes what a program may have done to a socket that it had. All of this is shared with its duplicates.
+func (s *socket) restore() error {
+	var errs []error
+	errs = append(errs,
+		unix.SetNonblock(s.fd, true), // else our accept would block
+		s.set(unix.SOL_SOCKET, unix.SO_REUSEPORT, 0),
+		s.reuse(s.listening && s.ep.Proto == registry.TCP))
+	if s.ep.Proto.Streams() {
+		return errors.Join(append(errs, s.restoreStream())...)
+	}
+	return errors.Join(append(errs, s.dropAll(), s.disconnect(), s.drain())...)
+}
+
+func (s *socket) restoreStream() error {
+	accepts, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	switch {
+	case err != nil:
+		return fmt.Errorf("SO_ACCEPTCONN of %v: %w", s.ep, err)
+	case s.listening:
+		return errors.Join(s.inherit(s.opt), s.listen(s.opt)) // it may have been shut down
+	case accepts != 0:
+		return s.unlisten()
+	}
+	return nil
+}
+
+// disconnect undoes a connect(2), which narrows the address that the socket is bound to.
+func (s *socket) disconnect() error {
+	if _, err := unix.Getpeername(s.fd); errors.Is(err, unix.ENOTCONN) {
+		return nil
+	}
+	to := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+	if _, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(s.fd), uintptr(unsafe.Pointer(&to)), unsafe.Sizeof(to)); errno != 0 {
+		return fmt.Errorf("disconnect %v: %w", s.ep, errno)
+	}
+	if s.ep.Device == "" {
+		return nil
+	}
+	// Disconnecting unbinds from the device (__udp_disconnect in the kernel).
+	if err := unix.BindToDevice(s.fd, s.ep.Device); err != nil {
+		return fmt.Errorf("bind %v to its device again: %w", s.ep, err)
+	}
+	return nil
+}
+
+// drain drops what queued before the filter was on again. It gives up where a duplicate has taken the filter off.
+func (s *socket) drain() error {
+	for range 1 << 16 {
+		_, _, err := unix.Recvfrom(s.fd, nil, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
+		if errors.Is(err, unix.EAGAIN) {
+			return nil
+		}
+	}
+	return fmt.Errorf("queue of %v does not end: a program that still has the socket took its filter off", s.ep)
+}

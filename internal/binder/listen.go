@@ -1,0 +1,213 @@
+package binder
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/portd/portd/internal/registry"
+)
+
+// Listen makes all sockets of the key listen, or none: then those that listened before go on with their old options. The
+// Observer is told if any did not listen before. ErrNotFound where the key has no sockets.
+func (b *Binder) Listen(ctx context.Context, key registry.SocketKey, opt registry.ListenOptions) error {
+	h, socks, err := b.of(key)
+	if err != nil {
+		return err
+	}
+	if ep := socks[0].ep; !ep.Proto.Streams() {
+		return &registry.UnsupportedError{
+			What: "listen on " + ep.String(), Why: fmt.Sprintf("%v has no connections; a program can have the socket itself", ep.Proto),
+			Code: "NOT_A_STREAM",
+		}
+	}
+	h.work.Lock()
+	fresh, err := b.listen(ctx, socks, opt)
+	h.work.Unlock()
+	if err != nil {
+		return fmt.Errorf("listen on %w", err)
+	}
+	if fresh {
+		all := make([]registry.Socket, len(socks))
+		for i, s := range socks {
+			all[i] = registry.Socket{Endpoint: s.ep, FD: s.fd}
+		}
+		b.observer.Listening(key, all)
+	}
+	return nil
+}
+
+// listen says whether any of the sockets did not listen before.
+func (b *Binder) listen(ctx context.Context, socks []*socket, opt registry.ListenOptions) (fresh bool, err error) {
+	done := 0
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, s := range socks[:done] {
+			if s.listening {
+				err = errors.Join(err, s.inherit(s.opt), s.listen(s.opt))
+			} else {
+				err = errors.Join(err, s.unlisten())
+			}
+		}
+	}()
+	for _, s := range socks {
+		if err := ctx.Err(); err != nil {
+			return false, fmt.Errorf("%v: %w", s.ep, err)
+		}
+		// Before it listens, so that the first connection has them too.
+		if err := s.inherit(opt); err != nil {
+			return false, fmt.Errorf("%v: %w", s.ep, err)
+		}
+		if err := s.listenExclusively(ctx, opt); err != nil {
+			return false, fmt.Errorf("%v: %w", s.ep, err)
+		}
+		done++
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, s := range socks {
+		fresh = fresh || !s.listening
+		s.listening, s.opt = true, opt
+	}
+	return fresh, nil
+}
+
+// Unlisten tells the Observer, then stops listening: clients are refused, connections that nobody had accepted are reset, and
+// the ports stay held. A key of which nothing listens is no error.
+func (b *Binder) Unlisten(key registry.SocketKey) error {
+	h, socks, err := b.of(key)
+	if err != nil {
+		return nil
+	}
+	socks = slices.DeleteFunc(socks, func(s *socket) bool { return !s.listening })
+	if len(socks) == 0 {
+		return nil
+	}
+	b.observer.Closing(key)
+	h.work.Lock()
+	defer h.work.Unlock()
+	var errs []error
+	for _, s := range socks {
+		errs = append(errs, s.unlisten())
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, s := range socks {
+		s.listening = false
+	}
+	return errors.Join(errs...)
+}
+
+// Options are those of the key's first listening socket; all have the same. ErrNotFound where none listens.
+func (b *Binder) Options(key registry.SocketKey) (registry.ListenOptions, error) {
+	// Under the lock, for without it the descriptor could be another's by then.
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if h := b.held[key]; h != nil {
+		for _, s := range h.sockets {
+			if s.listening {
+				return s.options()
+			}
+		}
+	}
+	return registry.ListenOptions{}, fmt.Errorf("it does not listen: %w", notFound(key))
+}
+
+// listenExclusively makes the socket listen, over leftovers of earlier connections too. For that it must let SO_REUSEADDR in
+// for a moment; a stranger who binds and listens in it makes our listen fail, and the hold is then as it was.
+//
+// Once it listens the socket refuses everybody, SO_REUSEADDR or not, and keeps it on: its connections inherit that, and one
+// without would keep us from binding the port again after a restart, for as long as it lasts and a minute more.
+func (s *socket) listenExclusively(ctx context.Context, opt registry.ListenOptions) (err error) {
+	if s.listening || s.ep.Proto != registry.TCP {
+		return s.listen(opt)
+	}
+	// Nobody connects before SO_REUSEADDR is on: a client that tries is not answered, and tries again in a second. MPTCP has
+	// no filters (EOPNOTSUPP); there a connection may slip through.
+	if s.dropAll() == nil {
+		defer func() { err = errors.Join(err, s.passAll()) }()
+	}
+	err = s.listen(opt)
+	if errors.Is(err, registry.ErrTaken) {
+		if err := onlyLeftovers(ctx, s); err != nil {
+			return err
+		}
+		if err := s.reuse(true); err != nil {
+			return err
+		}
+		if err = s.listen(opt); err != nil {
+			err = errors.Join(err, s.reuse(false))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return s.reuse(true)
+}
+
+// listen on a socket that listens already sets the backlog only.
+func (s *socket) listen(opt registry.ListenOptions) error {
+	err := unix.Listen(s.fd, cmp.Or(opt.Backlog, 4096))
+	if errors.Is(err, unix.EADDRINUSE) {
+		return registry.ErrTaken
+	}
+	return ranOut(err)
+}
+
+// unlisten keeps the port. SO_REUSEADDR must go before the shutdown, for a socket that has it and does not listen holds nothing.
+func (s *socket) unlisten() error {
+	if s.ep.Proto != registry.TCP {
+		return unix.Listen(s.fd, 0) // RFC 6458, section 3.1.3: a backlog of zero ends it
+	}
+	if err := s.reuse(false); err != nil {
+		return err
+	}
+	if err := unix.Shutdown(s.fd, unix.SHUT_RD); err != nil {
+		return fmt.Errorf("stop listening on %v: %w", s.ep, err)
+	}
+	return nil
+}
+
+// inherit sets what accepted connections inherit from their listener.
+func (s *socket) inherit(opt registry.ListenOptions) error {
+	if err := s.set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, btoi(!opt.KeepAliveOff)); err != nil {
+		return fmt.Errorf("set SO_KEEPALIVE: %w", err)
+	}
+	if s.ep.Proto != registry.TCP {
+		return nil
+	}
+	if err := s.set(unix.IPPROTO_TCP, unix.TCP_NODELAY, btoi(!opt.NoDelayOff)); err != nil {
+		return fmt.Errorf("set TCP_NODELAY: %w", err)
+	}
+	return nil
+}
+
+// options reads back what the kernel made of the options.
+func (s *socket) options() (opt registry.ListenOptions, err error) {
+	keepAlive, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE)
+	if err != nil {
+		return opt, fmt.Errorf("SO_KEEPALIVE of %v: %w", s.ep, err)
+	}
+	opt.KeepAliveOff = keepAlive == 0
+	if s.ep.Proto != registry.TCP {
+		opt.Backlog = min(cmp.Or(s.opt.Backlog, 4096), maxBacklog())
+		return opt, nil
+	}
+	noDelay, err := unix.GetsockoptInt(s.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY)
+	if err != nil {
+		return opt, fmt.Errorf("TCP_NODELAY of %v: %w", s.ep, err)
+	}
+	opt.NoDelayOff = noDelay == 0
+	info, err := unix.GetsockoptTCPInfo(s.fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return opt, fmt.Errorf("TCP_INFO of %v: %w", s.ep, err)
+	}
+	opt.Backlog = int(info.Sacked) // of a listener that is its backlog (tcp_get_info in the kernel)
+	return opt, nil
+}

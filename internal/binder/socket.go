@@ -1,0 +1,86 @@
+package binder
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/portd/portd/internal/registry"
+)
+
+// A socket is one raw socket on one port. Go's netpoller does not know it.
+type socket struct {
+	fd    int
+	inode uint64
+	ep    registry.Endpoint // one port
+
+	// Guarded by Binder.mu: Bind and Listen write them, for one key one at a time; others read them.
+	listening bool
+	opt       registry.ListenOptions // of the last Listen
+}
+
+func (s *socket) set(level, name, value int) error {
+	return unix.SetsockoptInt(s.fd, level, name, value)
+}
+
+func (s *socket) setIP(domain, v4, v6 int) error {
+	if domain == unix.AF_INET6 {
+		return s.set(unix.IPPROTO_IPV6, v6, 1)
+	}
+	return s.set(unix.IPPROTO_IP, v4, 1)
+}
+
+// stat finds the inode by which sock_diag and /proc know the socket.
+func (s *socket) stat() error {
+	var st unix.Stat_t
+	if err := unix.Fstat(s.fd, &st); err != nil {
+		return fmt.Errorf("inode of the socket of %v: %w", s.ep, err)
+	}
+	s.inode = st.Ino
+	return nil
+}
+
+// reuse sets SO_REUSEADDR: what decides whether others can bind the port beside this socket.
+func (s *socket) reuse(on bool) error {
+	if err := s.set(unix.SOL_SOCKET, unix.SO_REUSEADDR, btoi(on)); err != nil {
+		return fmt.Errorf("set SO_REUSEADDR of %v to %t: %w", s.ep, on, err)
+	}
+	return nil
+}
+
+// dropAll makes the kernel drop every packet that arrives, without an answer of any kind.
+func (s *socket) dropAll() error {
+	drop := [1]unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
+	return unix.SetsockoptSockFprog(s.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &drop[0]})
+}
+
+// passAll undoes dropAll.
+func (s *socket) passAll() error {
+	err := s.set(unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
+	if err != nil && !errors.Is(err, unix.ENOENT) { // ENOENT: a program that had the socket before took it off
+		return fmt.Errorf("detach the filter of %v: %w", s.ep, err)
+	}
+	return nil
+}
+
+// revoke takes from duplicates of the socket, which others have where it is lent, what they could do with it. Whoever has one
+// can set it up anew, but no longer by accident.
+func (s *socket) revoke(lent bool) {
+	// A socket with SO_REUSEADDR that does not listen keeps nobody out.
+	_ = s.reuse(false)
+	if lent && !s.ep.Proto.Streams() {
+		_ = s.dropAll()
+	}
+	_ = unix.Shutdown(s.fd, unix.SHUT_RDWR) // ENOTCONN where it did not listen, and works all the same
+}
+
+// close is the end of the descriptor, whatever close(2) says.
+func (s *socket) close() { _ = unix.Close(s.fd) }
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}

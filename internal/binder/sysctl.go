@@ -1,0 +1,56 @@
+package binder
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/portd/portd/internal/registry"
+)
+
+// The kernel's settings, as they are for the network namespace of this process.
+
+// ephemeralRange is where bind(2) of port 0 and connect(2) get their ports from.
+func ephemeralRange() (r registry.PortRange, err error) {
+	err = readSysctl("net/ipv4/ip_local_port_range", &r.First, &r.Last)
+	return r, err
+}
+
+// FirstUnprivileged is the first port that needs no capability (ip_unprivileged_port_start), 1 where none does.
+func (b *Binder) FirstUnprivileged() uint16 { return firstUnprivileged() }
+
+func firstUnprivileged() uint16 {
+	first := uint16(1024)
+	_ = readSysctl("net/ipv4/ip_unprivileged_port_start", &first) // without the file the kernel's own constant holds
+	return max(first, 1)
+}
+
+// maxBacklog caps what listen(2) is asked for.
+func maxBacklog() int {
+	n := 4096
+	_ = readSysctl("net/core/somaxconn", &n)
+	return n
+}
+
+func readSysctl(name string, values ...any) error {
+	text, err := os.ReadFile("/proc/sys/" + name)
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Sscan(string(text), values...); err != nil {
+		return fmt.Errorf("%s: %q: %w", name, strings.TrimSpace(string(text)), err)
+	}
+	return nil
+}
+
+// descriptorLimit is the first descriptor number that Bind leaves alone. Go has raised the soft limit to the hard one.
+func (b *Binder) descriptorLimit() (int, error) {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return 0, fmt.Errorf("RLIMIT_NOFILE: %w", err)
+	}
+	open := int(min(l.Cur, 1<<30))
+	return max(open-b.spare, open/2), nil
+}
