@@ -220,11 +220,11 @@ func (p *Pool) newWorker(conn *net.UnixConn, c registry.Caller, want wire.Attach
 	}
 	w := &worker{
 		id: newID(), token: make([]byte, 16), caller: c, command: command(c.PID), attached: time.Now(),
-		conn: conn, allowed: min(room, maxRoom), queue: -1, kept: -1,
+		conn: conn, queue: -1, kept: -1,
 	}
 	_, _ = rand.Read(w.token) // never fails
 	var err error
-	if w.queue, w.kept, err = queuePair(p.truesize, w.allowed); err != nil {
+	if w.queue, w.kept, w.allowed, err = queuePair(p.truesize, min(room, maxRoom)); err != nil {
 		return nil, exhausted(err)
 	}
 	return w, nil

@@ -261,7 +261,14 @@ func (r *rest) begin() (first bool) {
 
 func (r *rest) end() { *r = rest{} }
 
-func (r *rest) over() bool { return r.pause == 0 || !time.Now().Before(r.until) }
+// over says whether the pause has passed; how long the next one would be is remembered until end.
+func (r *rest) over() bool {
+	if !r.until.IsZero() && time.Now().Before(r.until) {
+		return false
+	}
+	r.until = time.Time{}
+	return true
+}
 
 // timeout is for epoll_wait, in milliseconds rounded up; -1 where there is nothing to wait for.
 func (r *rest) timeout() int {

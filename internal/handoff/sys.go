@@ -86,15 +86,20 @@ func epollWait(fd int, events []unix.EpollEvent, timeout int) (int, error) {
 	return max(n2, 0), err
 }
 
-// queuePair makes a worker's queue with room for a number of frames: ours to send, and the worker's to receive.
-func queuePair(truesize, room int) (ours, theirs int, err error) {
+// queuePair makes a worker's queue with room for a number of frames, or as many as net.core.wmem_max lets be: ours to send, and the
+// worker's to receive.
+func queuePair(truesize, room int) (ours, theirs, granted int, err error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
-		return -1, -1, fmt.Errorf("make a queue: %w", err)
+		return -1, -1, 0, fmt.Errorf("make a queue: %w", err)
 	}
 	// A unix socket polls writable while 4 × (what is queued + 1) ≤ sndbuf (unix_writable in the kernel), and the kernel
 	// doubles what it is told here: with 4 × room × truesize − 2 that is until room frames are queued.
 	err = unix.SetsockoptInt(pair[0], unix.SOL_SOCKET, unix.SO_SNDBUF, 2*room*truesize-1)
+	size := 0
+	if err == nil {
+		size, err = unix.GetsockoptInt(pair[0], unix.SOL_SOCKET, unix.SO_SNDBUF)
+	}
 	if err == nil {
 		// Nothing comes back on a queue; a worker that tries gets EPIPE and fills nobody's memory.
 		err = unix.Shutdown(pair[0], unix.SHUT_RD)
@@ -102,9 +107,9 @@ func queuePair(truesize, room int) (ours, theirs int, err error) {
 	if err != nil {
 		_ = unix.Close(pair[0])
 		_ = unix.Close(pair[1])
-		return -1, -1, fmt.Errorf("make a queue: %w", err)
+		return -1, -1, 0, fmt.Errorf("make a queue: %w", err)
 	}
-	return pair[0], pair[1], nil
+	return pair[0], pair[1], max(1, (size+2)/(4*truesize)), nil
 }
 
 // measureFrame asks the kernel what a padded frame counts for (2,304 bytes on amd64; it is the kernel's affair).
