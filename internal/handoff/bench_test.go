@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -25,7 +26,8 @@ const (
 )
 
 // BenchmarkHandoff compares short connections through a portd to a Go worker with the same connections to a plain Go server, each
-// in a process of its own: ratio-vs-direct is the median of the rounds' ratios of connections per second.
+// in a process of its own: ratio-vs-direct is the median of the rounds' ratios of connections per second, cpu-vs-direct that of the
+// processor time which the servers used for a connection, portd and worker together.
 func BenchmarkHandoff(b *testing.B) {
 	for _, workers := range []int{1, 2} {
 		b.Run(fmt.Sprintf("workers=%d", workers), func(b *testing.B) {
@@ -53,21 +55,26 @@ func benchHandoff(b *testing.B, workers, atATime int) {
 	if _, err := fmt.Sscanf(portd.said, "ready %d", &through); err != nil {
 		b.Fatal(err)
 	}
+	servers := [2][]process{{direct}, {portd}}
 	for range workers {
-		h.worker("serve64", "web")
+		servers[1] = append(servers[1], h.worker("serve64", "web"))
 	}
 	loads := []*load{newLoad(b, port, atATime), newLoad(b, through, atATime)}
 	var rate, p99 [2][]float64
 	var ratios, slower []float64
+	var used, made [2]float64
 	b.ResetTimer()
 	for i := range max(rounds, b.N) + 1 {
 		var r, p [2]float64
 		for j := range loads {
 			k := (i + j) % 2
+			before := processorTime(b, servers[k])
 			n, took, err := loads[k].run(roundTime)
 			if err != nil {
 				b.Fatal(err)
 			}
+			used[k] += processorTime(b, servers[k]) - before
+			made[k] += float64(n)
 			r[k] = float64(n) / took.Seconds()
 			slices.Sort(loads[k].latencies)
 			p[k] = float64(loads[k].latencies[len(loads[k].latencies)*99/100].Microseconds())
@@ -82,9 +89,27 @@ func benchHandoff(b *testing.B, workers, atATime int) {
 	}
 	b.ReportMetric(median(ratios), "ratio-vs-direct")
 	b.ReportMetric(median(slower), "p99-vs-direct")
+	b.ReportMetric(used[1]/made[1]/(used[0]/made[0]), "cpu-vs-direct")
 	b.ReportMetric(median(rate[0]), "direct/s")
 	b.ReportMetric(median(rate[1]), "portd/s")
 	b.ReportMetric(0, "ns/op")
+}
+
+// processorTime is what the processes have used so far, in ticks of the kernel's (proc_pid_stat(5)).
+func processorTime(b *testing.B, servers []process) (ticks float64) {
+	for _, s := range servers {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.Process.Pid))
+		if err != nil {
+			b.Fatal(err)
+		}
+		_, after, _ := strings.Cut(string(stat), ") ")
+		fields := strings.Fields(after)
+		for _, f := range fields[11:13] { // utime, stime
+			n, _ := strconv.ParseFloat(f, 64)
+			ticks += n
+		}
+	}
+	return ticks
 }
 
 func median(v []float64) float64 {
