@@ -1,0 +1,7 @@
+package binder
+
+// Without makes b take the kernel for one that lacks these.
+func (b *Binder) Without(ipv6, fallback bool) {
+	b.ipv6 = b.ipv6 && !ipv6
+	b.fallback = b.fallback && !fallback
+}
