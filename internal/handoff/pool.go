@@ -168,12 +168,12 @@ func (p *Pool) engine(ctx context.Context) error {
 		if more && timeout < 0 {
 			timeout = 0
 		}
-		n, err := epollWait(p.epoll, events[:], timeout)
+		n, err := unix.EpollWait(p.epoll, events[:], timeout)
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("hand-off: epoll_wait: %w", err)
 		}
 		p.mu.Lock()
-		for i := range n {
+		for i := range max(n, 0) {
 			p.happened(&events[i])
 		}
 		more = p.dispatch(64)

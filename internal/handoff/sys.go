@@ -76,16 +76,6 @@ func writable(fd int) bool {
 	return n == 1 && poll.Revents&unix.POLLOUT != 0
 }
 
-// epollWait looks before it waits: under load there is something, and looking does not cost the thread its processor.
-func epollWait(fd int, events []unix.EpollEvent, timeout int) (int, error) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(fd), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0)
-	if errno == 0 && (n > 0 || timeout == 0) {
-		return int(n), nil
-	}
-	n2, err := unix.EpollWait(fd, events, timeout)
-	return max(n2, 0), err
-}
-
 // queuePair makes a worker's queue with room for a number of frames, or as many as net.core.wmem_max lets be: ours to send, and the
 // worker's to receive.
 func queuePair(truesize, room int) (ours, theirs, granted int, err error) {
