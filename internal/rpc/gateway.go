@@ -36,7 +36,7 @@ func newREST(to grpc.ClientConnInterface, log *slog.Logger) *http.Server {
 		ReadHeaderTimeout: patience,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug), // of what strangers send
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelError), // it has nothing on what strangers send
 	}
 }
 
@@ -89,10 +89,9 @@ func bounded(mux *runtime.ServeMux, next http.Handler) http.Handler {
 
 func badBody(err error) error {
 	if tooBig := (*http.MaxBytesError)(nil); errors.As(err, &tooBig) {
-		st := status.Newf(codes.ResourceExhausted, "a request has at most %d bytes", tooBig.Limit)
-		return &runtime.HTTPStatusError{HTTPStatus: http.StatusRequestEntityTooLarge, Err: st.Err()}
+		return refusal(http.StatusRequestEntityTooLarge, codes.ResourceExhausted, "TOO_LARGE", fmt.Sprintf("a request has at most %d bytes", tooBig.Limit))
 	}
-	return status.Errorf(codes.InvalidArgument, "the request's body did not arrive: %v", err)
+	return refusal(0, codes.InvalidArgument, "INVALID_ARGUMENT", fmt.Sprintf("the request's body did not arrive: %v", err))
 }
 
 // newGateway is the generated gateway, calling through to.
@@ -174,20 +173,31 @@ func answerError(ctx context.Context, mux *runtime.ServeMux, m runtime.Marshaler
 	if st := status.Convert(err); st.Code() == codes.InvalidArgument && len(st.Details()) == 0 {
 		// protojson puts a no-break space into its messages at random, so that nobody relies on them.
 		text := strings.TrimPrefix(strings.ReplaceAll(st.Message(), "\u00a0", " "), "proto: ")
-		err = withDetails(status.New(st.Code(), text), &errdetails.ErrorInfo{Domain: domain, Reason: "INVALID_ARGUMENT"}).Err()
+		err = refusal(0, st.Code(), "INVALID_ARGUMENT", text)
 	}
 	runtime.DefaultHTTPErrorHandler(ctx, mux, m, w, r, err)
 }
 
-func answerNoRoute(ctx context.Context, mux *runtime.ServeMux, m runtime.Marshaler, w http.ResponseWriter, r *http.Request, code int) {
-	var st *status.Status
-	switch code {
+func answerNoRoute(ctx context.Context, mux *runtime.ServeMux, m runtime.Marshaler, w http.ResponseWriter, r *http.Request, httpCode int) {
+	err := refusal(httpCode, codes.InvalidArgument, "INVALID_ARGUMENT", http.StatusText(httpCode))
+	switch httpCode {
 	case http.StatusNotFound:
-		st = status.Newf(codes.NotFound, "there is no %s here: GET / says what there is", r.URL.Path)
+		text := fmt.Sprintf("there is no %s here: GET / says what there is", r.URL.Path)
+		if ref, ok := strings.CutPrefix(r.URL.Path, "/v1/reservations/"); ok {
+			text = fmt.Sprintf("an endpoint does not fit into a path: say /v1/reservations:find?reservation=%s, or :release", ref)
+		}
+		err = refusal(httpCode, codes.NotFound, "NO_SUCH_PATH", text)
 	case http.StatusMethodNotAllowed:
-		st = status.Newf(codes.Unimplemented, "%s is not for %s: /openapi.json says what is", r.Method, r.URL.Path)
-	default:
-		st = status.New(codes.InvalidArgument, http.StatusText(code))
+		err = refusal(httpCode, codes.Unimplemented, "NO_SUCH_METHOD", fmt.Sprintf("%s is not for %s: /openapi.json says what is", r.Method, r.URL.Path))
 	}
-	runtime.HTTPError(ctx, mux, m, w, r, &runtime.HTTPStatusError{HTTPStatus: code, Err: st.Err()})
+	runtime.HTTPError(ctx, mux, m, w, r, err)
+}
+
+// refusal is an error of the gateway's own; an HTTP code of 0 is the one that belongs to code.
+func refusal(httpCode int, code codes.Code, reason, text string) error {
+	err := withDetails(status.New(code, text), &errdetails.ErrorInfo{Domain: domain, Reason: reason}).Err()
+	if httpCode == 0 {
+		return err
+	}
+	return &runtime.HTTPStatusError{HTTPStatus: httpCode, Err: err}
 }

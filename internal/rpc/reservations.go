@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"log/slog"
 
 	"github.com/portd/portd/internal/registry"
 	pb "github.com/portd/portd/proto/portd/v1"
@@ -10,6 +11,7 @@ import (
 type reservations struct {
 	pb.UnimplementedReservationServiceServer
 	reg *registry.Registry
+	log *slog.Logger
 }
 
 func (s *reservations) Reserve(ctx context.Context, req *pb.ReserveRequest) (*pb.ReserveResponse, error) {
@@ -39,11 +41,7 @@ func (s *reservations) GetReservation(ctx context.Context, req *pb.GetReservatio
 	if err != nil {
 		return nil, err
 	}
-	holders, err := s.culprits(ctx, r)
-	if err != nil {
-		return nil, err
-	}
-	return &pb.GetReservationResponse{Reservation: fromReservation(r, holders...)}, nil
+	return &pb.GetReservationResponse{Reservation: fromReservation(r, s.culprits(ctx, r)...)}, nil
 }
 
 func (s *reservations) ListReservations(ctx context.Context, req *pb.ListReservationsRequest) (*pb.ListReservationsResponse, error) {
@@ -55,10 +53,7 @@ func (s *reservations) ListReservations(ctx context.Context, req *pb.ListReserva
 	if err != nil {
 		return nil, err
 	}
-	holders, err := s.culprits(ctx, list.Items...)
-	if err != nil {
-		return nil, err
-	}
+	holders := s.culprits(ctx, list.Items...)
 	out := &pb.ListReservationsResponse{NextPageToken: list.Next, Revision: int64(list.Revision), StoreId: list.StoreID}
 	for _, r := range list.Items {
 		out.Reservations = append(out.Reservations, fromReservation(r, holders...))
@@ -66,8 +61,9 @@ func (s *reservations) ListReservations(ctx context.Context, req *pb.ListReserva
 	return out, nil
 }
 
-// culprits are the sockets that have what these reservations have lost: looked for once, and only where something is.
-func (s *reservations) culprits(ctx context.Context, rs ...*registry.Reservation) ([]registry.Holder, error) {
+// culprits are the sockets that have what these reservations have lost: looked for once, and only where something is. A
+// reservation is shown without them where they cannot be seen.
+func (s *reservations) culprits(ctx context.Context, rs ...*registry.Reservation) []registry.Holder {
 	var lost []registry.Endpoint
 	for _, r := range rs {
 		for _, a := range r.Assigned {
@@ -79,9 +75,13 @@ func (s *reservations) culprits(ctx context.Context, rs ...*registry.Reservation
 		}
 	}
 	if len(lost) == 0 {
-		return nil, nil
+		return nil
 	}
-	return s.reg.Holders(ctx, callerOf(ctx), lost...)
+	holders, err := s.reg.Holders(ctx, callerOf(ctx), lost...)
+	if err != nil {
+		s.log.Warn("cannot see who has the lost ports", "err", err)
+	}
+	return holders
 }
 
 func (s *reservations) WatchReservations(req *pb.WatchReservationsRequest, to pb.ReservationService_WatchReservationsServer) error {

@@ -94,7 +94,7 @@ func New(cfg Config) *Server {
 }
 
 func register(cfg Config, to grpc.ServiceRegistrar) {
-	pb.RegisterReservationServiceServer(to, &reservations{reg: cfg.Registry})
+	pb.RegisterReservationServiceServer(to, &reservations{reg: cfg.Registry, log: cfg.Log})
 	pb.RegisterLeaseServiceServer(to, &leases{reg: cfg.Registry})
 	pb.RegisterServiceRegistryServiceServer(to, &services{db: cfg.Registry.Services()})
 	pb.RegisterPortServiceServer(to, &ports{reg: cfg.Registry, workers: cfg.Workers})
