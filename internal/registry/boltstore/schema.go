@@ -2,7 +2,6 @@ package boltstore
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/crc32"
 
@@ -44,7 +43,10 @@ var (
 	keyBoot   = []byte("last")
 )
 
-var buckets = [][]byte{bucketMeta, bucketReservation, bucketLease, bucketRequest, bucketBoot, bucketEvent}
+var (
+	bucketsOfRecords = [][]byte{bucketReservation, bucketLease, bucketRequest, bucketBoot}
+	buckets          = append([][]byte{bucketMeta, bucketEvent}, bucketsOfRecords...)
+)
 
 // A migration takes a file from one schema to the next.
 type migration func(*bolt.Tx) error
@@ -57,16 +59,15 @@ func newest(steps []migration) uint32 { return uint32(len(steps)) + 1 }
 
 // A SchemaError says that a file was written by a newer portd, in a way that this one cannot read.
 type SchemaError struct {
-	Path  string
 	Have  uint32 // the file's schema
 	Reads uint32 // the newest that this portd reads
 }
 
 func (e *SchemaError) Error() string {
-	return fmt.Sprintf("%s has schema %d and this portd reads up to %d: use the portd that wrote it, or a newer one", e.Path, e.Have, e.Reads)
+	return fmt.Sprintf("schema %d is newer than this portd, which reads up to %d: use the portd that wrote it", e.Have, e.Reads)
 }
 
-// schemaOf fails with errForeign where tx is of a file that portd did not make.
+// schemaOf fails with ErrForeign where tx is of a file that portd did not make.
 func schemaOf(tx *bolt.Tx) (uint32, error) {
 	b := tx.Bucket(bucketMeta)
 	if b == nil {
@@ -89,9 +90,6 @@ func migrate(tx *bolt.Tx, steps []migration) error {
 	if err != nil {
 		return err
 	}
-	if have == newest(steps) {
-		return nil
-	}
 	for ; have < newest(steps); have++ {
 		if err := steps[have-1](tx); err != nil {
 			return fmt.Errorf("migrate from schema %d: %w", have, err)
@@ -107,14 +105,6 @@ func readMeta(tx *bolt.Tx) (*storepb.Meta, error) {
 		return nil, fmt.Errorf("%s %q: %w", bucketMeta, keyStore, err)
 	}
 	return m, nil
-}
-
-func putMeta(tx *bolt.Tx, m *storepb.Meta) error {
-	v, err := seal(keyStore, m)
-	if err != nil {
-		return err
-	}
-	return tx.Bucket(bucketMeta).Put(keyStore, v)
 }
 
 func eventKey(r registry.Revision) []byte { return binary.BigEndian.AppendUint64(nil, uint64(r)) }
@@ -140,7 +130,7 @@ func unseal(key, v []byte, m proto.Message) error {
 		return fmt.Errorf("%w: wrong checksum", ErrDamaged)
 	}
 	if err := proto.Unmarshal(v[4:], m); err != nil {
-		return fmt.Errorf("%w: %w", ErrDamaged, errors.Unwrap(err))
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return nil
 }

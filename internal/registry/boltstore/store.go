@@ -31,45 +31,76 @@ type Store struct {
 	db     *bolt.DB
 	file   *os.File // db's own; db closes it
 
-	// commits is held by whoever writes, so that two do not both believe to be next after a failure.
-	commits sync.Mutex
-	// mu is held for reading by whoever reads, and for writing only to take a failed commit back: bbolt believes then that
-	// nobody needs the pages that such a commit replaced, while readers may still be in them.
-	mu     sync.RWMutex
-	undo   []op  // takes back the last commit, where it failed and may be on disk all the same; else nil
-	broken error // bbolt cannot go on; only Close is left
+	// readers is held for reading while a transaction reads. Whoever has writer takes it to wait until none does.
+	readers sync.RWMutex
+
+	writer sync.Mutex // held to write, and to begin to read
+	undo   []op       // takes back the last commit, where it failed and may be on the disk all the same; else nil
+	broken error      // bbolt cannot go on; only Close is left
 }
 
 var _ registry.Store = (*Store)(nil)
 
 // Close waits for calls that are under way and closes the file. Nothing may be called after it.
 func (s *Store) Close() error {
-	s.commits.Lock()
-	defer s.commits.Unlock()
-	undone := s.takeBack()
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.writer.Lock()
+	defer s.writer.Unlock()
 	if s.broken != nil {
-		// A panic may have left bbolt's lock locked; closing the file is what lets others open it.
-		return s.file.Close()
+		return abandon(s.file)
 	}
-	return errors.Join(undone, s.db.Close())
+	return errors.Join(s.takeBack(), s.db.Close())
 }
 
 // view reads in a transaction of its own.
 func (s *Store) view(read func(*bolt.Tx) error) error {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	switch {
-	case s.broken != nil:
-		return s.broken
-	case s.undo != nil:
-		return fmt.Errorf("%w: %s: the last change failed and cannot be taken back yet", registry.ErrUnavailable, s.path)
+	tx, err := s.begin()
+	if err != nil {
+		return err
 	}
-	return s.named(guard(func() error { return s.db.View(read) }))
+	defer s.readers.RUnlock()
+	defer tx.Rollback()
+	if err := guard(func() error { return read(tx) }); err != nil {
+		return fmt.Errorf("%s: %w", s.path, err)
+	}
+	return nil
 }
 
-// update writes in a transaction of its own. Where it panics bbolt is beyond use, and the Store is broken.
+// begin waits for a commit that is under way: bbolt shows it before it is on the disk, and it may still fail. Whoever
+// rolls the transaction back unlocks readers after that.
+func (s *Store) begin() (*bolt.Tx, error) {
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	if err := s.takeBack(); err != nil {
+		return nil, err
+	}
+	var tx *bolt.Tx
+	s.readers.RLock()
+	err := guard(func() (err error) {
+		tx, err = s.db.Begin(false)
+		return err
+	})
+	switch {
+	case err == nil:
+		return tx, nil
+	case errors.Is(err, ErrDamaged):
+		err = s.breakOff(err)
+	default:
+		err = s.unavailable(err)
+	}
+	s.readers.RUnlock()
+	return nil, err
+}
+
+// peek reads what bbolt shows now, for whoever has writer. Where it fails bbolt is beyond use.
+func (s *Store) peek(read func(*bolt.Tx) error) error {
+	if err := guard(func() error { return s.db.View(read) }); err != nil {
+		return s.breakOff(err)
+	}
+	return nil
+}
+
+// update writes in a transaction of its own, for whoever has writer. Where it panics bbolt is beyond use: one of its locks
+// may be locked for good.
 func (s *Store) update(write func(*bolt.Tx) error) error {
 	returned := false
 	err := guard(func() error {
@@ -85,18 +116,12 @@ func (s *Store) update(write func(*bolt.Tx) error) error {
 
 // breakOff ends all use of the Store but Close.
 func (s *Store) breakOff(err error) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.broken = fmt.Errorf("%w: %s must be opened again: %w", registry.ErrUnavailable, s.path, err)
+	s.broken = s.unavailable(fmt.Errorf("must be opened again: %w", err))
 	return s.broken
 }
 
-// named says which file err is about.
-func (s *Store) named(err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%s: %w", s.path, err)
+func (s *Store) unavailable(err error) error {
+	return fmt.Errorf("%w: %s: %w", registry.ErrUnavailable, s.path, err)
 }
 
 // guard makes an error of a panic. bbolt panics where pages contradict each other, and it reads them through a mapping:

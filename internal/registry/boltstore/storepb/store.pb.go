@@ -211,7 +211,9 @@ type Meta struct {
 	// Of the last change; 0 in a new store.
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Changes before this revision are forgotten, though some may not have been removed yet.
-	Oldest        int64 `protobuf:"varint,3,opt,name=oldest,proto3" json:"oldest,omitempty"`
+	Oldest int64 `protobuf:"varint,3,opt,name=oldest,proto3" json:"oldest,omitempty"`
+	// How many records there are of each kind, by the names of their buckets. bbolt would not notice that some are gone.
+	Records       map[string]int64 `protobuf:"bytes,4,rep,name=records,proto3" json:"records,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -265,6 +267,13 @@ func (x *Meta) GetOldest() int64 {
 		return x.Oldest
 	}
 	return 0
+}
+
+func (x *Meta) GetRecords() map[string]int64 {
+	if x != nil {
+		return x.Records
+	}
+	return nil
 }
 
 // Boot is the boot of the host in which the store was last written to.
@@ -1361,11 +1370,15 @@ var File_internal_registry_boltstore_storepb_store_proto protoreflect.FileDescri
 
 const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\n" +
-	"/internal/registry/boltstore/storepb/store.proto\x12\x0eportd.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"U\n" +
+	"/internal/registry/boltstore/storepb/store.proto\x12\x0eportd.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xce\x01\n" +
 	"\x04Meta\x12\x19\n" +
 	"\bstore_id\x18\x01 \x01(\tR\astoreId\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x16\n" +
-	"\x06oldest\x18\x03 \x01(\x03R\x06oldest\"\x16\n" +
+	"\x06oldest\x18\x03 \x01(\x03R\x06oldest\x12;\n" +
+	"\arecords\x18\x04 \x03(\v2!.portd.store.v1.Meta.RecordsEntryR\arecords\x1a:\n" +
+	"\fRecordsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x16\n" +
 	"\x04Boot\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\xb4\x03\n" +
 	"\vReservation\x12\x0e\n" +
@@ -1487,7 +1500,7 @@ func file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_registry_boltstore_storepb_store_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_internal_registry_boltstore_storepb_store_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_internal_registry_boltstore_storepb_store_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_internal_registry_boltstore_storepb_store_proto_goTypes = []any{
 	(Mode)(0),                     // 0: portd.store.v1.Mode
 	(LeaseKind)(0),                // 1: portd.store.v1.LeaseKind
@@ -1508,40 +1521,42 @@ var file_internal_registry_boltstore_storepb_store_proto_goTypes = []any{
 	(*Request)(nil),               // 16: portd.store.v1.Request
 	(*Change)(nil),                // 17: portd.store.v1.Change
 	(*Event)(nil),                 // 18: portd.store.v1.Event
-	nil,                           // 19: portd.store.v1.Reservation.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	nil,                           // 19: portd.store.v1.Meta.RecordsEntry
+	nil,                           // 20: portd.store.v1.Reservation.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
 }
 var file_internal_registry_boltstore_storepb_store_proto_depIdxs = []int32{
-	19, // 0: portd.store.v1.Reservation.labels:type_name -> portd.store.v1.Reservation.LabelsEntry
-	6,  // 1: portd.store.v1.Reservation.spec:type_name -> portd.store.v1.Spec
-	12, // 2: portd.store.v1.Reservation.assigned:type_name -> portd.store.v1.Assigned
-	20, // 3: portd.store.v1.Reservation.created:type_name -> google.protobuf.Timestamp
-	7,  // 4: portd.store.v1.Spec.endpoints:type_name -> portd.store.v1.EndpointSpec
-	0,  // 5: portd.store.v1.Spec.mode:type_name -> portd.store.v1.Mode
-	10, // 6: portd.store.v1.Spec.options:type_name -> portd.store.v1.BindOptions
-	8,  // 7: portd.store.v1.EndpointSpec.exact:type_name -> portd.store.v1.PortRange
-	9,  // 8: portd.store.v1.EndpointSpec.any:type_name -> portd.store.v1.AnyPorts
-	8,  // 9: portd.store.v1.AnyPorts.within:type_name -> portd.store.v1.PortRange
-	13, // 10: portd.store.v1.Assigned.endpoint:type_name -> portd.store.v1.Endpoint
-	11, // 11: portd.store.v1.Assigned.listen:type_name -> portd.store.v1.ListenOptions
-	8,  // 12: portd.store.v1.Assigned.lost:type_name -> portd.store.v1.PortRange
-	8,  // 13: portd.store.v1.Endpoint.ports:type_name -> portd.store.v1.PortRange
-	1,  // 14: portd.store.v1.LeaseSpec.kind:type_name -> portd.store.v1.LeaseKind
-	14, // 15: portd.store.v1.Lease.spec:type_name -> portd.store.v1.LeaseSpec
-	20, // 16: portd.store.v1.Lease.created:type_name -> google.protobuf.Timestamp
-	20, // 17: portd.store.v1.Request.time:type_name -> google.protobuf.Timestamp
-	5,  // 18: portd.store.v1.Request.result:type_name -> portd.store.v1.Reservation
-	15, // 19: portd.store.v1.Request.lease:type_name -> portd.store.v1.Lease
-	20, // 20: portd.store.v1.Change.time:type_name -> google.protobuf.Timestamp
-	18, // 21: portd.store.v1.Change.events:type_name -> portd.store.v1.Event
-	2,  // 22: portd.store.v1.Event.type:type_name -> portd.store.v1.EventType
-	5,  // 23: portd.store.v1.Event.reservation:type_name -> portd.store.v1.Reservation
-	15, // 24: portd.store.v1.Event.lease:type_name -> portd.store.v1.Lease
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	19, // 0: portd.store.v1.Meta.records:type_name -> portd.store.v1.Meta.RecordsEntry
+	20, // 1: portd.store.v1.Reservation.labels:type_name -> portd.store.v1.Reservation.LabelsEntry
+	6,  // 2: portd.store.v1.Reservation.spec:type_name -> portd.store.v1.Spec
+	12, // 3: portd.store.v1.Reservation.assigned:type_name -> portd.store.v1.Assigned
+	21, // 4: portd.store.v1.Reservation.created:type_name -> google.protobuf.Timestamp
+	7,  // 5: portd.store.v1.Spec.endpoints:type_name -> portd.store.v1.EndpointSpec
+	0,  // 6: portd.store.v1.Spec.mode:type_name -> portd.store.v1.Mode
+	10, // 7: portd.store.v1.Spec.options:type_name -> portd.store.v1.BindOptions
+	8,  // 8: portd.store.v1.EndpointSpec.exact:type_name -> portd.store.v1.PortRange
+	9,  // 9: portd.store.v1.EndpointSpec.any:type_name -> portd.store.v1.AnyPorts
+	8,  // 10: portd.store.v1.AnyPorts.within:type_name -> portd.store.v1.PortRange
+	13, // 11: portd.store.v1.Assigned.endpoint:type_name -> portd.store.v1.Endpoint
+	11, // 12: portd.store.v1.Assigned.listen:type_name -> portd.store.v1.ListenOptions
+	8,  // 13: portd.store.v1.Assigned.lost:type_name -> portd.store.v1.PortRange
+	8,  // 14: portd.store.v1.Endpoint.ports:type_name -> portd.store.v1.PortRange
+	1,  // 15: portd.store.v1.LeaseSpec.kind:type_name -> portd.store.v1.LeaseKind
+	14, // 16: portd.store.v1.Lease.spec:type_name -> portd.store.v1.LeaseSpec
+	21, // 17: portd.store.v1.Lease.created:type_name -> google.protobuf.Timestamp
+	21, // 18: portd.store.v1.Request.time:type_name -> google.protobuf.Timestamp
+	5,  // 19: portd.store.v1.Request.result:type_name -> portd.store.v1.Reservation
+	15, // 20: portd.store.v1.Request.lease:type_name -> portd.store.v1.Lease
+	21, // 21: portd.store.v1.Change.time:type_name -> google.protobuf.Timestamp
+	18, // 22: portd.store.v1.Change.events:type_name -> portd.store.v1.Event
+	2,  // 23: portd.store.v1.Event.type:type_name -> portd.store.v1.EventType
+	5,  // 24: portd.store.v1.Event.reservation:type_name -> portd.store.v1.Reservation
+	15, // 25: portd.store.v1.Event.lease:type_name -> portd.store.v1.Lease
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_internal_registry_boltstore_storepb_store_proto_init() }
@@ -1555,7 +1570,7 @@ func file_internal_registry_boltstore_storepb_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_registry_boltstore_storepb_store_proto_rawDesc), len(file_internal_registry_boltstore_storepb_store_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

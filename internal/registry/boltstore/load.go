@@ -1,0 +1,86 @@
+package boltstore
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/registry/boltstore/storepb"
+)
+
+// Load implements registry.Store. One record that cannot be read is an ErrDamaged for all.
+func (s *Store) Load(ctx context.Context) (*registry.State, error) {
+	st := &registry.State{Schema: s.schema}
+	err := s.view(func(tx *bolt.Tx) error {
+		m, err := readMeta(tx)
+		if err != nil {
+			return err
+		}
+		st.StoreID = m.GetStoreId()
+		st.Revision = registry.Revision(m.GetRevision())
+		st.Oldest = registry.Revision(m.GetOldest())
+		if err := checkEvents(tx, m); err != nil {
+			return err
+		}
+		if st.Reservations, err = load(ctx, tx, m, bucketReservation, (*fromStored).reservation); err != nil {
+			return err
+		}
+		if st.Leases, err = load(ctx, tx, m, bucketLease, (*fromStored).lease); err != nil {
+			return err
+		}
+		if st.Requests, err = load(ctx, tx, m, bucketRequest, (*fromStored).request); err != nil {
+			return err
+		}
+		boots, err := load(ctx, tx, m, bucketBoot, (*fromStored).boot)
+		if len(boots) > 0 {
+			st.Boot = boots[0]
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return st, nil
+}
+
+// load reads all records of a bucket, and makes sure that they are all.
+func load[T, M any, P message[M]](
+	ctx context.Context, tx *bolt.Tx, m *storepb.Meta, bucket []byte, convert func(*fromStored, P) T,
+) ([]T, error) {
+	var all []T
+	err := tx.Bucket(bucket).ForEach(func(k, v []byte) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		r, err := decode(k, v, convert)
+		if err != nil {
+			return fmt.Errorf("%s %q: %w", bucket, k, err)
+		}
+		all = append(all, r)
+		return nil
+	})
+	if want := m.GetRecords()[string(bucket)]; err == nil && int64(len(all)) != want {
+		return nil, fmt.Errorf("%w: of %d records of kind %s there are %d", ErrDamaged, want, bucket, len(all))
+	}
+	return all, err
+}
+
+// checkEvents makes sure that the changes from the oldest to the last have not lost an end.
+func checkEvents(tx *bolt.Tx, m *storepb.Meta) error {
+	oldest, last := registry.Revision(m.GetOldest()), registry.Revision(m.GetRevision())
+	c := tx.Bucket(bucketEvent).Cursor()
+	k, _ := c.Last()
+	switch {
+	case oldest > last:
+		return nil
+	case !bytes.Equal(k, eventKey(last)):
+		return fmt.Errorf("%w: the last change is at %x, not at revision %d", ErrDamaged, k, last)
+	}
+	if k, _ := c.Seek(eventKey(oldest)); !bytes.Equal(k, eventKey(oldest)) {
+		return fmt.Errorf("%w: the oldest change is at %x, not at revision %d", ErrDamaged, k, oldest)
+	}
+	return nil
+}

@@ -1,0 +1,210 @@
+package boltstore
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
+
+	"github.com/portd/portd/internal/registry/boltstore/storepb"
+)
+
+// Options of Open. The zero Options are good.
+type Options struct {
+	// Timeout is how long to wait for another process to close the file; 0 means a second.
+	Timeout time.Duration
+}
+
+// Open opens the file at path, and makes it, readable by nobody else, where there is none; its directory must exist. A
+// file that is in use, is not portd's, is damaged where Open looks, or is of a newer portd is left as it is, with
+// ErrInUse, ErrForeign, ErrDamaged or a *SchemaError. The caller closes the Store.
+func Open(path string, opt Options) (*Store, error) {
+	return open(path, opt, migrations)
+}
+
+func open(path string, opt Options, steps []migration) (*Store, error) {
+	if opt.Timeout == 0 {
+		opt.Timeout = time.Second
+	}
+	switch info, err := os.Stat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := create(path, newest(steps)); err != nil {
+			return nil, fmt.Errorf("make %s: %w", path, err)
+		}
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%w: %s is not a regular file", ErrForeign, path)
+	case info.Size() == 0:
+		// bbolt would take it for a new file. portd never leaves one behind, so it may be what is left of something.
+		return nil, fmt.Errorf("%w: %s is empty; remove it to start without state", ErrForeign, path)
+	}
+
+	// Looked at first without the right to write: bbolt writes already when it opens a file that other programs keep in
+	// another way.
+	have, err := inspect(path, opt, newest(steps))
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{path: path, schema: newest(steps)}
+	if s.db, s.file, err = openBolt(path, opt, false); err != nil {
+		return nil, err
+	}
+	if err := s.settle(); err != nil {
+		return nil, errors.Join(fmt.Errorf("sync %s: %w", path, err), s.Close())
+	}
+	if have < s.schema {
+		if err := s.update(func(tx *bolt.Tx) error { return migrate(tx, steps) }); err != nil {
+			return nil, errors.Join(fmt.Errorf("%s: %w", path, err), s.Close())
+		}
+	}
+	return s, nil
+}
+
+// openBolt returns also the descriptor that the DB has and closes. Where it fails, nothing is left open.
+func openBolt(path string, opt Options, readOnly bool) (*bolt.DB, *os.File, error) {
+	var db *bolt.DB
+	var file *os.File
+	err := guard(func() (err error) {
+		db, err = bolt.Open(path, 0, &bolt.Options{
+			Timeout:  opt.Timeout,
+			ReadOnly: readOnly,
+			// Fast when many pages are free. The list of them is in the file (NoFreelistSync would collect it when opening,
+			// with a goroutine of bbolt's in which a damaged page is the end of the process).
+			FreelistType: bolt.FreelistMapType,
+			NoStatistics: true,
+			// O_CREATE is taken away: a file that vanished meanwhile is an error and not a new, empty one.
+			OpenFile: func(name string, flag int, mode os.FileMode) (f *os.File, err error) {
+				file, err = os.OpenFile(name, flag&^os.O_CREATE, mode)
+				return file, err
+			},
+		})
+		return err
+	})
+	switch {
+	case err == nil:
+		return db, file, nil
+	case errors.Is(err, ErrDamaged): // it panicked
+		return nil, nil, errors.Join(fmt.Errorf("%s: %w", path, err), abandon(file))
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return nil, nil, fmt.Errorf("%w: another portd has %s open", ErrInUse, path)
+	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrVersionMismatch):
+		return nil, nil, fmt.Errorf("%w: %s, or its first pages are destroyed: %w", ErrForeign, path, err)
+	case isOS(err):
+		return nil, nil, fmt.Errorf("open %s: %w", path, err)
+	default:
+		return nil, nil, fmt.Errorf("%s: %w: %w", path, ErrDamaged, err)
+	}
+}
+
+// abandon closes the file of a DB that has panicked, whose Close might wait for ever for a lock that it left locked. The
+// mapping stays, and would keep the file locked for others.
+func abandon(file *os.File) error {
+	return errors.Join(unix.Flock(int(file.Fd()), unix.LOCK_UN), file.Close())
+}
+
+// isOS says whether the system refused something, rather than bbolt what it read.
+func isOS(err error) bool {
+	var errno unix.Errno
+	return errors.As(err, &errno)
+}
+
+// inspect says which schema the file has, or what is wrong with it.
+func inspect(path string, opt Options, reads uint32) (have uint32, err error) {
+	db, file, err := openBolt(path, opt, true)
+	if err != nil {
+		return 0, err
+	}
+	err = guard(func() error {
+		return db.View(func(tx *bolt.Tx) error {
+			info, err := file.Stat()
+			if err != nil {
+				return err
+			}
+			if info.Size() < tx.Size() {
+				return fmt.Errorf("%w: cut off after %d of %d bytes", ErrDamaged, info.Size(), tx.Size())
+			}
+			if have, err = schemaOf(tx); err != nil {
+				return err
+			}
+			switch {
+			case have == 0:
+				return fmt.Errorf("%w: there is no schema 0", ErrDamaged)
+			case have > reads:
+				return &SchemaError{Have: have, Reads: reads}
+			}
+			for _, name := range buckets {
+				if tx.Bucket(name) == nil {
+					return fmt.Errorf("%w: it has no bucket %q", ErrDamaged, name)
+				}
+			}
+			_, err = readMeta(tx)
+			return err
+		})
+	})
+	if err != nil {
+		err = fmt.Errorf("%s: %w", path, err)
+	}
+	return have, errors.Join(err, db.Close())
+}
+
+// create makes a new store in one step, as far as others can see: its file has another name until it is whole.
+func create(path string, schema uint32) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Remove(f.Name())) }()
+	if err := f.Close(); err != nil {
+		return err
+	}
+	db, err := bolt.Open(f.Name(), 0, &bolt.Options{Timeout: time.Second})
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bolt.Tx) error {
+		for _, name := range buckets {
+			if _, err := tx.CreateBucket(name); err != nil {
+				return err
+			}
+		}
+		if err := putSchema(tx, schema); err != nil {
+			return err
+		}
+		m := &storepb.Meta{StoreId: newStoreID(), Oldest: 1, Records: map[string]int64{}}
+		for _, name := range bucketsOfRecords {
+			m.Records[string(name)] = 0
+		}
+		first, err := put(bucketMeta, keyStore, m)
+		if err != nil {
+			return err
+		}
+		return first.apply(tx)
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		return err
+	}
+	// Unlike a rename, a link replaces nothing. Where another portd was faster, its file is as good.
+	if err := os.Link(f.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func newStoreID() string { return "sto_" + strings.ToLower(rand.Text()[:20]) }
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,112 @@
+package boltstore
+
+import (
+	"fmt"
+
+	bolt "go.etcd.io/bbolt"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/portd/portd/internal/registry"
+)
+
+// An op puts a value under a key of a bucket, or deletes the key where value is nil.
+type op struct{ bucket, key, value []byte }
+
+func (o op) apply(tx *bolt.Tx) error {
+	if o.value == nil {
+		return tx.Bucket(o.bucket).Delete(o.key)
+	}
+	return tx.Bucket(o.bucket).Put(o.key, o.value)
+}
+
+// place is where the record of that key is kept.
+func place(k registry.Key) (bucket, key []byte, err error) {
+	switch k.Kind {
+	case registry.KindReservation:
+		bucket = bucketReservation
+	case registry.KindLease:
+		bucket = bucketLease
+	case registry.KindRequest:
+		bucket = bucketRequest
+	case registry.KindBoot:
+		if k.ID != "" {
+			return nil, nil, fmt.Errorf("a boot record has no id, not %q", k.ID)
+		}
+		return bucketBoot, keyBoot, nil
+	default:
+		return nil, nil, fmt.Errorf("the store keeps no records of kind %q", k.Kind)
+	}
+	if k.ID == "" {
+		return nil, nil, fmt.Errorf("a record of kind %q without an id", k.Kind)
+	}
+	if len(k.ID) > bolt.MaxKeySize {
+		return nil, nil, fmt.Errorf("a record of kind %q with an id of %d bytes; %d are allowed", k.Kind, len(k.ID), bolt.MaxKeySize)
+	}
+	return bucket, []byte(k.ID), nil
+}
+
+func putRecord(r registry.Record) (op, error) {
+	bucket, key, err := place(r.Key())
+	if err != nil {
+		return op{}, err
+	}
+	var c toStored
+	var m proto.Message
+	switch r := r.(type) {
+	case *registry.Reservation:
+		m = c.reservation(r)
+	case *registry.Lease:
+		m = c.lease(r)
+	case *registry.Request:
+		m = c.request(r)
+	case *registry.Boot:
+		m = c.boot(r)
+	default:
+		return op{}, fmt.Errorf("the store keeps no %T", r)
+	}
+	if c.err != nil {
+		return op{}, fmt.Errorf("%s %q: %w", bucket, key, c.err)
+	}
+	return put(bucket, key, m)
+}
+
+func deleteRecord(k registry.Key) (op, error) {
+	bucket, key, err := place(k)
+	return op{bucket: bucket, key: key}, err
+}
+
+func putChange(ch registry.Change) (op, error) {
+	var c toStored
+	m := c.change(ch)
+	if c.err != nil {
+		return op{}, fmt.Errorf("%s %d: %w", bucketEvent, ch.Revision, c.err)
+	}
+	return put(bucketEvent, eventKey(ch.Revision), m)
+}
+
+func put(bucket, key []byte, m proto.Message) (op, error) {
+	v, err := seal(key, m)
+	if err != nil {
+		return op{}, fmt.Errorf("%s %q: %w", bucket, key, err)
+	}
+	return op{bucket, key, v}, nil
+}
+
+// A message is a pointer to M, which is generated.
+type message[M any] interface {
+	*M
+	proto.Message
+}
+
+// decode reads what is kept as an M under k.
+func decode[T, M any, P message[M]](k, v []byte, convert func(*fromStored, P) T) (r T, err error) {
+	m := P(new(M))
+	if err := unseal(k, v, m); err != nil {
+		return r, err
+	}
+	var c fromStored
+	if r = convert(&c, m); c.err != nil {
+		return r, fmt.Errorf("%w: %w", ErrDamaged, c.err)
+	}
+	return r, nil
+}
