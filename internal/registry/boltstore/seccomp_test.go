@@ -1,0 +1,159 @@
+package boltstore
+
+import (
+	"os"
+	"os/exec"
+	"runtime"
+	"sync"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A faulty makes the system calls with which files are written fail, for the whole process.
+type faulty struct {
+	listener int
+
+	mu      sync.Mutex
+	at      fault // zero: nothing fails
+	lasting bool
+	seen    int64      // calls that at counts, since fail
+	failed  unix.Errno // what the last that failed got
+}
+
+// A fault is the nth of the calls that are call.
+type fault struct {
+	call int32
+	nth  int64
+}
+
+const anyCall = -1
+
+// What the calls fail with.
+var faultErrno = map[int32]unix.Errno{
+	unix.SYS_PWRITE64:  unix.ENOSPC,
+	unix.SYS_FTRUNCATE: unix.ENOSPC,
+	unix.SYS_FSYNC:     unix.EIO,
+	unix.SYS_FDATASYNC: unix.EIO,
+}
+
+// fail has the fault happen; where it lasts, all calls fail from there on.
+func (f *faulty) fail(at fault, lasting bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.at, f.lasting, f.seen, f.failed = at, lasting, 0, 0
+}
+
+func (f *faulty) stop() { f.fail(fault{}, false) }
+
+// errno is 0 where nothing has failed.
+func (f *faulty) errno() unix.Errno {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.failed
+}
+
+// next says what becomes of a call. undo is for where it was interrupted, and is made again.
+func (f *faulty) next(call int32) (errno unix.Errno, undo func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	seen, failed := f.seen, f.failed
+	if f.at.call == call || f.at.call == anyCall {
+		f.seen++
+	}
+	if f.at.nth != 0 && (f.seen == f.at.nth && f.seen > seen || f.lasting && f.seen >= f.at.nth) {
+		errno = faultErrno[call]
+		f.failed = errno
+	}
+	return errno, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.seen, f.failed = seen, failed
+	}
+}
+
+const envFaulty = "BOLTSTORE_TEST_FAULTY"
+
+// faults runs the test once more in a process of its own, for what it does to a process is for good. There it returns
+// what makes calls fail, and here nil when that process has ended.
+func faults(t *testing.T) *faulty {
+	if os.Getenv(envFaulty) == "" {
+		rerun(t, &exec.Cmd{Env: append(os.Environ(), envFaulty+"=1")})
+		return nil
+	}
+	f := &faulty{}
+	var err error
+	if f.listener, err = filter(); err != nil {
+		t.Skipf("needs seccomp(2) with user notification: %v", err)
+	}
+	go f.serve()
+	return f
+}
+
+// filter has the kernel ask before each of the calls (seccomp_unotify(2)).
+func filter() (listener int, err error) {
+	var program []unix.SockFilter
+	add := func(code uint16, jt, jf uint8, k uint32) {
+		program = append(program, unix.SockFilter{Code: code, Jt: jt, Jf: jf, K: k})
+	}
+	add(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, 0, 0, 0) // seccomp_data.nr
+	for nr := range faultErrno {
+		add(unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K, 0, 1, uint32(nr))
+		add(unix.BPF_RET|unix.BPF_K, 0, 0, unix.SECCOMP_RET_USER_NOTIF)
+	}
+	add(unix.BPF_RET|unix.BPF_K, 0, 0, unix.SECCOMP_RET_ALLOW)
+	prog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
+
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return 0, err
+	}
+	const flags = unix.SECCOMP_FILTER_FLAG_NEW_LISTENER | unix.SECCOMP_FILTER_FLAG_TSYNC | unix.SECCOMP_FILTER_FLAG_TSYNC_ESRCH
+	fd, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&prog)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(fd), nil
+}
+
+// serve answers the kernel until the process ends.
+func (f *faulty) serve() {
+	for {
+		// struct seccomp_notif and struct seccomp_notif_resp
+		var ask struct {
+			id         uint64
+			pid, flags uint32
+			nr         int32
+			arch       uint32
+			ip         uint64
+			args       [6]uint64
+		}
+		if err := f.ioctl(unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&ask)); err != nil {
+			continue // the call was interrupted by a signal
+		}
+		var answer struct {
+			id    uint64
+			val   int64
+			error int32
+			flags uint32
+		}
+		answer.id = ask.id
+		errno, undo := f.next(ask.nr)
+		if errno == 0 {
+			answer.flags = unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE
+		}
+		answer.error = -int32(errno)
+		if err := f.ioctl(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&answer)); err != nil {
+			undo()
+		}
+	}
+}
+
+func (f *faulty) ioctl(request uintptr, p unsafe.Pointer) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(f.listener), request, uintptr(p)); errno != 0 {
+		return errno
+	}
+	return nil
+}
