@@ -1,0 +1,414 @@
+package boltstore
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/portd/portd/internal/nstest"
+	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/registry/storetest"
+)
+
+// What Open refuses, it leaves as it is.
+func TestRefused(t *testing.T) {
+	nstest.Descriptors(t)
+	good := filepath.Join(t.TempDir(), "good.db")
+	makeStore(t, good)
+	whole, err := os.ReadFile(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(b []byte) func(*testing.T, string) {
+		return func(t *testing.T, path string) {
+			if err := os.WriteFile(path, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	foreign := func(opt bolt.Options) func(*testing.T, string) {
+		return func(t *testing.T, path string) {
+			db, err := bolt.Open(path, 0o600, &opt)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := db.Update(func(tx *bolt.Tx) error {
+				_, err := tx.CreateBucket([]byte("key"))
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if err := db.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	page := os.Getpagesize()
+	for _, tt := range []struct {
+		name string
+		make func(*testing.T, string)
+		want error
+		says string
+	}{
+		{"empty", write(nil), ErrForeign, "is empty; remove it"},
+		{"text", write([]byte("hello\n")), ErrForeign, ""},
+		{"long text", write(bytes.Repeat([]byte("hello\n"), 10_000)), ErrForeign, ""},
+		{"zeros", write(make([]byte, len(whole))), ErrForeign, ""},
+		{"another program's", foreign(bolt.Options{}), ErrForeign, `no bucket "meta"`},
+		{"another program's, kept in another way", foreign(bolt.Options{NoFreelistSync: true}), ErrForeign, `no bucket "meta"`},
+		{"cut off in the first page", write(whole[:100]), ErrForeign, ""},
+		{"cut off after the first page", write(whole[:page+100]), ErrDamaged, ""},
+		{"cut off after the meta pages", write(whole[:2*page]), ErrDamaged, "cut off after"},
+		{"cut off before the last page", write(whole[:len(whole)-8*page]), ErrDamaged, "cut off after"},
+		{"without meta pages", write(append(make([]byte, 2*page), whole[2*page:]...)), ErrForeign, ""},
+		{"a directory", func(t *testing.T, path string) {
+			if err := os.Mkdir(path, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}, ErrForeign, "not a regular file"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "portd.db")
+			tt.make(t, path)
+			before, _ := os.ReadFile(path)
+			s, err := Open(path, Options{})
+			if err == nil {
+				s.Close()
+			}
+			if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.says) || !strings.Contains(err.Error(), path) {
+				t.Errorf("%v, want %v that says %q and the path", err, tt.want, tt.says)
+			}
+			if after, _ := os.ReadFile(path); !bytes.Equal(before, after) {
+				t.Error("it has changed the file")
+			}
+			if names := list(t, filepath.Dir(path)); len(names) != 1 {
+				t.Errorf("beside the file there is now: %v", names)
+			}
+		})
+	}
+}
+
+// makeStore makes a store with a history and returns what Load says before and after the last commit.
+func makeStore(t *testing.T, path string) (states [2]*registry.State) {
+	t.Helper()
+	s := mustOpen(t, path)
+	var m storetest.Model
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for range 30 {
+		c := m.Next(rnd)
+		if err := s.Commit(t.Context(), m.Revision, c); err != nil {
+			t.Fatal(err)
+		}
+		m.Apply(c...)
+		st, err := s.Load(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		states[0], states[1] = states[1], st
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return states
+}
+
+func list(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// A damaged page, or a single damaged bit in a page of records, is found, or in a place that nothing leads to.
+func TestDamaged(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "portd.db")
+	states := makeStore(t, path)
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := os.Getpagesize()
+	other := bytes.Repeat([]byte("portd"), page)[:page]
+	outcomes := map[string]int{}
+	for at := 0; at < len(whole); at += page {
+		for name, bytes := range map[string][]byte{
+			"zeros":        make([]byte, page),
+			"text":         other,
+			"another page": whole[(at+2*page)%len(whole):][:page],
+		} {
+			outcomes[lookAt(t, path, whole, at, bytes, states)]++
+			if t.Failed() {
+				t.Fatalf("page %d replaced by %s", at/page, name)
+			}
+		}
+	}
+	t.Logf("pages: %v", outcomes)
+	if outcomes["damaged"] < 20 || outcomes["found by events"] == 0 {
+		t.Error("too few were found")
+	}
+
+	// A page of reservations: all its header, and one bit in every eleventh byte.
+	clear(outcomes)
+	records := pageOfReservations(t, path, whole)
+	for i := range page {
+		for bit := range 8 {
+			if i >= 16 && (i%11 != 0 || bit != i/11%8) {
+				continue
+			}
+			outcomes[lookAt(t, path, whole, records+i, []byte{whole[records+i] ^ 1<<bit}, states)]++
+			if t.Failed() {
+				t.Fatalf("bit %d of byte %d of page %d", bit, i, records/page)
+			}
+		}
+	}
+	t.Logf("bits: %v", outcomes)
+	if outcomes["damaged"] < 200 {
+		t.Error("too few were found")
+	}
+}
+
+// pageOfReservations finds where in the file one is.
+func pageOfReservations(t *testing.T, path string, whole []byte) int {
+	t.Helper()
+	db, err := bolt.Open(path, 0, &bolt.Options{ReadOnly: true, PreLoadFreelist: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	at := -1
+	if err := db.View(func(tx *bolt.Tx) error {
+		_, v := tx.Bucket(bucketReservation).Cursor().First()
+		// It stands in pages that are free, too, from where it was moved.
+		for from := 0; ; {
+			i := bytes.Index(whole[from:], v)
+			if i < 0 {
+				return nil
+			}
+			id := (from + i) / os.Getpagesize()
+			p, err := tx.Page(id)
+			if err != nil {
+				return err
+			}
+			if p.Type == "leaf" {
+				at = id * os.Getpagesize()
+			}
+			from += i + len(v)
+		}
+	}); err != nil || at < 0 {
+		t.Fatalf("there is none: %v", err)
+	}
+	return at
+}
+
+// lookAt puts bytes into a file that was whole and says what comes of it.
+func lookAt(t *testing.T, path string, whole []byte, at int, b []byte, states [2]*registry.State) string {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(b, int64(at)); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if _, err := f.WriteAt(whole[at:at+len(b)], int64(at)); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	s, err := Open(path, Options{})
+	if err != nil {
+		if !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrForeign) && !errors.As(err, new(*SchemaError)) {
+			t.Error(err)
+		}
+		return "damaged"
+	}
+	defer s.Close()
+	st, err := s.Load(t.Context())
+	if err != nil {
+		if !errors.Is(err, ErrDamaged) {
+			t.Error(err)
+		}
+		return "damaged"
+	}
+	outcome := "no matter"
+	if st.Revision == states[0].Revision && at < 2*os.Getpagesize() {
+		outcome, states[1] = "the commit before", states[0] // which bbolt cannot tell from one that was interrupted
+	}
+	if !reflect.DeepEqual(states[1], st) { // go-cmp would take most of the test's time
+		t.Errorf("it is not found: %+v, want %+v", st, states[1])
+	}
+	next := st.Oldest
+	for c, err := range s.Events(t.Context(), next) {
+		if err != nil {
+			if !errors.Is(err, ErrDamaged) {
+				t.Error(err)
+			}
+			return "found by events"
+		}
+		if c.Revision != next {
+			t.Errorf("revision %d, want %d", c.Revision, next)
+		}
+		next++
+	}
+	if next != st.Revision+1 {
+		t.Errorf("events end with revision %d, want %d", next-1, st.Revision)
+	}
+	return outcome
+}
+
+// The pages go bad under an open store. bbolt panics while it writes, and is left with its own lock locked.
+func TestDamagedWhileOpen(t *testing.T) {
+	for name, from := range map[string]int{"all": 0, "all but the meta pages": 2} {
+		t.Run(name, func(t *testing.T) { damageWhileOpen(t, int64(from*os.Getpagesize())) })
+	}
+}
+
+func damageWhileOpen(t *testing.T, from int64) {
+	path := filepath.Join(t.TempDir(), "portd.db")
+	makeStore(t, path)
+	s := mustOpen(t, path)
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt(make([]byte, info.Size()-from), from); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		err := s.Commit(t.Context(), 0, []registry.Change{{Revision: 1}})
+		if !errors.Is(err, registry.ErrUnavailable) || !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), path) {
+			t.Errorf("commit: %v", err)
+		}
+		if _, err := s.Load(t.Context()); !errors.Is(err, registry.ErrUnavailable) {
+			t.Errorf("load: %v", err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Errorf("close: %v", err)
+	}
+	// It is not locked any more.
+	if _, err := Open(path, Options{}); err == nil || errors.Is(err, ErrInUse) {
+		t.Errorf("opened again: %v", err)
+	}
+}
+
+func TestInUse(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "portd.db")
+	s := mustOpen(t, path)
+	start := time.Now()
+	_, err := Open(path, Options{Timeout: 100 * time.Millisecond})
+	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "another portd has "+path+" open") {
+		t.Errorf("opened twice: %v", err)
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("that took %v", took)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := mustOpen(t, path).Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestNewFile(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "portd.db")
+	// Several at once: all get the same store, one after the other.
+	var mu sync.Mutex
+	ids := map[string]bool{}
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			s, err := Open(path, Options{Timeout: time.Minute})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer s.Close()
+			st, err := s.Load(t.Context())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			ids[st.StoreID] = true
+		})
+	}
+	wg.Wait()
+	if len(ids) != 1 {
+		t.Errorf("store ids %v, want one", ids)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode() != 0o600 {
+		t.Errorf("the file is %v (%v)", info.Mode(), err)
+	}
+	if names := list(t, dir); len(names) != 1 {
+		t.Errorf("beside the file there is: %v", names)
+	}
+
+	if _, err := Open(filepath.Join(dir, "none", "portd.db"), Options{}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("in a directory that is not there: %v", err)
+	}
+	if names := list(t, dir); len(names) != 1 {
+		t.Errorf("beside the file there is: %v", names)
+	}
+}
+
+func TestMigrate(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "portd.db")
+	before := makeStore(t, path)[1]
+	failed := errors.New("no")
+	stepped := func(tx *bolt.Tx) error {
+		_, err := tx.CreateBucket([]byte("new"))
+		return err
+	}
+	if _, err := open(path, Options{}, []migration{stepped, func(*bolt.Tx) error { return failed }}); !errors.Is(err, failed) {
+		t.Fatalf("with a step that fails: %v", err)
+	}
+	// That left nothing behind, or else CreateBucket would fail now.
+	s, err := open(path, Options{}, []migration{stepped, func(*bolt.Tx) error { return nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := s.Load(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	before.Schema = 3
+	if diff := cmp.Diff(before, st, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+		t.Errorf("after the migration (-want +got):\n%s", diff)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var newer *SchemaError
+	if _, err := Open(path, Options{}); !errors.As(err, &newer) || *newer != (SchemaError{Have: 3, Reads: 1}) {
+		t.Errorf("of a newer portd: %v", err)
+	}
+}
