@@ -78,27 +78,31 @@ func (r *record) add(endpoint *registry.Endpoint, l *listener, w *worker, c *wir
 
 // Connections are the last ones that were handed over, the newest first.
 func (p *Pool) Connections() []Connection {
-	p.mu.Lock()
-	last := p.record.n
-	n := min(last, recordSize)
-	entries := make([]handed, 0, n)
-	for i := range n {
-		entries = append(entries, p.record.ring[(last-1-i)%recordSize])
-	}
-	p.mu.Unlock()
-
-	all := make([]Connection, len(entries))
-	for i, h := range entries {
-		peer := h.peer.AddrPort()
-		if h.peer.Scope != 0 {
-			peer = netip.AddrPortFrom(peer.Addr().WithZone(zone(h.peer.Scope)), peer.Port())
-		}
-		all[i] = Connection{
-			Seq: last - uint64(i), Key: h.listener.key, Owner: h.listener.owner, Endpoint: *h.endpoint, Worker: h.worker.id, PID: h.worker.caller.PID,
-			Peer: peer, Accepted: time.Unix(0, h.accepted), Redelivered: h.redelivered,
+	all, scopes := p.connections()
+	for i, scope := range scopes {
+		if scope != 0 { // names are looked up without the lock
+			all[i].Peer = netip.AddrPortFrom(all[i].Peer.Addr().WithZone(zone(scope)), all[i].Peer.Port())
 		}
 	}
 	return all
+}
+
+func (p *Pool) connections() (all []Connection, scopes []uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := min(p.record.n, recordSize)
+	all, scopes = make([]Connection, n), make([]uint32, n)
+	for i := range n {
+		seq := p.record.n - i
+		h := &p.record.ring[(seq-1)%recordSize]
+		scopes[i] = h.peer.Scope
+		all[i] = Connection{
+			Seq: seq, Key: h.listener.key, Owner: h.listener.owner, Endpoint: *h.endpoint,
+			Worker: h.worker.id, PID: h.worker.caller.PID,
+			Peer: h.peer.AddrPort(), Accepted: time.Unix(0, h.accepted), Redelivered: h.redelivered,
+		}
+	}
+	return all, scopes
 }
 
 // zone is the name of the interface that a scope id is the index of, or the index where it is gone.

@@ -281,6 +281,23 @@ func TestHeldUntilAnotherComes(t *testing.T) {
 	}
 }
 
+// What waits for another worker ends with its listener.
+func TestHeldEndsWithTheListener(t *testing.T) {
+	nstest.Descriptors(t)
+	h := newHost(t)
+	defer h.stop()
+	res := h.listen("127.0.0.1")
+	stuck := h.worker("ignore", res.ID)
+	_, failures := askMany(t, addrOf(res), 1)
+	until(t, "it is in the queue", func() bool { return h.Workers()[0].Sent == 1 })
+	stuck.kill(t)
+	until(t, "it is gone", func() bool { return len(h.Workers()) == 0 })
+	h.Closing(keyOf(res))
+	if n := failures(); n != 1 {
+		t.Error("the client of a closed listener was answered")
+	}
+}
+
 // The process is what counts: a child may keep the connection.
 func TestWorkerEndsWithItsProcess(t *testing.T) {
 	h := newHost(t)
