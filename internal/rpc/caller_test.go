@@ -1,0 +1,77 @@
+package rpc_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/portd/portd/internal/nstest"
+	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/rpc"
+)
+
+// A process is to portd who it is to the kernel, by either door: what REST does in portd's own process it does for the
+// caller, not for portd.
+func TestCallerKeepsHisUID(t *testing.T) {
+	attr := nstest.As(t, 65534, 65534)
+	roots := registry.UIDPrincipal(0)
+	h := start(t, crew{workers: []rpc.Worker{
+		{ID: "wrk_1", Listeners: []rpc.WorkerListener{{Owner: roots}}},
+	}})
+	r := reserve(t, h.grpc(t), "roots")
+	denied := fmt.Sprintf("PermissionDenied: uid:65534 may not release %s: "+
+		"it belongs to uid:0; only its owner, root and the user that portd runs as may", r.GetAssigned()[0].GetEndpoint().GetText())
+	want := answers{
+		Status:  both("uid:65534 admin=false"),
+		Reserve: both("for uid:65534"),
+		Release: both(denied),
+		Workers: both("0"),
+	}
+	if diff := cmp.Diff(want, h.asked(t, attr, r.GetId())); diff != "" {
+		t.Errorf("a stranger (-want +got):\n%s", diff)
+	}
+	want = answers{
+		Status:  both("uid:0 admin=true"),
+		Reserve: both("for uid:0"),
+		Release: [2]string{"done", `NotFound: no reservation has the id or name "` + r.GetId() + `"`}, // REST came second
+		Workers: both("1"),
+	}
+	if diff := cmp.Diff(want, h.asked(t, nil, r.GetId())); diff != "" {
+		t.Errorf("root (-want +got):\n%s", diff)
+	}
+}
+
+func TestCallerOfAnotherNetworkNamespace(t *testing.T) {
+	h := start(t, nil)
+	attr := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
+	if os.Geteuid() != 0 {
+		uid, gid := os.Geteuid(), os.Getegid()
+		attr.Cloneflags |= unix.CLONE_NEWUSER
+		attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: uid, HostID: uid, Size: 1}}
+		attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: gid, HostID: gid, Size: 1}}
+		attr.AmbientCaps = []uintptr{unix.CAP_NET_ADMIN}
+	}
+	if fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err == nil {
+		_, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+		unix.Close(fd)
+		if errors.Is(err, unix.ENOPROTOOPT) {
+			t.Skip("needs SO_NETNS_COOKIE (Linux 5.14)")
+		}
+	}
+	nstest.Need(t) // who may make one may make another
+	got := h.asked(t, attr, "nobody")
+	for _, s := range got.Reserve {
+		if !strings.HasPrefix(s, "FailedPrecondition: network namespace: you are in another one than portd") {
+			t.Errorf("from another network namespace reserve answers %q", s)
+		}
+	}
+	if want := both(fmt.Sprintf("uid:%d admin=true", os.Geteuid())); got.Status != want {
+		t.Errorf("from another network namespace status answers %q, want %q", got.Status, want)
+	}
+}
