@@ -1,0 +1,94 @@
+package rpc_test
+
+import (
+	"io"
+	"net/http"
+	"slices"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/portd/portd/proto/portd/v1"
+)
+
+// BenchmarkUnary makes the same call by gRPC and by REST, each on a connection that stays, and reports how much longer REST
+// takes: until the JSON is there, and until it is a message again. They take turns a hundred calls at a time, for what a
+// server still does after an answer (gRPC more of it) is then its own cost and not the other one's. The figures are
+// medians of those turns, which stand still while other programs come and go.
+func BenchmarkUnary(b *testing.B) {
+	h := start(b, nil)
+	conn, rest := h.grpc(b), h.rest(b)
+	services, daemon := pb.NewServiceRegistryServiceClient(conn), pb.NewDaemonServiceClient(conn)
+	calls := []struct {
+		name   string
+		grpc   func() error
+		path   string
+		answer proto.Message
+	}{
+		{
+			"GetStatus",
+			func() error { _, err := daemon.GetStatus(b.Context(), &pb.GetStatusRequest{}); return err },
+			"/v1/status", &pb.GetStatusResponse{},
+		},
+		{
+			"LookupServices",
+			func() error {
+				_, err := services.LookupServices(b.Context(), &pb.LookupServicesRequest{Query: &pb.LookupServicesRequest_Port{Port: 443}})
+				return err
+			},
+			"/v1/services:lookup?port=443", &pb.LookupServicesResponse{},
+		},
+	}
+	for _, c := range calls {
+		get := func(answer proto.Message) func() error {
+			return func() error {
+				resp, err := rest.Get("http://portd" + c.path)
+				if err != nil {
+					return err
+				}
+				defer resp.Body.Close()
+				text, err := io.ReadAll(resp.Body)
+				if err != nil || resp.StatusCode != http.StatusOK {
+					b.Fatalf("%s %s (%v)", resp.Status, text, err)
+				}
+				if answer == nil {
+					return nil
+				}
+				return protojson.Unmarshal(text, answer)
+			}
+		}
+		b.Run(c.name, func(b *testing.B) {
+			const turn = 100
+			ways := []func() error{c.grpc, get(nil), get(c.answer)}
+			took := make([][]time.Duration, len(ways))
+			for n := 0; b.Loop(); n++ {
+				if n%turn != 0 {
+					continue
+				}
+				for i, call := range ways {
+					begin := time.Now()
+					for range turn {
+						if err := call(); err != nil {
+							b.Fatal(err)
+						}
+					}
+					took[i] = append(took[i], time.Since(begin)/turn)
+				}
+			}
+			grpc := median(took[0])
+			b.ReportMetric(grpc, "grpc-ns")
+			b.ReportMetric(median(took[1]), "rest-ns")
+			b.ReportMetric(median(took[1])/grpc, "rest/grpc")
+			b.ReportMetric(median(took[2])/grpc, "decoded/grpc")
+			b.ReportMetric(0, "ns/op") // of all together, which nobody asks for
+		})
+	}
+}
+
+// median is in nanoseconds.
+func median(all []time.Duration) float64 {
+	slices.Sort(all)
+	return float64(all[len(all)/2].Nanoseconds())
+}
