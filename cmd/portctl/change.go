@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/portd/portd/client"
+	pb "github.com/portd/portd/proto/portd/v1"
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
+)
+
+// The commands that change reservations that are there. They take several, do what they can, and exit with the first
+// one's trouble.
+
+const releaseHelp = `Release gives reservations back, each named by its id, its name or an endpoint of it.
+When it returns the ports are free of portd; a program that was given the socket itself
+still has it until it closes it, and is named then.`
+
+func (c *ctl) releaseCommand() *cobra.Command {
+	var request string
+	cmd := &cobra.Command{
+		Use:   "release RESERVATION…",
+		Short: "Give reservations back",
+		Long:  releaseHelp,
+		Example: `  portctl release tcp 8080
+  portctl release web dns
+  portctl release rsv_0123456789abcdefghij`,
+		Args:              wants(1, many, "a reservation, by its id, its name or an endpoint,"),
+		ValidArgsFunction: c.completeReservations,
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return c.each(cmd.Context(), words(args), func(cl *client.Client, ref string) error {
+			answer, err := cl.Reservations.Release(cmd.Context(), &pb.ReleaseRequest{Reservation: ref, RequestId: request})
+			if err != nil {
+				return err
+			}
+			if c.json() {
+				return c.printJSON(answer)
+			}
+			res := answer.GetReservation()
+			if err := c.printChanged(res, "released"); err != nil {
+				return err
+			}
+			for _, h := range answer.GetStillBoundBy() {
+				c.say("%s still has %s: the port is free when it closes it", holderName(h), h.GetEndpoint().GetText())
+			}
+			return nil
+		})
+	}
+	cmd.Flags().StringVar(&request, "request-id", "", "makes a repeated call give the first one's answer")
+	return cmd
+}
+
+const listenHelp = `Listen makes the held ports of a reservation listen. Connections are accepted by the
+kernel from then on, and wait until a program takes them; they go on waiting while no
+program is there, and the port listens again after a restart of portd.`
+
+func (c *ctl) listenCommand() *cobra.Command {
+	var backlog uint32
+	cmd := &cobra.Command{
+		Use:   "listen RESERVATION…",
+		Short: "Make held ports listen",
+		Long:  listenHelp,
+		Example: `  portctl listen tcp/8080
+  portctl listen web --backlog 512`,
+		Args:              wants(1, many, "a reservation, by its id, its name or an endpoint,"),
+		ValidArgsFunction: c.completeReservations,
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return c.each(cmd.Context(), words(args), func(cl *client.Client, ref string) error {
+			req := &pb.ListenRequest{Reservation: ref}
+			if backlog != 0 {
+				req.Options = &pb.ListenOptions{Backlog: backlog}
+			}
+			answer, err := cl.Reservations.Listen(cmd.Context(), req)
+			if err != nil {
+				return listenHint(err, ref)
+			}
+			return c.printAnswer(answer, answer.GetReservation())
+		})
+	}
+	cmd.Flags().Uint32Var(&backlog, "backlog", 0, "connections that may wait; the kernel caps it at net.core.somaxconn (default 4096)")
+	return cmd
+}
+
+const closeHelp = `Close stops listening; the ports stay held. Connections that still wait are reset.`
+
+func (c *ctl) closeCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               "close RESERVATION…",
+		Short:             "Stop listening, and keep the ports",
+		Long:              closeHelp,
+		Example:           `  portctl close tcp/8080`,
+		Args:              wants(1, many, "a reservation, by its id, its name or an endpoint,"),
+		ValidArgsFunction: c.completeReservations,
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return c.each(cmd.Context(), words(args), func(cl *client.Client, ref string) error {
+			answer, err := cl.Reservations.Close(cmd.Context(), &pb.CloseRequest{Reservation: ref})
+			if err != nil {
+				return err
+			}
+			return c.printAnswer(answer, answer.GetReservation())
+		})
+	}
+	return cmd
+}
+
+// each does a thing to every one of refs and complains of those where it cannot be done.
+func (c *ctl) each(ctx context.Context, refs []string, do func(*client.Client, string) error) error {
+	cl, err := c.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	var first error
+	for _, ref := range refs {
+		if err := do(cl, ref); err != nil {
+			_ = c.out.Flush()
+			c.complain(err)
+			if first == nil {
+				first = status(exitCode(err))
+			}
+		}
+	}
+	return first
+}
+
+func (c *ctl) printAnswer(answer proto.Message, res *pb.Reservation) error {
+	if c.json() {
+		return c.printJSON(answer)
+	}
+	return c.printChanged(res, "")
+}
+
+// printChanged prints how a reservation stands now; with -q its id.
+func (c *ctl) printChanged(res *pb.Reservation, state string) error {
+	if c.quiet {
+		_, err := fmt.Fprintln(c.out, res.GetId())
+		return err
+	}
+	return c.printReservation(res, state)
+}
+
+// listenHint says what to do with what does not listen.
+func listenHint(err error, ref string) error {
+	why := (*client.Error)(nil)
+	if !errors.As(err, &why) {
+		return err
+	}
+	switch why.Reason {
+	case "NOT_A_STREAM":
+		return try(err, "portctl run "+ref+" -- PROGRAM")
+	case "RECORDED":
+		return try(err, "portctl run --record-only "+ref+" -- PROGRAM --port {port}")
+	}
+	return err
+}

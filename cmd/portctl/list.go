@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/portd/portd/client"
+	"github.com/portd/portd/internal/registry"
+	pb "github.com/portd/portd/proto/portd/v1"
+	"github.com/spf13/cobra"
+)
+
+const listHelp = `List shows the reservations of this host, an endpoint on a line, in the order in which
+they were made. A protocol and a range of ports narrow it. A port that should be held
+and is not has a line of its own that says who has it.
+
+With -q the ids alone. With -o json the API's answer, all pages in one.`
+
+type listFlags struct {
+	owner  string
+	mine   bool
+	labels []string
+	states []string
+}
+
+func (c *ctl) listCommand() *cobra.Command {
+	var f listFlags
+	cmd := &cobra.Command{
+		Use:   "list [PROTOCOL] [PORTS]",
+		Short: "List reservations",
+		Long:  listHelp,
+		Example: `  portctl list
+  portctl list tcp 8000-8999
+  portctl list --mine --label team=web
+  portctl list --state lost`,
+		Args: wants(0, 2, ""),
+		RunE: func(cmd *cobra.Command, args []string) error { return c.list(cmd.Context(), args, f) },
+	}
+	cmd.ValidArgsFunction = cobra.FixedCompletions([]string{"tcp", "udp"}, cobra.ShellCompDirectiveNoFileComp)
+	flags := cmd.Flags()
+	flags.StringVar(&f.owner, "owner", "", "only this `user`'s: a name, a uid, or a principal like uid:1000")
+	flags.BoolVar(&f.mine, "mine", false, "only your own")
+	flags.StringArrayVar(&f.labels, "label", nil, "only with this label, `key=value`; may be repeated")
+	flags.StringSliceVar(&f.states, "state", nil, "only with an endpoint that is held, listening, recorded or lost; may be repeated")
+	_ = cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(states, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+var states = []string{"held", "listening", "recorded", "lost"}
+
+func (c *ctl) list(ctx context.Context, args []string, f listFlags) error {
+	if f.mine && f.owner != "" {
+		return usagef("--mine and --owner say whose; say it once")
+	}
+	filter, err := f.toFilter(args)
+	if err != nil {
+		return err
+	}
+	cl, err := c.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	if f.mine {
+		st, err := cl.Daemon.GetStatus(ctx, &pb.GetStatusRequest{})
+		if err != nil {
+			return err
+		}
+		filter.Owner = st.GetCaller()
+	}
+	all, err := listAll(ctx, cl, filter)
+	if err != nil || c.json() {
+		return c.jsonUnless(err, all)
+	}
+	t := c.listing(len(all.GetReservations()), "ENDPOINT", "STATE", "OWNER", "SINCE", "NAME", "ID")
+	for _, res := range all.GetReservations() {
+		if c.quiet {
+			t.row(res.GetId())
+			continue
+		}
+		owner, since := ownerName(res.GetOwner()), when(res.GetCreateTime())
+		for _, a := range res.GetAssigned() {
+			t.row(a.GetEndpoint().GetText(), word(a.GetState()), owner, since, res.GetName(), res.GetId())
+			for _, ex := range exceptions(a) {
+				t.row("  "+ex.ports, ex.state)
+			}
+		}
+	}
+	return t.flush()
+}
+
+// listAll is all pages as one answer.
+func listAll(ctx context.Context, cl *client.Client, filter *pb.ReservationFilter) (*pb.ListReservationsResponse, error) {
+	all, req := &pb.ListReservationsResponse{}, &pb.ListReservationsRequest{Filter: filter}
+	err := pages(func(token string) (string, error) {
+		req.PageToken = token
+		page, err := cl.Reservations.ListReservations(ctx, req)
+		if err != nil {
+			return "", err
+		}
+		all.Reservations = append(all.Reservations, page.GetReservations()...)
+		all.Revision, all.StoreId = page.GetRevision(), page.GetStoreId()
+		return page.GetNextPageToken(), nil
+	})
+	return all, err
+}
+
+func (f listFlags) toFilter(args []string) (*pb.ReservationFilter, error) {
+	filter := &pb.ReservationFilter{}
+	for _, a := range args {
+		if a == "" {
+			return nil, usagef("an argument is empty")
+		}
+		if p, ok := parseProtocol(a); ok && filter.GetProtocol() == 0 {
+			filter.Protocol = p
+			continue
+		}
+		if protos, rest := registry.SplitProtocol(a); protos != "" && len(args) == 1 {
+			return f.toFilter([]string{protos, rest})
+		}
+		ports, err := parseRange(a)
+		switch {
+		case filter.GetPorts() != nil || a[0] < '0' || a[0] > '9':
+			return nil, usagef("%q is neither a protocol nor ports like 8080 or 8000-8999", a)
+		case err != nil:
+			return nil, err
+		}
+		filter.Ports = ports
+	}
+	for _, s := range f.states {
+		i := slices.Index(states, s)
+		if i < 0 {
+			return nil, usagef("--state %s: known are %s", s, strings.Join(states, ", "))
+		}
+		filter.States = append(filter.States, pb.EndpointState(i+1))
+	}
+	var err error
+	if filter.Labels, err = parseLabels(f.labels); err != nil {
+		return nil, err
+	}
+	if f.owner != "" {
+		filter.Owner, err = ownerOf(f.owner)
+	}
+	return filter, err
+}
+
+// An exception is ports of an endpoint that are not as the rest, in words.
+type exception struct{ ports, state string }
+
+func exceptions(a *pb.AssignedEndpoint) (out []exception) {
+	for _, ex := range a.GetExceptions() {
+		state := word(ex.GetState())
+		if who := holdersText(ex.GetHolders()); who != "" {
+			state += ": " + who
+		}
+		out = append(out, exception{portsText(ex.GetPorts()), state})
+	}
+	return out
+}

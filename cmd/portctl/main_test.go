@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/portd/portd/internal/daemon"
+	"github.com/portd/portd/internal/nstest"
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// The scripts in testdata read as portctl's manual. Each has a portd of its own, and the programs below. They share a network
+// namespace, so that each has ports of its own: ones that IANA has assigned, which portd never takes for "any".
+
+func TestMain(m *testing.M) {
+	testscript.Main(inNamespace{m}, map[string]func(){
+		"portctl":  main,
+		"portd":    portdMain,
+		"serve":    serveMain,
+		"dial":     dialMain,
+		"stranger": strangerMain,
+		"as":       asMain,
+	})
+}
+
+// inNamespace enters the namespace where the tests run, and not where one of the commands does.
+type inNamespace struct{ m *testing.M }
+
+func (n inNamespace) Run() int {
+	nstest.Enter()
+	return n.m.Run()
+}
+
+func TestScripts(t *testing.T) {
+	nstest.Need(t)
+	testscript.Run(t, testscript.Params{
+		Dir:   "testdata",
+		Setup: setup,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"start":  startCmd,
+			"expect": expectCmd,
+			"signal": signalCmd,
+			"ended":  endedCmd,
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond == "users" {
+				return manyUsers(), nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
+		},
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+	})
+}
+
+func setup(env *testscript.Env) error {
+	// Other users are to reach portd's socket too.
+	for dir := env.WorkDir; strings.Contains(dir, "go-test-script"); dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	env.Setenv("PORTD_SOCKET", filepath.Join(env.WorkDir, "run", "portd.sock"))
+	env.Setenv("HOME", env.WorkDir)
+	env.Setenv("GORACE", "atexit_sleep_ms=0") // else every command takes a second to end
+	all := processes{}
+	env.Values[processesKey{}] = all
+	env.Defer(all.end)
+	return nil
+}
+
+// manyUsers says whether this process can become another user.
+func manyUsers() bool {
+	uids, err := os.ReadFile("/proc/self/uid_map")
+	return os.Geteuid() == 0 && err == nil && strings.Contains(string(uids), "4294967295")
+}
+
+// portdMain is cmd/portd, but for its flags: it keeps its things in $WORK.
+func portdMain() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	err := daemon.Run(ctx, daemon.Config{
+		Socket: os.Getenv("PORTD_SOCKET"), StateDir: filepath.Join(os.Getenv("WORK"), "state"), Version: "test",
+		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	})
+	if err != nil {
+		fail("portd: %v", err)
+	}
+}

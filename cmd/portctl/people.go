@@ -1,0 +1,160 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"os/user"
+	"strconv"
+	"strings"
+	"time"
+
+	pb "github.com/portd/portd/proto/portd/v1"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// What the API says of users, sockets and times, in words for people.
+
+// ownerName is a principal by the name that its user has here.
+func ownerName(principal string) string {
+	uid, ok := strings.CutPrefix(principal, "uid:")
+	if !ok {
+		return principal
+	}
+	if u, err := user.LookupId(uid); err == nil {
+		return u.Username
+	}
+	return principal
+}
+
+// ownerOf is the principal that people mean: a principal as it stands, a uid, or a user's name.
+func ownerOf(s string) (string, error) {
+	if strings.Contains(s, ":") {
+		return s, nil
+	}
+	if _, err := strconv.ParseUint(s, 10, 32); err == nil {
+		return "uid:" + s, nil
+	}
+	u, err := user.Lookup(s)
+	if err != nil {
+		return "", usagef("%q is no user here; a name, a uid or a principal like uid:1000 is wanted", s)
+	}
+	return "uid:" + u.Uid, nil
+}
+
+// useText says whose a reservation is, how it stands, and since when.
+func useText(r *pb.ReservationUse) string {
+	whose := "yours"
+	if !r.GetYours() {
+		whose = ownerName(r.GetOwner()) + "'s"
+	}
+	text := fmt.Sprintf("%s, %s since %s", whose, r.GetState(), when(r.GetCreateTime()))
+	if r.GetState() == "listening" { // since when it listens is not known
+		text = fmt.Sprintf("%s, listening, held since %s", whose, when(r.GetCreateTime()))
+	}
+	if n := int(r.GetWorkers()); n > 0 {
+		text += ", " + count(n, "worker")
+	}
+	var ids []string
+	for _, id := range []string{r.GetName(), r.GetId()} {
+		if id != "" {
+			ids = append(ids, id)
+		}
+	}
+	if len(ids) > 0 {
+		text += " (" + strings.Join(ids, ", ") + ")"
+	}
+	if who := holdersText(r.GetHolders()); who != "" {
+		text += "; " + who
+	}
+	return text
+}
+
+// holdersText says who has sockets where a reservation's own should be. What closed connections have left over matters where
+// nobody else is there.
+func holdersText(holders []*pb.Holder) string {
+	var who []string
+	for _, h := range holders {
+		if h.GetState() != pb.SocketState_SOCKET_STATE_LEFTOVER {
+			who = append(who, fmt.Sprintf("%s is %s on %s", holderName(h), word(h.GetState()), holderAddr(h)))
+		}
+	}
+	if len(who) == 0 && len(holders) > 0 {
+		return "closed connections that the kernel still remembers"
+	}
+	return strings.Join(who, ", ")
+}
+
+// holderName says whose a socket is, as far as it is known.
+func holderName(h *pb.Holder) string {
+	if h.Uid == nil {
+		return "nobody"
+	}
+	who := fmt.Sprintf("uid %d", h.GetUid())
+	if h.GetUser() != "" {
+		who = "user " + h.GetUser()
+	}
+	if len(h.GetProcesses()) == 0 {
+		return "a process of " + who
+	}
+	p := h.GetProcesses()[0]
+	more := ""
+	if n := len(h.GetProcesses()) - 1; n > 0 {
+		more = fmt.Sprintf(" and %d more", n)
+	}
+	return fmt.Sprintf("%s (pid %d, %s)%s", p.GetCommand(), p.GetPid(), who, more)
+}
+
+// holderAddr is the address and port of a socket, as ss(8) has them.
+func holderAddr(h *pb.Holder) string {
+	e := h.GetEndpoint()
+	host := e.GetAddress()
+	if a, err := netip.ParseAddr(host); err == nil && a.Is6() {
+		host = "[" + host + "]"
+	}
+	if e.GetDevice() != "" {
+		host += "%" + e.GetDevice()
+	}
+	return host + ":" + portsText(e.GetPorts())
+}
+
+// when is a time of today by the clock, and another with its day.
+func when(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return "-"
+	}
+	at, now := t.AsTime().Local(), time.Now()
+	if at.YearDay() == now.YearDay() && at.Year() == now.Year() {
+		return at.Format("15:04")
+	}
+	return at.Format("2006-01-02 15:04")
+}
+
+// full is a time to the second, with its day.
+func full(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return "-"
+	}
+	return t.AsTime().Local().Format(time.DateTime)
+}
+
+func count(n int, what string) string {
+	switch n {
+	case 0:
+		return "no " + what + "s"
+	case 1:
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+func nameOrID(res *pb.Reservation) string {
+	if res.GetName() != "" {
+		return res.GetName()
+	}
+	return res.GetId()
+}
+
+// streams says whether sockets of p listen.
+func streams(p pb.Protocol) bool {
+	return p == pb.Protocol_PROTOCOL_TCP || p == pb.Protocol_PROTOCOL_SCTP || p == pb.Protocol_PROTOCOL_DCCP
+}

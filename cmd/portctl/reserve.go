@@ -1,0 +1,242 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/portd/portd/client"
+	"github.com/portd/portd/internal/registry"
+	pb "github.com/portd/portd/proto/portd/v1"
+	"github.com/spf13/cobra"
+)
+
+const reserveHelp = `Reserve takes ports for you, all that are asked for or none. They are held: bound in
+the kernel, so that no other program can have them, and refused to clients until
+something serves on them (portctl run, or client.Listen in Go). They stay yours until
+they are released, also when portd restarts.
+
+The port is a number, a range, a service name that has one port in the IANA registry,
+or "any": one of portd's choice, from --range where that is given, else from 1024 up
+outside the kernel's ephemeral ports and without a meaning to IANA. Several protocols
+or addresses get the same ports.
+
+What was given is printed, an endpoint on a line with the reservation's id; with -q the
+port numbers alone, each on a line.`
+
+type reserveFlags struct {
+	addresses, labels     []string
+	name, within, request string
+	count                 int
+	recordOnly, listenToo bool
+}
+
+func (c *ctl) reserveCommand() *cobra.Command {
+	var f reserveFlags
+	cmd := &cobra.Command{
+		Use:   "reserve ENDPOINT…",
+		Short: "Take ports, so that nobody else can have them",
+		Long:  reserveHelp,
+		Example: `  portctl reserve tcp 8080
+  portctl reserve tcp,udp 53 --address 127.0.0.1 --address ::1 --name dns
+  portctl reserve tcp 9000-9009
+  portctl reserve tcp/https tcp/http
+  P=$(portctl reserve -q tcp any --range 20000-20999)
+  portctl reserve tcp 5432 --record-only`,
+		Args:              wants(1, many, "an endpoint like tcp/8080"),
+		ValidArgsFunction: completeEndpoints,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.reserve(cmd.Context(), words(args), f)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringArrayVar(&f.addresses, "address", nil, "IP `address` to reserve on; may be repeated (default: every address)")
+	flags.StringVar(&f.name, "name", "", "`name` of the reservation, unique on this host")
+	flags.StringArrayVar(&f.labels, "label", nil, "label, `key=value`; may be repeated")
+	flags.StringVar(&f.within, "range", "", "where portd chooses from, `first-last` (with \"any\")")
+	flags.IntVar(&f.count, "count", 1, "how many contiguous ports (with \"any\")")
+	flags.BoolVar(&f.recordOnly, "record-only", false, "do not bind: the program binds the port itself")
+	flags.BoolVar(&f.listenToo, "listen", false, "listen at once: connections wait for a program to take them")
+	flags.StringVar(&f.request, "request-id", "", "makes a repeated call give the first one's answer")
+	return cmd
+}
+
+func (c *ctl) reserve(ctx context.Context, endpoints []string, f reserveFlags) error {
+	req, err := f.toRequest(endpoints)
+	if err != nil {
+		return err
+	}
+	cl, err := c.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	answer, err := cl.Reservations.Reserve(ctx, req)
+	if err != nil {
+		return reserveHint(err, req)
+	}
+	res := answer.GetReservation()
+	var listenErr error
+	if f.listenToo {
+		listening, err := cl.Reservations.Listen(ctx, &pb.ListenRequest{Reservation: res.GetId()})
+		if err != nil {
+			listenErr = try(fmt.Errorf("it is reserved and stays so, but does not listen: %w", err), "portctl listen "+res.GetId())
+		} else {
+			answer.Reservation = listening.GetReservation()
+			res = answer.GetReservation()
+		}
+	}
+	switch {
+	case c.json():
+		err = c.printJSON(answer)
+	case c.quiet:
+		c.printPorts(res)
+	default:
+		err = c.printReservation(res, "")
+		c.sayReserved(res, answer.GetExisted())
+	}
+	return errors.Join(err, listenErr)
+}
+
+func (f reserveFlags) toRequest(endpoints []string) (*pb.ReserveRequest, error) {
+	if f.listenToo && f.recordOnly {
+		return nil, usagef("--listen and --record-only exclude each other: portd listens on what it holds")
+	}
+	labels, err := parseLabels(f.labels)
+	if err != nil {
+		return nil, err
+	}
+	req := &pb.ReserveRequest{Name: f.name, Labels: labels, RequestId: f.request, Spec: &pb.ReservationSpec{Mode: pb.Mode_MODE_HELD}}
+	if f.recordOnly {
+		req.Spec.Mode = pb.Mode_MODE_RECORDED
+	}
+	if f.name != "" {
+		if err := registry.ValidateName(f.name); err != nil {
+			return nil, err
+		}
+	}
+	for _, e := range endpoints {
+		spec, err := parseSpec(e)
+		if err != nil {
+			return nil, err
+		}
+		if err := addAddresses(spec, f.addresses); err != nil {
+			return nil, err
+		}
+		if err := f.choose(e, spec.GetAny()); err != nil {
+			return nil, err
+		}
+		req.Spec.Endpoints = append(req.Spec.Endpoints, spec)
+	}
+	return req, nil
+}
+
+// choose says from where portd takes ports of its choice, and how many; nil where the port is said.
+func (f reserveFlags) choose(endpoint string, ports *pb.AnyPorts) (err error) {
+	switch {
+	case ports == nil && (f.within != "" || f.count != 1):
+		return usagef("%s says which port; --range and --count are for portd's choice, as in tcp/any", endpoint)
+	case ports == nil:
+		return nil
+	case f.count < 1 || f.count > 65535:
+		return usagef("--count %d is not a number of ports", f.count)
+	}
+	ports.Count = uint32(f.count)
+	if f.within != "" {
+		ports.Within, err = parseRange(f.within)
+	}
+	return err
+}
+
+// reserveHint says what to do where ports cannot be had.
+func reserveHint(err error, req *pb.ReserveRequest) error {
+	first := req.GetSpec().GetEndpoints()[0]
+	var protos []string
+	for _, p := range first.GetProtocols() {
+		protos = append(protos, protoWord(p))
+	}
+	why := (*client.Error)(nil)
+	errors.As(err, &why)
+	switch {
+	case errors.Is(err, client.ErrTaken) && why != nil && why.Reason == "NAME_TAKEN":
+		return try(err, "portctl show "+req.GetName())
+	case errors.Is(err, client.ErrTaken) && why != nil && yours(why.Conflict) != "":
+		return try(err, "portctl show "+yours(why.Conflict))
+	case errors.Is(err, client.ErrTaken), errors.Is(err, client.ErrDenied):
+		return try(err, "portctl reserve "+strings.Join(protos, ",")+" any")
+	case first.GetService() != "":
+		return try(err, "portctl whois "+first.GetService())
+	}
+	return err
+}
+
+// yours is a reservation of the caller's own that stands in the way, or empty.
+func yours(conflict *pb.PortConflict) string {
+	for _, u := range conflict.GetUses() {
+		if r := u.GetReservation(); r.GetYours() {
+			return cmp.Or(r.GetName(), r.GetId())
+		}
+	}
+	return ""
+}
+
+// printReservation prints the endpoints of a reservation, each on a line, with their state or one for all.
+func (c *ctl) printReservation(res *pb.Reservation, state string) error {
+	t := c.table()
+	for _, a := range res.GetAssigned() {
+		cells := []string{a.GetEndpoint().GetText(), cmp.Or(state, word(a.GetState())), res.GetId()}
+		if res.GetName() != "" {
+			cells = append(cells, res.GetName())
+		}
+		t.row(cells...)
+	}
+	return t.flush()
+}
+
+// printPorts prints the bare port numbers, each on a line and once.
+func (c *ctl) printPorts(res *pb.Reservation) {
+	seen := map[uint32]bool{}
+	for _, a := range res.GetAssigned() {
+		for p := a.GetEndpoint().GetPorts().GetFirst(); p <= a.GetEndpoint().GetPorts().GetLast(); p++ {
+			if !seen[p] {
+				seen[p] = true
+				fmt.Fprintln(c.out, p)
+			}
+		}
+	}
+}
+
+// sayReserved tells what has been got, and how to serve on it.
+func (c *ctl) sayReserved(res *pb.Reservation, existed bool) {
+	_ = c.out.Flush() // first what was given, then what to do with it
+	ref := nameOrID(res)
+	if len(res.GetAssigned()) == 1 {
+		ref = res.GetAssigned()[0].GetEndpoint().GetText()
+	}
+	again := ""
+	if existed {
+		again = ", and was yours before"
+	}
+	if res.GetSpec().GetMode() == pb.Mode_MODE_RECORDED {
+		c.say("%s is recorded as yours%s; portd does not bind it, your program does", ref, again)
+		c.say("to serve on it: portctl run --record-only %s -- PROGRAM --port {port}", ref)
+		return
+	}
+	c.say("%s is held%s; nobody else can take it", ref, again)
+	how := fmt.Sprintf("portctl run %s -- PROGRAM", ref)
+	if !slices.ContainsFunc(res.GetAssigned(), func(a *pb.AssignedEndpoint) bool { return !streams(a.GetEndpoint().GetProtocol()) }) {
+		how += fmt.Sprintf(", or client.Listen(ctx, %q) in Go", ref)
+	}
+	c.say("to serve on it: %s", how)
+}
+
+func endpointsText(res *pb.Reservation) string {
+	var texts []string
+	for _, a := range res.GetAssigned() {
+		texts = append(texts, a.GetEndpoint().GetText())
+	}
+	return strings.Join(texts, ", ")
+}

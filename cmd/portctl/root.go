@@ -1,0 +1,93 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"io"
+
+	"github.com/portd/portd/client"
+	"github.com/spf13/cobra"
+)
+
+// A ctl is one run of portctl: where it reads and writes, and what the flags of all commands say.
+type ctl struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	out            *bufio.Writer // before stdout; flushed at the end, and by who writes as things happen
+
+	socket, output string
+	quiet          bool
+
+	understood bool // the arguments made sense; errors before that are of usage
+}
+
+const rootHelp = `portctl asks portd, the port authority of this host: what a port is meant for, who
+has it, and who may have it. It reserves ports, which nobody else can take then,
+and runs programs on them.
+
+An endpoint is written tcp/8080 or "tcp 8080" (every address, IPv4 and IPv6),
+tcp4/8080 or tcp6/8080 (one family), udp/127.0.0.1:53, tcp/[::1]:8000-8009,
+tcp/https. A reservation is named by its id, its name or an endpoint of it.
+
+Data is on standard output, talk on standard error. With -o json the data is the
+API's message as JSON, one on a line.
+
+portd is looked for at --socket, else $PORTD_SOCKET, else your own
+($XDG_RUNTIME_DIR/portd/portd.sock, or in ~/.local/state/portd), else the system's
+(/run/portd/portd.sock). "portctl status" says which one answers.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 taken, 5 denied,
+6 no portd.`
+
+const rootExample = `  portd &
+  portctl reserve tcp 8080
+  portctl whois 8080
+  portctl release tcp 8080`
+
+// root is the command with all that belongs to it.
+func (c *ctl) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:               "portctl",
+		Short:             "Ask portd who has which port, reserve ports, run programs on them",
+		Long:              rootHelp,
+		Example:           rootExample,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		DisableAutoGenTag: true,
+		// One line is enough; run has the suggestion as the next step.
+		DisableSuggestions:         true,
+		SuggestionsMinimumDistance: 2,
+		PersistentPreRunE:          func(*cobra.Command, []string) error { return c.settle() },
+	}
+	flags := root.PersistentFlags()
+	flags.StringVar(&c.socket, "socket", "", "control socket of the portd to ask")
+	flags.StringVarP(&c.output, "output", "o", "text", "text or json")
+	flags.BoolVarP(&c.quiet, "quiet", "q", false, "print the bare value and no talk")
+	root.AddGroup(&cobra.Group{ID: "look", Title: "To look:"}, &cobra.Group{ID: "change", Title: "To change:"})
+	add := func(group string, cmds ...*cobra.Command) {
+		for _, cmd := range cmds {
+			cmd.GroupID = group
+		}
+		root.AddCommand(cmds...)
+	}
+	add("look", c.whoisCommand(), c.listCommand(), c.showCommand(), c.watchCommand(), c.listenersCommand(), c.workersCommand(),
+		c.connectionsCommand(), c.statusCommand(), c.versionCommand())
+	add("change", c.reserveCommand(), c.releaseCommand(), c.listenCommand(), c.closeCommand())
+	return root
+}
+
+// settle checks what cobra does not.
+func (c *ctl) settle() error {
+	if c.output != "text" && c.output != "json" {
+		return usageError("-o " + c.output + ": text and json are known")
+	}
+	c.understood = true
+	return nil
+}
+
+func (c *ctl) json() bool { return c.output == "json" }
+
+// dial connects to the portd that is meant. The caller closes the client.
+func (c *ctl) dial(ctx context.Context) (*client.Client, error) {
+	return client.Dial(ctx, client.Options{Socket: c.socket})
+}

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	pb "github.com/portd/portd/proto/portd/v1"
+	"github.com/spf13/cobra"
+)
+
+func (c *ctl) showCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               "show RESERVATION",
+		Short:             "Show all of one reservation",
+		Long:              "Show tells all of one reservation, named by its id, its name or an endpoint of it.",
+		Example:           "  portctl show web\n  portctl show tcp 8080 -o json",
+		Args:              wants(1, 2, "a reservation, by its id, its name or an endpoint,"),
+		ValidArgsFunction: c.completeReservations,
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		cl, err := c.dial(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer cl.Close()
+		answer, err := cl.Reservations.GetReservation(cmd.Context(), &pb.GetReservationRequest{Reservation: strings.Join(args, " ")})
+		switch {
+		case err != nil:
+			return err
+		case c.json():
+			return c.printJSON(answer.GetReservation())
+		case c.quiet:
+			_, err := fmt.Fprintln(c.out, answer.GetReservation().GetId())
+			return err
+		}
+		return c.printDetails(answer.GetReservation())
+	}
+	return cmd
+}
+
+func (c *ctl) printDetails(res *pb.Reservation) error {
+	t := c.table()
+	t.row("id", res.GetId())
+	t.row("name", res.GetName())
+	t.row("owner", ownerText(res.GetOwner()))
+	t.row("mode", word(res.GetSpec().GetMode()))
+	for _, a := range res.GetAssigned() {
+		t.row("endpoint", a.GetEndpoint().GetText()+"  "+stateText(a))
+		for _, ex := range exceptions(a) {
+			t.row("", ex.ports+"  "+ex.state)
+		}
+	}
+	if opt := bindOptions(res.GetSpec().GetBindOptions()); opt != "" {
+		t.row("bound with", opt)
+	}
+	for _, k := range slices.Sorted(maps.Keys(res.GetLabels())) {
+		t.row("label", k+"="+res.GetLabels()[k])
+	}
+	if res.GetLeaseId() != "" {
+		ends := "until its session ends"
+		if res.GetExpireTime() != nil {
+			ends = "until " + full(res.GetExpireTime())
+		}
+		t.row("lease", res.GetLeaseId()+"  "+ends)
+	}
+	t.row("created", fmt.Sprintf("%s  revision %d", full(res.GetCreateTime()), res.GetCreateRevision()))
+	if res.GetRevision() != res.GetCreateRevision() {
+		t.row("changed", fmt.Sprintf("revision %d", res.GetRevision()))
+	}
+	return t.flush()
+}
+
+func ownerText(principal string) string {
+	if name := ownerName(principal); name != principal {
+		return name + " (" + principal + ")"
+	}
+	return principal
+}
+
+func stateText(a *pb.AssignedEndpoint) string {
+	s := word(a.GetState())
+	if o := a.GetListenOptions(); o != nil {
+		if o.GetBacklog() != 0 {
+			s += fmt.Sprintf(", backlog %d", o.GetBacklog())
+		}
+		if o.NoDelay != nil && !o.GetNoDelay() {
+			s += ", without TCP_NODELAY"
+		}
+		if o.KeepAlive != nil && !o.GetKeepAlive() {
+			s += ", without keep-alive"
+		}
+	}
+	return s
+}
+
+func bindOptions(o *pb.BindOptions) string {
+	var on []string
+	for _, opt := range []struct {
+		name string
+		is   bool
+	}{{"freebind", o.GetFreebind()}, {"transparent", o.GetTransparent()}, {"mptcp", o.GetMptcp()}} {
+		if opt.is {
+			on = append(on, opt.name)
+		}
+	}
+	return strings.Join(on, ", ")
+}

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"strings"
+
+	pb "github.com/portd/portd/proto/portd/v1"
+	"github.com/spf13/cobra"
+)
+
+const statusHelp = `Status says which portd answers, who you are to it, what it has, which IANA registry it
+answers from, and what this kernel lacks for it. With -q the control socket alone.`
+
+func (c *ctl) statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "status",
+		Short:   "Say which portd answers, and how it is",
+		Long:    statusHelp,
+		Example: "  portctl status\n  PORTD_SOCKET=/run/portd/portd.sock portctl status",
+		Args:    wants(0, 0, ""),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := c.dial(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer cl.Close()
+			st, err := cl.Daemon.GetStatus(cmd.Context(), &pb.GetStatusRequest{})
+			switch {
+			case err != nil:
+				return err
+			case c.json():
+				return c.printJSON(st)
+			case c.quiet:
+				_, err := fmt.Fprintln(c.out, cl.SocketPath())
+				return err
+			}
+			return c.printStatus(st, cl.SocketPath())
+		},
+	}
+}
+
+func (c *ctl) printStatus(st *pb.GetStatusResponse, socket string) error {
+	t := c.table()
+	t.row("portd", fmt.Sprintf("%s  pid %d, %s, since %s", st.GetVersion(), st.GetPid(), ownerName(fmt.Sprintf("uid:%d", st.GetUid())), full(st.GetStartTime())))
+	t.row("socket", socket)
+	t.row("state", fmt.Sprintf("%s  schema %d", st.GetStateDir(), st.GetSchemaVersion()))
+	t.row("store", fmt.Sprintf("%s  revision %d, events from %d on", st.GetStoreId(), st.GetRevision(), st.GetOldestRevision()))
+	you := ownerText(st.GetCaller())
+	if st.GetAdmin() {
+		you += ", who may do everything"
+	}
+	t.row("you", you)
+	has := fmt.Sprintf("%s, %s, %s", count(int(st.GetReservations()), "reservation"), count(int(st.GetListeners()), "listener"), count(int(st.GetWorkers()), "worker"))
+	if st.GetLost() > 0 {
+		has += fmt.Sprintf("; %d lost (portctl list --state lost)", st.GetLost())
+	}
+	t.row("has", has)
+	reg := st.GetServiceRegistry()
+	t.row("iana", fmt.Sprintf("registry of %s, %d records, %s", reg.GetDate(), reg.GetRecords(), reg.GetSource()))
+	var missing []*pb.KernelFeature
+	for _, f := range st.GetKernelFeatures() {
+		if !f.GetAvailable() {
+			missing = append(missing, f)
+		}
+	}
+	if len(missing) == 0 {
+		t.row("kernel", "has all that portd uses")
+	}
+	for _, f := range missing {
+		t.row("kernel", "lacks "+f.GetName()+": "+f.GetConsequence())
+	}
+	return t.flush()
+}
+
+func (c *ctl) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version of portctl",
+		Long:  "Version prints the version of portctl itself; status says that of the portd that answers.",
+		Args:  wants(0, 0, ""),
+		RunE: func(*cobra.Command, []string) error {
+			version := "unknown"
+			if info, ok := debug.ReadBuildInfo(); ok {
+				version = info.Main.Version
+			}
+			if c.quiet {
+				_, err := fmt.Fprintln(c.out, version)
+				return err
+			}
+			_, err := fmt.Fprintln(c.out, strings.Join([]string{"portctl", version, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}, " "))
+			return err
+		},
+	}
+}

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/portd/portd/client"
+	pb "github.com/portd/portd/proto/portd/v1"
+	"github.com/spf13/cobra"
+)
+
+const watchHelp = `Watch prints every change of the reservations as it happens, each once and in order: its
+revision, the time, what happened, the endpoints, the name or id, and who did it. It
+goes on until it is interrupted or portd stops. With --from it begins at an earlier
+revision, and nothing since is missing; a revision that is no longer kept is an error.
+
+With -o json every answer of the API is a line, the progress marks without events too.`
+
+func (c *ctl) watchCommand() *cobra.Command {
+	var from int64
+	cmd := &cobra.Command{
+		Use:   "watch",
+		Short: "Follow what changes",
+		Long:  watchHelp,
+		Example: `  portctl watch
+  portctl watch --from 1
+  portctl watch -o json | jq .events`,
+		Args: wants(0, 0, ""),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if from < 0 {
+				return usagef("--from %d is not a revision", from)
+			}
+			return c.watch(cmd.Context(), from)
+		},
+	}
+	cmd.Flags().Int64Var(&from, "from", 0, "first `revision` wanted; 0 is from now on")
+	return cmd
+}
+
+func (c *ctl) watch(ctx context.Context, from int64) error {
+	cl, err := c.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	stream, err := cl.Reservations.WatchReservations(ctx, &pb.WatchReservationsRequest{StartRevision: from})
+	if err != nil {
+		return err
+	}
+	seen, begun := from-1, false
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return watchHint(err, seen, begun)
+		}
+		if !begun && !c.json() {
+			c.say("watching from revision %d on", m.GetRevision()+1)
+		}
+		seen, begun = m.GetRevision(), true
+		if c.json() {
+			err = c.printJSON(m)
+		} else {
+			err = c.printEvents(m)
+		}
+		// Whoever reads along wants it now.
+		if err = errors.Join(err, c.out.Flush()); err != nil {
+			return err
+		}
+	}
+}
+
+// watchHint says where to go on.
+func watchHint(err error, seen int64, begun bool) error {
+	switch {
+	case errors.Is(err, client.ErrCompacted):
+		return try(err, "portctl list, then portctl watch")
+	case errors.Is(err, client.ErrInvalid):
+		return try(err, "portctl watch")
+	case begun:
+		return try(err, fmt.Sprintf("portctl watch --from %d", seen+1))
+	}
+	return err
+}
+
+func (c *ctl) printEvents(m *pb.WatchReservationsResponse) error {
+	for _, e := range m.GetEvents() {
+		what, who := "", e.GetLease().GetId()
+		if r := e.GetReservation(); r != nil {
+			what, who = endpointsText(r), r.GetName()
+			if who == "" {
+				who = r.GetId()
+			}
+		}
+		cells := []string{fmt.Sprint(m.GetRevision()), full(m.GetTime()), strings.ReplaceAll(word(e.GetType()), "_", " ")}
+		for _, s := range []string{what, who} {
+			if s != "" {
+				cells = append(cells, s)
+			}
+		}
+		cells = append(cells, "by "+ownerName(e.GetCaller()))
+		if e.GetReason() != "" {
+			cells = append(cells, "("+e.GetReason()+")")
+		}
+		if _, err := fmt.Fprintln(c.out, strings.Join(cells, "  ")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
