@@ -17,6 +17,10 @@ const (
 	exitTaken    = 4
 	exitDenied   = 5
 	exitNoDaemon = 6
+
+	// As shells have them, for a program that could not be run.
+	exitNotExecutable = 126
+	exitNoProgram     = 127
 )
 
 // codeOf is what errors mean to a script, and what to try next where the command knows nothing better.
@@ -38,9 +42,18 @@ func exitCode(err error) int {
 	if err == nil {
 		return 0
 	}
-	var s status
-	if errors.As(err, &s) {
+	var (
+		s status
+		p *programError
+		r *report
+	)
+	switch {
+	case errors.As(err, &s):
 		return int(s)
+	case errors.As(err, &p):
+		return p.code
+	case errors.As(err, &r):
+		return r.Code
 	}
 	for _, c := range codeOf {
 		if errors.Is(err, c.is) {
@@ -57,9 +70,15 @@ func explain(err error) (text, next string) {
 		return "", ""
 	}
 	text = strings.TrimSpace(err.Error())
-	var n *nextStep
-	if errors.As(err, &n) {
+	var (
+		n *nextStep
+		r *report
+	)
+	switch {
+	case errors.As(err, &n):
 		return text, n.try
+	case errors.As(err, &r):
+		return text, r.Try
 	}
 	for _, c := range codeOf {
 		if errors.Is(err, c.is) {

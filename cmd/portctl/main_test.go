@@ -27,6 +27,7 @@ func TestMain(m *testing.M) {
 		"dial":     dialMain,
 		"stranger": strangerMain,
 		"as":       asMain,
+		"terminal": terminalMain,
 	})
 }
 

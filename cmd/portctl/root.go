@@ -42,6 +42,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 taken, 5 denied,
 const rootExample = `  portd &
   portctl reserve tcp 8080
   portctl whois 8080
+  portctl run tcp/8080 -- ./server
   portctl release tcp 8080`
 
 // root is the command with all that belongs to it.
@@ -72,7 +73,8 @@ func (c *ctl) root() *cobra.Command {
 	}
 	add("look", c.whoisCommand(), c.listCommand(), c.showCommand(), c.watchCommand(), c.listenersCommand(), c.workersCommand(),
 		c.connectionsCommand(), c.statusCommand(), c.versionCommand())
-	add("change", c.reserveCommand(), c.releaseCommand(), c.listenCommand(), c.closeCommand())
+	add("change", c.reserveCommand(), c.releaseCommand(), c.listenCommand(), c.closeCommand(), c.runCommand())
+	root.AddCommand(c.programCommand())
 	return root
 }
 
