@@ -157,7 +157,7 @@ func TestListenJoins(t *testing.T) {
 	}
 	for range 30 {
 		if err := fetch(first.Addr()); err != nil {
-			t.Error(err)
+			t.Fatal(err) // the count below would wait for it
 		}
 	}
 	var share [3]int
