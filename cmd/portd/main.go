@@ -1,0 +1,98 @@
+// Portd is the port authority of a host. See portd(8).
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/portd/portd/internal/daemon"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+const usage = `usage: portd [--socket PATH] [--state DIR] [--log-level LEVEL]
+
+portd is the port authority of this host: it holds ports, listens on behalf of
+programs, and hands connections to them. portctl talks to it. It stays in the
+foreground, and stops at SIGTERM or SIGINT; the ports close with it and are held
+again when it starts.
+
+  --socket PATH      the control socket; the hand-off socket and the lock lie
+                     beside it (default: /run/portd/portd.sock for root, else
+                     $XDG_RUNTIME_DIR/portd/portd.sock)
+  --state DIR        where the reservations are kept (default: /var/lib/portd
+                     for root, else ~/.local/state/portd)
+  --log-level LEVEL  debug, info, warn or error (default: info)
+  --version          print the version
+  --help             print this
+
+Logs go to standard error: text on a terminal, JSON otherwise.
+`
+
+// run is portd as a function: its exit code is 0 when it was asked to stop, 1 when it failed, 2 for wrong usage.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("portd", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	var cfg daemon.Config
+	var level slog.Level
+	version := flags.Bool("version", false, "")
+	flags.StringVar(&cfg.Socket, "socket", "", "")
+	flags.StringVar(&cfg.StateDir, "state", "", "")
+	flags.TextVar(&level, "log-level", slog.LevelInfo, "")
+	err := flags.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(stdout, usage)
+		return 0
+	case err == nil && flags.NArg() > 0:
+		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "portd: %v\nportd: try: portd --help\n", err)
+		return 2
+	}
+	cfg.Version = buildVersion()
+	if *version {
+		fmt.Fprintln(stdout, "portd", cfg.Version)
+		return 0
+	}
+	cfg.Log = logger(stderr, level)
+	if err := daemon.Run(ctx, cfg); err != nil {
+		cfg.Log.Error("portd cannot go on", "err", err)
+		return 1
+	}
+	return 0
+}
+
+// logger writes text where a person reads along, and JSON where a program does.
+func logger(w io.Writer, level slog.Level) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: level}
+	if f, ok := w.(*os.File); ok {
+		if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err == nil {
+			return slog.New(slog.NewTextHandler(w, opts))
+		}
+	}
+	return slog.New(slog.NewJSONHandler(w, opts))
+}
+
+// buildVersion is what the Go tool put into the binary: a release's version, or the revision it was built from.
+func buildVersion() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	return info.Main.Version
+}

@@ -1,0 +1,46 @@
+package daemon
+
+import (
+	"github.com/portd/portd/internal/handoff"
+	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/rpc"
+)
+
+// workers is the hand-off as the doors know it.
+type workers struct{ pool *handoff.Pool }
+
+func (w workers) Workers() []rpc.Worker {
+	var all []rpc.Worker
+	for _, h := range w.pool.Workers() {
+		out := rpc.Worker{
+			ID: h.ID, UID: h.Caller.UID, PID: h.Caller.PID, Command: h.Command,
+			Sent: h.Sent, Done: h.Done, Attached: h.Attached,
+		}
+		for _, l := range h.Listeners {
+			out.Listeners = append(out.Listeners, rpc.WorkerListener{
+				Key: l.Key, Owner: l.Owner, Endpoint: l.Endpoint, State: workerStates[l.State], Socket: l.Socket, Room: l.Room,
+			})
+		}
+		all = append(all, out)
+	}
+	return all
+}
+
+var workerStates = map[handoff.State]rpc.WorkerState{
+	handoff.Attached: rpc.WorkerAttached,
+	handoff.Ready:    rpc.WorkerReady,
+	handoff.Draining: rpc.WorkerDraining,
+}
+
+func (w workers) Connections() []rpc.Connection {
+	var all []rpc.Connection
+	for _, h := range w.pool.Connections() {
+		all = append(all, rpc.Connection{
+			Seq: h.Seq, Key: h.Key, Owner: h.Owner, Listener: h.Endpoint, Worker: h.Worker, PID: h.PID,
+			Peer: h.Peer.String(), Accepted: h.Accepted, Redelivered: h.Redelivered,
+		})
+	}
+	return all
+}
+
+func (w workers) Totals(key registry.SocketKey) rpc.Totals { return rpc.Totals(w.pool.Totals(key)) }
