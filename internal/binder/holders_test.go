@@ -39,7 +39,7 @@ func at4(p uint16) netip.AddrPort {
 func TestHolders(t *testing.T) {
 	b := open(t, binder.Config{})
 	needFeature(t, b, "bound-sockets-shown")
-	self := []registry.Process{{PID: os.Getpid(), UID: uint32(os.Geteuid()), Command: comm(t)}}
+	self := []registry.Process{{PID: os.Getpid(), UID: uint32(os.Geteuid()), Viewer: uint32(os.Geteuid()), Command: comm(t)}}
 	tcp, udp := at(t, "tcp/127.0.0.1:1", port()), at(t, "udp/127.0.0.1:1", port())
 	wild := at(t, "tcp/1", tcp.First)
 
@@ -137,7 +137,7 @@ func TestHoldersOfAnotherUser(t *testing.T) {
 		}
 		want := []registry.Holder{{
 			Endpoint: ep, State: state, UID: nobody,
-			Processes: []registry.Process{{PID: other.pid, UID: nobody, Command: "exe"}},
+			Processes: []registry.Process{{PID: other.pid, UID: nobody, Viewer: nobody, Command: "exe"}},
 		}}
 		if diff := cmp.Diff(want, holders(t, b, ep), byValue); diff != "" {
 			t.Errorf("holders of %v (-want +got):\n%s", ep, diff)

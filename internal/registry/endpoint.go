@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -44,7 +45,7 @@ type Endpoint struct {
 	Netns string // in a request empty means the caller's own; HostNetns is portd's
 	Proto Protocol
 	// Addr is never the zero Addr. IPv6 unspecified without V6Only is every address of both families (one dual-stack
-	// socket); IPv4-mapped addresses are unmapped, which the kernel treats alike (KERNEL conflict matrix).
+	// socket); IPv4-mapped addresses are unmapped, which the kernel treats alike (docs/KERNEL.md).
 	Addr        netip.Addr
 	V6Only      bool // only ever set where Addr is the IPv6 unspecified address
 	Device      string
@@ -71,9 +72,12 @@ func (e Endpoint) Dual() bool { return e.Addr == AnyAddr && !e.V6Only }
 func (e Endpoint) Overlaps(o Endpoint) bool {
 	return e.Netns == o.Netns && e.Proto == o.Proto &&
 		e.First <= o.Last && o.First <= e.Last &&
-		(e.Device == "" || o.Device == "" || e.Device == o.Device) &&
+		(e.device() == "" || o.device() == "" || e.device() == o.device()) &&
 		e.addrOverlaps(o)
 }
+
+// device is what the kernel binds the socket to: a link-local address binds it to the device of its zone (ipv6(7)).
+func (e Endpoint) device() string { return cmp.Or(e.Device, e.Addr.Zone()) }
 
 func (e Endpoint) addrOverlaps(o Endpoint) bool {
 	switch {
@@ -84,7 +88,7 @@ func (e Endpoint) addrOverlaps(o Endpoint) bool {
 	case e.Addr.IsUnspecified() || o.Addr.IsUnspecified():
 		return true
 	default:
-		return e.Addr == o.Addr
+		return e.Addr.WithZone("") == o.Addr.WithZone("")
 	}
 }
 
@@ -140,6 +144,14 @@ func (e Endpoint) validate() error {
 		return invalid("address", "%v is IPv4-mapped; write %v", e.Addr, e.Addr.Unmap())
 	case e.Addr.IsMulticast():
 		return invalid("address", "%v is a multicast address; a port is reserved on a unicast address or on all", e.Addr)
+	case e.Addr.Zone() != "" && !e.Addr.IsLinkLocalUnicast():
+		return invalid("address", "%v has a zone; only a link-local address does", e.Addr)
+	case e.Addr.Is6() && e.Addr.IsLinkLocalUnicast() && e.Addr.Zone() == "":
+		return invalid("address", "%v is on every device; say which, as in [%v%%eth0]", e.Addr, e.Addr)
+	case !validDevice(e.Addr.Zone()):
+		return invalid("address", "%q is not the name of a network device", e.Addr.Zone())
+	case e.Device != "" && e.Addr.Zone() != "" && e.Device != e.Addr.Zone():
+		return invalid("device", "%s and the zone of %v differ", e.Device, e.Addr)
 	case e.V6Only && e.Addr != AnyAddr:
 		return invalid("v6_only", "is for the address :: only, not %v", e.Addr)
 	case e.First == 0:

@@ -72,17 +72,11 @@ func (r *Registry) resolve(c Caller, ref string) (Endpoint, error) {
 	if err := checkNetns(c, &spec.Netns); err != nil {
 		return Endpoint{}, err
 	}
-	if spec.Service != "" && len(spec.Protos) == 1 {
-		port, err := r.servicePort(spec.Service, spec.Protos)
-		if err != nil {
-			return Endpoint{}, err
-		}
-		spec.Exact, spec.Service = PortRange{port, port}, ""
-	}
-	if len(spec.Protos) != 1 || spec.Any != nil || spec.Service != "" {
+	if len(spec.Protos) != 1 || spec.Any != nil {
 		return Endpoint{}, invalid("reservation", "%q is not one endpoint; write it like tcp/8080", ref)
 	}
-	return spec.endpoints()[0].ports(spec.Exact), nil
+	ports, err := r.exact(spec)
+	return spec.endpoints()[0].ports(ports), err
 }
 
 // whole refuses a ref that means only some ports of what it found: releasing the rest too would be a surprise.

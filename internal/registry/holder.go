@@ -29,6 +29,7 @@ type Holder struct {
 type Process struct {
 	PID     int
 	UID     uint32
+	Viewer  uint32 // the user who, besides root, may look into it (proc(5), ptrace(2))
 	Command string // as in /proc/PID/comm
 }
 

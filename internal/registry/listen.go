@@ -5,7 +5,7 @@ import (
 	"errors"
 )
 
-// Listen makes the held endpoints of a reservation listen, all or none, and again after every restart.
+// Listen makes the held endpoints of a reservation that can listen do so, all or none, and again after every restart.
 func (r *Registry) Listen(ctx context.Context, c Caller, ref string, opt ListenOptions, requestID string) (*Reservation, error) {
 	if opt.Backlog < 0 {
 		return nil, invalid("options.backlog", "%d is not a number of connections", opt.Backlog)
@@ -50,13 +50,19 @@ func (r *Registry) listen(ctx context.Context, c Caller, e *entry, opt ListenOpt
 	if res.Spec.Mode == Recorded {
 		return nil, &UnsupportedError{"listen on " + res.Endpoints(), "it is recorded only, for a program that binds it itself; release it and reserve it held", "RECORDED"}
 	}
-	for _, a := range res.Assigned {
+	var streams []int
+	for i, a := range res.Assigned {
 		if !a.Endpoint.Proto.Streams() {
-			return nil, &UnsupportedError{"listen on " + a.Endpoint.String(), "a " + a.Endpoint.Proto.String() + " socket does not listen; take the socket itself, as portctl run does", "NOT_A_STREAM"}
+			continue // a UDP endpoint of the same reservation stays as it is: its socket is had itself
 		}
 		if a.lostPorts() > 0 {
 			return nil, r.explain(ctx, c, a.Endpoint, ErrTaken)
 		}
+		streams = append(streams, i)
+	}
+	if len(streams) == 0 {
+		ep := res.Assigned[0].Endpoint
+		return nil, &UnsupportedError{"listen on " + ep.String(), "a " + ep.Proto.String() + " socket does not listen; take the socket itself, as portctl run does", "NOT_A_STREAM"}
 	}
 	var began []int
 	undo := func() {
@@ -74,7 +80,8 @@ func (r *Registry) listen(ctx context.Context, c Caller, e *entry, opt ListenOpt
 		}
 	}
 	changed := false
-	for i, a := range res.Assigned {
+	for _, i := range streams {
+		a := res.Assigned[i]
 		if a.Listen != nil && *a.Listen == opt {
 			continue
 		}
@@ -92,7 +99,7 @@ func (r *Registry) listen(ctx context.Context, c Caller, e *entry, opt ListenOpt
 		return res, nil
 	}
 	after := res.with(func(n *Reservation) {
-		for i := range n.Assigned {
+		for _, i := range streams {
 			n.Assigned[i].Listen = &opt
 		}
 	})

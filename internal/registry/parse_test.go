@@ -150,3 +150,30 @@ func TestOverlapsIsSymmetric(t *testing.T) {
 		}
 	}
 }
+
+func TestOverlapsOnDevices(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		a, b string
+		want bool
+	}{
+		{"tcp/[fe80::1%lo]:80", "tcp/*%br0:80", false}, // a link-local address is bound to its zone's device
+		{"tcp/[fe80::1%lo]:80", "tcp/*%lo:80", true},
+		{"tcp/[fe80::1%lo]:80", "tcp/[fe80::1%br0]:80", false},
+		{"tcp/[fe80::1%lo]:80", "tcp6/80", true},
+		{"tcp/*%lo:80", "tcp/80", true},
+		{"tcp4/*%lo:80", "tcp4/*%br0:80", false},
+	} {
+		a, err := ParseEndpoint(c.a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := ParseEndpoint(c.b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := a.Overlaps(b); got != c.want {
+			t.Errorf("%v, %v: overlap is %v, want %v", a, b, got, c.want)
+		}
+	}
+}

@@ -44,5 +44,5 @@ func (p Policy) Change(c Caller, owner Principal, act string) error {
 // SeeWork says whether c may see the workers and connections of what owner owns.
 func (p Policy) SeeWork(c Caller, owner Principal) bool { return p.Admin(c) || c.Principal() == owner }
 
-// SeeProcess says whether c may see which sockets the processes of uid have open: what /proc would show it.
-func (p Policy) SeeProcess(c Caller, uid uint32) bool { return c.UID == 0 || c.UID == uid }
+// SeeProcess says whether c may see which sockets a process has open: what /proc would show it.
+func (p Policy) SeeProcess(c Caller, proc Process) bool { return c.UID == 0 || c.UID == proc.Viewer }

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"time"
+	"unicode/utf8"
 
 	"github.com/portd/portd/internal/ianadb"
 )
@@ -92,6 +93,9 @@ func checkLabels(labels map[string]string) error {
 		if k == "" || len(k) > 63 || !plain(k) {
 			return invalid("labels", "%q is not a key; allowed are 1 to 63 printable ASCII characters without blanks", k)
 		}
+		if !utf8.ValidString(v) {
+			return invalid("labels", "the value of %q is not UTF-8", k)
+		}
 		size += len(k) + len(v)
 	}
 	if len(labels) > maxLabels || size > maxLabelBytes {
@@ -100,7 +104,7 @@ func checkLabels(labels map[string]string) error {
 	return nil
 }
 
-// checkSpec refuses what makes no sense or is denied, and turns a service name into its port.
+// checkSpec refuses what makes no sense or is denied, and fills in the namespace.
 func (r *Registry) checkSpec(c Caller, s *EndpointSpec, opt BindOptions) error {
 	if err := checkNetns(c, &s.Netns); err != nil {
 		return err
@@ -108,19 +112,15 @@ func (r *Registry) checkSpec(c Caller, s *EndpointSpec, opt BindOptions) error {
 	if len(s.Protos) == 0 {
 		return invalid("spec.endpoints.protocols", "is empty; at least one is wanted")
 	}
-	if s.Service != "" {
-		port, err := r.servicePort(s.Service, s.Protos)
-		if err != nil {
-			return err
-		}
-		s.Exact, s.Service = PortRange{port, port}, ""
+	try, err := r.exact(*s)
+	if err != nil {
+		return err
 	}
 	if s.V6Only && (len(s.Addrs) != 1 || s.Addrs[0] != AnyAddr) {
 		return invalid("spec.endpoints.v6_only", "goes with the address :: and no other")
 	}
-	try := s.Exact
 	if s.Any != nil {
-		if s.Exact != (PortRange{}) {
+		if try != (PortRange{}) {
 			return invalid("spec.endpoints", "asks for exact ports and for any; one of the two is wanted")
 		}
 		if s.Any.Count < 0 || s.Any.Count > 65535 {
@@ -154,6 +154,18 @@ func (r *Registry) checkSpec(c Caller, s *EndpointSpec, opt BindOptions) error {
 		seen = append(seen, e)
 	}
 	return nil
+}
+
+// exact is the ports that a spec names, be it by a service name.
+func (r *Registry) exact(s EndpointSpec) (PortRange, error) {
+	if s.Service == "" {
+		return s.Exact, nil
+	}
+	if s.Exact != (PortRange{}) {
+		return s.Exact, invalid("spec.endpoints", "asks for exact ports and for a service; one of the two is wanted")
+	}
+	port, err := r.servicePort(s.Service, s.Protos)
+	return PortRange{port, port}, err
 }
 
 // checkNetns fills in an empty namespace, which is the caller's own.
@@ -195,8 +207,11 @@ func (r *Registry) servicePort(name string, protos []Protocol) (uint16, error) {
 	return port, nil
 }
 
-// ianaProtocol is p as the IANA registry knows it; it knows no ports of udplite.
+// ianaProtocol is p as the IANA registry knows it. UDP-Lite has the services of UDP (RFC 3828 section 3.1).
 func ianaProtocol(p Protocol) (ianadb.Protocol, bool) {
+	if p == UDPLite {
+		p = UDP
+	}
 	return ianadb.ParseProtocol(p.String())
 }
 
@@ -289,7 +304,11 @@ func (r *Registry) take(ctx context.Context, c Caller, e *entry, res *Reservatio
 	if s.Any != nil {
 		return r.choose(ctx, c, e, res, s)
 	}
-	eps := r.endpoints(s, s.Exact)
+	ports, err := r.exact(s)
+	if err != nil {
+		return err
+	}
+	eps := r.endpoints(s, ports)
 	if err := r.claim(ctx, c, e, eps); err != nil {
 		return err
 	}

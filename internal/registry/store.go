@@ -14,7 +14,8 @@ type Store interface {
 	// ErrConflict where the store is at another revision, ErrUnavailable where it cannot write.
 	Commit(ctx context.Context, base Revision, changes []Change) error
 	// Events reads the changes kept from revision from on, in order, up to the last one committed when it was called. It
-	// yields a *CompactedError where from is older than what is kept. What it yields has Revision, Time and Events only.
+	// yields a *CompactedError where from is older than what is kept. What it yields has Revision, Time and Events only, and
+	// is there for changes without events too.
 	Events(ctx context.Context, from Revision) iter.Seq2[Change, error]
 	// Close releases the store; nothing may be called after it.
 	Close() error

@@ -81,7 +81,7 @@ func (r *Registry) showing(c Caller, holders []Holder) []Holder {
 		h := &holders[i]
 		var seen []Process
 		for _, p := range h.Processes {
-			if r.cfg.Policy.SeeProcess(c, p.UID) {
+			if r.cfg.Policy.SeeProcess(c, p) {
 				seen = append(seen, p)
 			}
 		}

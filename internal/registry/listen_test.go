@@ -1,0 +1,51 @@
+package registry_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/portd/portd/internal/registry"
+)
+
+// TestListenMixed checks that a reservation of TCP and UDP listens where it can.
+func TestListenMixed(t *testing.T) {
+	t.Parallel()
+	store, pegs := newStandIns()
+	r, _ := start(t, store, pegs, registry.Config{})
+	for name, text := range map[string]string{"both": "tcp,udp/5353", "datagrams": "udp/5354"} {
+		if _, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, text), Name: name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	res, err := r.Listen(t.Context(), alice, "both", registry.ListenOptions{}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range res.Assigned {
+		if listens := a.State(registry.Held) == registry.StateListening; listens != (a.Endpoint.Proto == registry.TCP) {
+			t.Errorf("%v: listens is %v", a.Endpoint, listens)
+		}
+	}
+	if _, err := r.Listen(t.Context(), alice, "datagrams", registry.ListenOptions{}, ""); !errors.Is(err, registry.ErrUnsupported) {
+		t.Errorf("listen on UDP alone: got %v, want ErrUnsupported", err)
+	}
+}
+
+// TestSpecIsKept checks that what was asked stays what was asked.
+func TestSpecIsKept(t *testing.T) {
+	t.Parallel()
+	store, pegs := newStandIns()
+	r, _ := start(t, store, pegs, registry.Config{Policy: registry.Policy{UID: alice.UID}})
+	res, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp/https"), Name: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := res.Spec.Endpoints[0]; got.Service != "https" || res.Assigned[0].Endpoint.First != 443 {
+		t.Errorf("asked is %+v, given is %v", got, res.Assigned[0].Endpoint)
+	}
+	for _, ref := range []string{"web", res.ID, "tcp/443", "tcp/https", "https/tcp", "tcp/127.0.0.1:443"} {
+		if found, err := r.Get(t.Context(), alice, ref); err != nil || found != res {
+			t.Errorf("%s: got %v, %v", ref, found, err)
+		}
+	}
+}
