@@ -281,7 +281,7 @@ type AssignedEndpoint struct {
 	State    EndpointState          `protobuf:"varint,2,opt,name=state,proto3,enum=portd.v1.EndpointState" json:"state,omitempty"`
 	// How it listens, where it should; what the kernel made of it stands in Listener.
 	ListenOptions *ListenOptions `protobuf:"bytes,3,opt,name=listen_options,json=listenOptions,proto3" json:"listen_options,omitempty"`
-	// The ports of this endpoint whose state is another.
+	// The ports of this endpoint that are lost, with who has them, be it all.
 	Exceptions    []*PortException `protobuf:"bytes,4,rep,name=exceptions,proto3" json:"exceptions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -345,7 +345,7 @@ func (x *AssignedEndpoint) GetExceptions() []*PortException {
 	return nil
 }
 
-// PortException is a run of ports that are not as their endpoint is.
+// PortException is a run of ports that are not as they should be.
 type PortException struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Ports *PortRange             `protobuf:"bytes,1,opt,name=ports,proto3" json:"ports,omitempty"`

@@ -51,8 +51,8 @@ type ReservationServiceClient interface {
 	ListReservations(ctx context.Context, in *ListReservationsRequest, opts ...grpc.CallOption) (*ListReservationsResponse, error)
 	// WatchReservations streams every durable change from a revision on, in order, each once.
 	WatchReservations(ctx context.Context, in *WatchReservationsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchReservationsResponse], error)
-	// Listen makes the held endpoints of a reservation listen; a UDP endpoint does not (FAILED_PRECONDITION). It listens
-	// again after a restart. Listening already with the same options is no error.
+	// Listen makes the held endpoints of a reservation listen. A UDP endpoint does not: a reservation that has no other is
+	// FAILED_PRECONDITION. They listen again after a restart. Listening already with the same options is no error.
 	Listen(ctx context.Context, in *ListenRequest, opts ...grpc.CallOption) (*ListenResponse, error)
 	// Close stops listening; the endpoints stay held. Connections that still waited are reset.
 	Close(ctx context.Context, in *CloseRequest, opts ...grpc.CallOption) (*CloseResponse, error)
@@ -166,8 +166,8 @@ type ReservationServiceServer interface {
 	ListReservations(context.Context, *ListReservationsRequest) (*ListReservationsResponse, error)
 	// WatchReservations streams every durable change from a revision on, in order, each once.
 	WatchReservations(*WatchReservationsRequest, grpc.ServerStreamingServer[WatchReservationsResponse]) error
-	// Listen makes the held endpoints of a reservation listen; a UDP endpoint does not (FAILED_PRECONDITION). It listens
-	// again after a restart. Listening already with the same options is no error.
+	// Listen makes the held endpoints of a reservation listen. A UDP endpoint does not: a reservation that has no other is
+	// FAILED_PRECONDITION. They listen again after a restart. Listening already with the same options is no error.
 	Listen(context.Context, *ListenRequest) (*ListenResponse, error)
 	// Close stops listening; the endpoints stay held. Connections that still waited are reset.
 	Close(context.Context, *CloseRequest) (*CloseResponse, error)
