@@ -138,7 +138,7 @@ func (cfg Config) serve(ctx context.Context, p *parts, doors *rpc.Server, contro
 func (cfg Config) announce(p *parts, started time.Time) {
 	st := p.registry.Status()
 	cfg.Log.Info("ready", "socket", cfg.Socket, "state", cfg.StateDir, "version", cfg.Version, "reservations", st.Reservations,
-		"lost", st.Lost, "listeners", st.Listeners, "took", time.Since(started).Round(time.Millisecond/10))
+		"lost", st.Lost, "listeners", st.Listeners, "took", time.Since(started).Round(time.Millisecond).String())
 	cfg.notify(sd.SdNotifyReady)
 	if cfg.Ready != nil {
 		cfg.Ready()
