@@ -49,3 +49,42 @@ func TestSpecIsKept(t *testing.T) {
 		}
 	}
 }
+
+// TestNobodyWaitsInACircle has two callers want the same two ports, each the other way round.
+func TestNobodyWaitsInACircle(t *testing.T) {
+	t.Parallel()
+	store, pegs := newStandIns()
+	r, _ := start(t, store, pegs, registry.Config{})
+	reserve := func(first, second string) error {
+		s := spec(t, first)
+		s.Endpoints = append(s.Endpoints, spec(t, second).Endpoints...)
+		res, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: s})
+		if err == nil {
+			_, err = r.Release(t.Context(), alice, res.ID, "")
+		} else if errors.Is(err, registry.ErrTaken) {
+			err = nil // the other one was faster
+		}
+		return err
+	}
+	const rounds = 500
+	errs := make(chan error, 2)
+	for _, way := range [][2]string{{"tcp/6001", "udp/6001"}, {"udp/6001", "tcp/6001"}} {
+		go func() {
+			for range rounds {
+				if err := reserve(way[0], way[1]); err != nil {
+					errs <- err
+					return
+				}
+			}
+			errs <- nil
+		}()
+	}
+	for range 2 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	if n := pegs.count(); n != 0 {
+		t.Errorf("%d endpoints are still held", n)
+	}
+}

@@ -72,8 +72,12 @@ func (r *Registry) checkReserve(c Caller, req ReserveRequest) (ReserveRequest, e
 	if len(req.Spec.Endpoints) == 0 {
 		return req, invalid("spec.endpoints", "is empty; at least one is wanted")
 	}
-	if len(req.Spec.Endpoints) > maxEndpoints {
-		return req, invalid("spec.endpoints", "has %d; allowed are %d", len(req.Spec.Endpoints), maxEndpoints)
+	n := 0
+	for _, s := range req.Spec.Endpoints {
+		n += max(len(s.Protos), 1) * max(len(s.Addrs), 1)
+	}
+	if n > maxEndpoints {
+		return req, invalid("spec.endpoints", "are %d, protocols times addresses; allowed are %d", n, maxEndpoints)
 	}
 	if req.Spec.Mode == Recorded && req.Spec.Options != (BindOptions{}) {
 		return req, invalid("spec.bind_options", "are for held endpoints; a recorded one is bound by its program")
@@ -232,8 +236,14 @@ func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, re
 			r.undo(e, res)
 		}
 	}()
+	if err := r.takeExact(ctx, c, e, res); err != nil {
+		return nil, false, err
+	}
 	for _, s := range req.Spec.Endpoints {
-		if err := r.take(ctx, c, e, res, s); err != nil {
+		if s.Any == nil {
+			continue
+		}
+		if err := r.choose(ctx, c, e, res, s); err != nil {
 			return nil, false, err
 		}
 	}
@@ -299,20 +309,23 @@ func same(a, b Spec) bool {
 	return errx == nil && erry == nil && string(x) == string(y)
 }
 
-// take claims and binds what one spec asks for, and adds it to res.
-func (r *Registry) take(ctx context.Context, c Caller, e *entry, res *Reservation, s EndpointSpec) error {
-	if s.Any != nil {
-		return r.choose(ctx, c, e, res, s)
+// takeExact claims and binds the endpoints whose ports the spec names, and adds them to res. They are claimed in one
+// step: whoever waits for others' claims has none of its own, so that nobody waits in a circle.
+func (r *Registry) takeExact(ctx context.Context, c Caller, e *entry, res *Reservation) error {
+	var eps []Endpoint
+	for _, s := range res.Spec.Endpoints {
+		if s.Any != nil {
+			continue
+		}
+		ports, err := r.exact(s)
+		if err != nil {
+			return err
+		}
+		eps = append(eps, r.endpoints(s, ports)...)
 	}
-	ports, err := r.exact(s)
-	if err != nil {
+	if err := r.claim(ctx, e, eps); err != nil {
 		return err
 	}
-	eps := r.endpoints(s, ports)
-	if err := r.claim(ctx, c, e, eps); err != nil {
-		return err
-	}
-	n := len(res.Assigned)
 	for _, ep := range eps {
 		res.Assigned = append(res.Assigned, Assigned{Endpoint: ep})
 	}
@@ -320,7 +333,7 @@ func (r *Registry) take(ctx context.Context, c Caller, e *entry, res *Reservatio
 		return nil
 	}
 	for i, ep := range eps {
-		if err := r.bind(ctx, c, res, n+i, ep, false); err != nil {
+		if err := r.bind(ctx, c, res, i, ep, false); err != nil {
 			return err
 		}
 	}
@@ -340,7 +353,7 @@ func (r *Registry) endpoints(s EndpointSpec, ports PortRange) []Endpoint {
 }
 
 // claim enters endpoints into the table, all or none, waiting for those who are just letting go of them.
-func (r *Registry) claim(ctx context.Context, c Caller, e *entry, eps []Endpoint) error {
+func (r *Registry) claim(ctx context.Context, e *entry, eps []Endpoint) error {
 	for {
 		busy, err := r.tryClaim(e, eps)
 		if busy == nil || err != nil {
@@ -356,12 +369,15 @@ func (r *Registry) claim(ctx context.Context, c Caller, e *entry, eps []Endpoint
 func (r *Registry) tryClaim(e *entry, eps []Endpoint) (busy chan struct{}, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, ep := range eps {
+	for i, ep := range eps {
+		for _, o := range eps[:i] {
+			if ep.Overlaps(o) {
+				return nil, invalid("spec.endpoints", "%v and %v overlap", o, ep)
+			}
+		}
 		var by []*Reservation
 		for _, o := range r.claims.overlapping(ep) {
 			switch {
-			case o == e:
-				return nil, invalid("spec.endpoints", "%v is asked for twice", ep)
 			case o.busy != nil:
 				busy = o.busy
 			default:
