@@ -42,11 +42,11 @@ func (cfg ListenConfig) Listen(ctx context.Context, endpoint string) (_ *Listene
 	if err != nil {
 		return nil, err
 	}
-	var s *session
+	var s *Session
 	end := func() error {
 		var err error
 		if s != nil {
-			err = s.end()
+			err = s.End()
 		}
 		return errors.Join(err, cl.Close())
 	}
@@ -74,12 +74,12 @@ func (cfg ListenConfig) Listen(ctx context.Context, endpoint string) (_ *Listene
 }
 
 // reserve finds the reservation or makes one, under a session unless it is to be kept. Without a reservation there is no session.
-func (cfg ListenConfig) reserve(ctx context.Context, cl *Client, endpoint string) (res *pb.Reservation, s *session, err error) {
+func (cfg ListenConfig) reserve(ctx context.Context, cl *Client, endpoint string) (res *pb.Reservation, s *Session, err error) {
 	made := false
 	var last error
 	defer func() {
 		if s != nil && !made {
-			_ = s.end()
+			_ = s.End()
 			s = nil
 		}
 	}()

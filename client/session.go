@@ -10,20 +10,42 @@ import (
 	"google.golang.org/grpc"
 )
 
-// A session is a lease that lasts as long as this process follows it, and a grace beyond.
-type session struct {
+// A Session is a lease that lasts as long as this process follows it, and a grace beyond: what is reserved with it ends
+// when the process does, however that comes about. It must be ended.
+type Session struct {
 	cl    *Client
 	lease string
 	token string
 	log   *slog.Logger
 	stop  context.CancelFunc
 	done  chan struct{} // closed when nothing follows the stream any more
+	err   error         // why portd ended it; to be read after done
 }
 
 type sessionStream = grpc.ServerStreamingClient[pb.OpenSessionResponse]
 
-// openSession opens a session; ctx bounds that and nothing after it. The session must be ended.
-func openSession(ctx context.Context, cl *Client, log *slog.Logger) (*session, error) {
+// OpenSession opens a session; ctx bounds that and nothing after it. The session goes on when portd restarts.
+func (c *Client) OpenSession(ctx context.Context) (*Session, error) {
+	return openSession(ctx, c, slog.New(slog.DiscardHandler))
+}
+
+// LeaseID is what reservations name to end with the session.
+func (s *Session) LeaseID() string { return s.lease }
+
+// Done is closed when the session is over: by End, or because portd does not know it any more.
+func (s *Session) Done() <-chan struct{} { return s.done }
+
+// Err is why portd ended the session; nil before Done, and after End.
+func (s *Session) Err() error {
+	select {
+	case <-s.done:
+		return s.err
+	default:
+		return nil
+	}
+}
+
+func openSession(ctx context.Context, cl *Client, log *slog.Logger) (*Session, error) {
 	life, stop := context.WithCancel(context.WithoutCancel(ctx))
 	unbound := context.AfterFunc(ctx, stop)
 	stream, err := cl.Leases.OpenSession(life, &pb.OpenSessionRequest{})
@@ -38,7 +60,7 @@ func openSession(ctx context.Context, cl *Client, log *slog.Logger) (*session, e
 		stop()
 		return nil, err
 	}
-	s := &session{cl: cl, lease: first.GetLease().GetId(), token: first.GetResumeToken(), log: log, stop: stop, done: make(chan struct{})}
+	s := &Session{cl: cl, lease: first.GetLease().GetId(), token: first.GetResumeToken(), log: log, stop: stop, done: make(chan struct{})}
 	go func() {
 		defer close(s.done)
 		s.follow(life, stream)
@@ -48,7 +70,7 @@ func openSession(ctx context.Context, cl *Client, log *slog.Logger) (*session, e
 
 // follow resumes the session whenever its stream ends, as when portd restarts, until portd does not know it any more. What hung
 // on it is then gone, of which listeners hear at the hand-off.
-func (s *session) follow(ctx context.Context, stream sessionStream) {
+func (s *Session) follow(ctx context.Context, stream sessionStream) {
 	for {
 		var err error
 		for err == nil {
@@ -59,6 +81,7 @@ func (s *session) follow(ctx context.Context, stream sessionStream) {
 				return
 			}
 			if errors.Is(err, ErrNotFound) {
+				s.err = err
 				s.log.Warn("the session has ended, and its reservation with it", "lease", s.lease, "err", err)
 				return
 			}
@@ -75,8 +98,8 @@ func (s *session) follow(ctx context.Context, stream sessionStream) {
 	}
 }
 
-// end ends the lease and all that hangs on it. Without portd that happens by itself, after the grace.
-func (s *session) end() error {
+// End ends the session, the lease and all that hangs on it. Without portd that happens by itself, after the grace.
+func (s *Session) End() error {
 	s.stop()
 	<-s.done
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)

@@ -17,7 +17,7 @@ type occupant struct {
 	cl    *client.Client
 	flags runFlags
 	prog  string
-	s     *session // nil while none was needed
+	s     *client.Session // nil while none was needed
 }
 
 // leave ends what was made for the program.
@@ -25,7 +25,7 @@ func (o *occupant) leave() {
 	if o.s == nil {
 		return
 	}
-	if err := o.s.end(); err != nil {
+	if err := o.s.End(); err != nil {
 		o.say("cannot release what %s ran on, portd does so soon: %v", o.prog, err)
 	}
 }
@@ -120,13 +120,18 @@ func (o *occupant) make(ctx context.Context, ref string) (*pb.Reservation, error
 	}
 	if !o.flags.keep {
 		if o.s == nil {
-			lost := func(err error) { o.say("%s runs on, but its reservation has ended: %v", o.prog, err) }
 			// Not the caller's context: it is to outlive a first signal.
-			if o.s, err = openSession(context.WithoutCancel(ctx), o.cl, lost); err != nil {
+			if o.s, err = o.cl.OpenSession(context.WithoutCancel(ctx)); err != nil {
 				return nil, err
 			}
+			go func() {
+				<-o.s.Done()
+				if err := o.s.Err(); err != nil {
+					o.say("%s runs on, but its reservation has ended: %v", o.prog, err)
+				}
+			}()
 		}
-		req.LeaseId = o.s.lease
+		req.LeaseId = o.s.LeaseID()
 	}
 	answer, err := o.cl.Reservations.Reserve(ctx, req)
 	if err != nil {
