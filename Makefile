@@ -29,7 +29,8 @@ bench: ## run the benchmarks
 	go test -run '^$$' -bench '$(BENCH)' -benchmem ./...
 
 demo: build ## show the first minute with portd
-	./scripts/demo
+	@CGO_ENABLED=0 go build -trimpath $(VCS) -o .scratch/bin/ ./examples/demo ./examples/http-worker
+	@PATH="$$PWD/bin:$$PWD/.scratch/bin:$$PATH" .scratch/bin/demo
 
 generate: ## make the code that follows from the .proto files
 	go generate ./...
