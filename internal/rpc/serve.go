@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 )
 
@@ -26,7 +27,13 @@ func (s *Server) Serve(ctx context.Context, ln *net.UnixListener) error {
 		log: s.log, most: mostPerUser(), open: map[uint32]int{},
 	}
 	work, ctx := errgroup.WithContext(ctx)
-	work.Go(func() error { return s.grpc.Serve(sort.h2) })
+	work.Go(func() error {
+		// As with HTTP, the end may come before the beginning.
+		if err := s.grpc.Serve(sort.h2); !errors.Is(err, grpc.ErrServerStopped) {
+			return err
+		}
+		return nil
+	})
 	work.Go(func() error {
 		if err := s.http.Serve(sort.h1); !errors.Is(err, http.ErrServerClosed) {
 			return err
