@@ -75,6 +75,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer parts.binder.Close()
+	served := false
+	defer func() {
+		if !served {
+			_ = parts.pool.Run(ended()) // puts away what it has
+		}
+	}()
 	features := parts.features()
 	tellWeaknesses(cfg.Log, features)
 	if err := parts.registry.Start(ctx); err != nil {
@@ -98,7 +104,15 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			Features: features,
 		},
 	})
+	served = true
 	return cfg.serve(ctx, parts, doors, control, attach, started)
+}
+
+// ended is a context that has.
+func ended() context.Context {
+	ctx, end := context.WithCancel(context.Background())
+	end()
+	return ctx
 }
 
 // serve runs the parts until ctx ends or one of them fails. The doors close first; what is being answered then still

@@ -31,6 +31,11 @@ func (a actor) Run() int {
 	acts := map[string]func([]string) error{"thief": thief, "stranger": stranger}
 	act := acts[os.Getenv(envAct)]
 	if act == nil {
+		defer func() {
+			for _, dir := range leftovers {
+				os.RemoveAll(dir)
+			}
+		}()
 		return a.M.Run()
 	}
 	if err := act(os.Args[1:]); err != nil {
