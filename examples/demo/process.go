@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // command is a program with its arguments. It dies with us, and a ^C on the terminal is for us alone: we end it in our time.
@@ -82,6 +85,19 @@ func (p *process) pid() int { return p.cmd.Process.Pid }
 
 // signal sends a signal; ErrProcessDone where there is nobody any more.
 func (p *process) signal(sig syscall.Signal) error { return p.cmd.Process.Signal(sig) }
+
+// freeze stops the process where it is, and returns when none of its threads runs any more: kill(2) does not wait for that.
+func (p *process) freeze() error {
+	if err := p.signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for {
+		err := unix.Waitid(unix.P_PID, p.pid(), nil, unix.WSTOPPED, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return os.NewSyscallError("waitid", err)
+		}
+	}
+}
 
 // stop asks the process to end, and says how it did.
 func (p *process) stop() error {

@@ -185,7 +185,7 @@ func (s *story) killWorker(ctx context.Context) error {
 		return err
 	}
 	s.say("$ kill -STOP %d", victim.pid())
-	if err := victim.signal(syscall.SIGSTOP); err != nil {
+	if err := victim.freeze(); err != nil {
 		return err
 	}
 	type result struct {
