@@ -29,6 +29,8 @@ func makeDir(path string, mode fs.FileMode) error {
 	switch {
 	case st.Uid != 0 && int(st.Uid) != os.Getuid():
 		return fmt.Errorf("%s belongs to uid %d; it must belong to root or to uid %d, which portd runs as", path, st.Uid, os.Getuid())
+	case st.Mode&unix.S_ISVTX != 0 && st.Mode&0o022 != 0:
+		return fmt.Errorf("%s is for everybody's files (mode %04o); choose a directory of portd's own", path, st.Mode&0o7777)
 	case st.Mode&0o022 != 0:
 		return fmt.Errorf("%s can be written to by others (mode %04o); run chmod go-w on it, or choose another directory", path, st.Mode&0o7777)
 	}

@@ -25,17 +25,30 @@ func (r *Registry) choose(ctx context.Context, c Caller, e *entry, res *Reservat
 	}
 	var tally struct{ reserved, inUse, left int }
 	starts := int(within.Last) - int(within.First) + 1 - count + 1
+	at := func(start int) PortRange {
+		first := within.First + uint16(start)
+		return PortRange{first, first + uint16(count-1)}
+	}
 	first := rand.IntN(starts)
-	for i := range starts {
-		ports := PortRange{First: within.First + uint16((first+i)%starts)}
-		ports.Last = ports.First + uint16(count-1)
+	// Much may be set apart; to scan on from there would favour the port that comes next.
+	for i := 0; free && i < 64 && !r.choosable(r.endpoints(s, at(first))); i++ {
+		first = rand.IntN(starts)
+	}
+	for i := 0; i < starts; i++ {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		ports := at((first + i) % starts)
 		eps := r.endpoints(s, ports)
 		if free && !r.choosable(eps) {
 			tally.left++
 			continue
 		}
-		if !r.claimFree(e, eps) {
-			tally.reserved++
+		if taken, ok := r.claimFree(e, eps); !ok {
+			// On past the port that is taken, but not past the end of the range, after which the lowest ports come.
+			skip := min(int(taken-ports.First), starts-1-(first+i)%starts)
+			tally.reserved += 1 + skip
+			i += skip
 			continue
 		}
 		err := r.bindChosen(ctx, c, e, res, eps)
@@ -46,9 +59,6 @@ func (r *Registry) choose(ctx context.Context, c Caller, e *entry, res *Reservat
 			return err
 		}
 		tally.inUse++
-		if err := ctx.Err(); err != nil {
-			return err
-		}
 	}
 	what := "port"
 	if count > 1 {
@@ -80,19 +90,21 @@ func (r *Registry) choosable(eps []Endpoint) bool {
 	return true
 }
 
-// claimFree claims endpoints if nobody has them; it never waits.
-func (r *Registry) claimFree(e *entry, eps []Endpoint) bool {
+// claimFree claims endpoints if nobody has them, else it says which is the last port that somebody has. It never waits.
+func (r *Registry) claimFree(e *entry, eps []Endpoint) (taken uint16, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, ep := range eps {
-		if len(r.claims.overlapping(ep)) > 0 {
-			return false
+	for p := int(eps[0].Last); p >= int(eps[0].First); p-- {
+		for _, ep := range eps {
+			if len(r.claims.overlapping(ep.At(uint16(p)))) > 0 {
+				return uint16(p), false
+			}
 		}
 	}
 	for _, ep := range eps {
 		r.claims.add(ep, e)
 	}
-	return true
+	return 0, true
 }
 
 // bindChosen binds claimed endpoints, all or none, and adds them to res or gives the claims back.

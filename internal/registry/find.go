@@ -40,7 +40,7 @@ func (r *Registry) findEndpoint(c Caller, ref string) (*entry, error) {
 			continue
 		}
 		for _, a := range e.res.Assigned {
-			if a.Endpoint == want || a.Endpoint.Dual() && want.Dual() && a.Endpoint.First == want.First && a.Endpoint.Last == want.Last {
+			if a.Endpoint == want {
 				return e, nil
 			}
 			if a.Endpoint.Overlaps(want) && a.Endpoint.First <= want.First && want.Last <= a.Endpoint.Last && !slices.Contains(near, e) {
@@ -79,7 +79,7 @@ func (r *Registry) resolve(c Caller, ref string) (Endpoint, error) {
 	return spec.endpoints()[0].ports(ports), err
 }
 
-// whole refuses a ref that means only some ports of what it found: releasing the rest too would be a surprise.
+// whole refuses an endpoint that is only a part of what it found: releasing the rest too would be a surprise.
 func (r *Registry) whole(c Caller, ref string, res *Reservation) error {
 	if ref == res.ID || ref == res.Name {
 		return nil
@@ -88,10 +88,8 @@ func (r *Registry) whole(c Caller, ref string, res *Reservation) error {
 	if err != nil {
 		return err
 	}
-	for _, a := range res.Assigned {
-		if a.Endpoint.First == want.First && a.Endpoint.Last == want.Last {
-			return nil
-		}
+	if only := res.Assigned[0].Endpoint; len(res.Assigned) == 1 && only.First == want.First && only.Last == want.Last {
+		return nil
 	}
 	return invalid("reservation", "%v is only a part of %s; name the whole by its id, %s", want, res.Endpoints(), res.ID)
 }

@@ -124,7 +124,7 @@ func (r *Registry) Get(_ context.Context, c Caller, ref string) (*Reservation, e
 		return nil, err
 	}
 	if e.res == nil {
-		return nil, failed(ErrNotFound, "%s is not reserved yet", ref)
+		return nil, failed(ErrNotFound, "%s is not reserved", ref)
 	}
 	return e.res, nil
 }

@@ -157,7 +157,7 @@ func (r *Registry) Attach(_ context.Context, c Caller, ref string) (*Reservation
 		return nil, err
 	}
 	if e.res == nil {
-		return nil, failed(ErrNotFound, "%s is not reserved yet", ref)
+		return nil, failed(ErrNotFound, "%s is not reserved", ref)
 	}
 	if err := r.cfg.Policy.Change(c, e.res.Owner, "attach to "+e.res.Endpoints()); err != nil {
 		return nil, err

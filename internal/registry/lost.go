@@ -16,60 +16,79 @@ func (r *Registry) restore(ctx context.Context, res *Reservation, atStart bool) 
 	if res.Spec.Mode == Recorded {
 		return res, Event{}, false
 	}
+	var why error
 	after = res.with(func(n *Reservation) {
 		for i, a := range res.Assigned {
-			missing := a.Lost
-			if atStart {
-				missing = []PortRange{{a.Endpoint.First, a.Endpoint.Last}}
+			lost, err := r.restoreEndpoint(ctx, SocketKey{res.ID, i}, a, res.Spec.Options, atStart)
+			n.Assigned[i].Lost = lost
+			if why == nil {
+				why = err
 			}
-			n.Assigned[i].Lost = r.restoreEndpoint(ctx, SocketKey{res.ID, i}, a, res.Spec.Options, missing, atStart)
+			changed = changed || !slices.Equal(lost, a.Lost)
 		}
 	})
-	for i := range after.Assigned {
-		changed = changed || !slices.Equal(after.Assigned[i].Lost, res.Assigned[i].Lost)
-	}
-	ev = Event{Type: EventRecovered, Caller: Self, Reason: "the port is free again"}
 	if after.LostAny() {
-		ev = Event{Type: EventLost, Caller: Self, Reason: "another program has the port"}
+		return after, Event{Type: EventLost, Caller: Self, Reason: why.Error()}, changed
 	}
-	return after, ev, changed
+	return after, recovered, changed
 }
 
+var recovered = Event{Type: EventRecovered, Caller: Self, Reason: "the port is free again"}
+
 // restoreEndpoint binds the missing ports of an endpoint, or as many of them as can be had, and returns those that
-// are still lost. At the start it logs why.
-func (r *Registry) restoreEndpoint(ctx context.Context, key SocketKey, a Assigned, opt BindOptions, missing []PortRange, atStart bool) (lost []PortRange) {
+// are still lost, with the first reason. At the start it logs each.
+func (r *Registry) restoreEndpoint(ctx context.Context, key SocketKey, a Assigned, opt BindOptions, atStart bool) (lost []PortRange, why error) {
+	missing := a.Lost
+	if atStart {
+		missing = []PortRange{{a.Endpoint.First, a.Endpoint.Last}}
+	}
 	got := false
-	bind := func(ep Endpoint, tell bool) bool {
+	bind := func(ep Endpoint) error {
 		err := r.cfg.Binder.Bind(ctx, Bind{Key: key, Endpoint: ep, Options: opt})
-		if err != nil && tell && atStart {
+		got = got || err == nil
+		return err
+	}
+	lose := func(ep Endpoint, err error) {
+		if why == nil {
+			why = err
+		}
+		lost = appendPort(lost, ep.First)
+		if atStart {
 			r.logLost(ep, err)
 		}
-		got = got || err == nil
-		return err == nil
 	}
 	for _, ports := range missing {
 		ep := a.Endpoint.ports(ports)
-		if bind(ep, ep.Ports() == 1) {
+		err := bind(ep)
+		switch {
+		case err == nil:
+			continue
+		case ep.Ports() == 1:
+			lose(ep, err)
 			continue
 		}
 		for p := int(ep.First); p <= int(ep.Last); p++ {
-			if ep.Ports() == 1 || !bind(ep.At(uint16(p)), true) {
-				lost = appendPort(lost, uint16(p))
+			if err := bind(ep.At(uint16(p))); err != nil {
+				lose(ep.At(uint16(p)), err)
 			}
 		}
 	}
 	if a.Listen == nil || !got {
-		return lost
+		return lost, why
 	}
-	if err := r.cfg.Binder.Listen(ctx, key, *a.Listen); err != nil {
-		// Somebody listens on a port that we could bind: all is lost until they are gone.
-		r.logLost(a.Endpoint, err)
-		if err := r.cfg.Binder.Release(key); err != nil {
-			r.cfg.Log.Error("cannot release a port", "endpoint", a.Endpoint, "err", err)
-		}
-		return []PortRange{{a.Endpoint.First, a.Endpoint.Last}}
+	err := r.cfg.Binder.Listen(ctx, key, *a.Listen)
+	if err == nil {
+		return lost, why
 	}
-	return lost
+	r.logLost(a.Endpoint, err)
+	if !atStart && a.lostPorts() < a.Endpoint.Ports() {
+		return lost, why // the others go on listening; these are held at least
+	}
+	// Somebody listens on a port that we could bind: all is lost until they are gone.
+	if rerr := r.cfg.Binder.Release(key); rerr != nil {
+		r.cfg.Log.Error("cannot release a port", "endpoint", a.Endpoint, "err", rerr)
+	}
+	return []PortRange{{a.Endpoint.First, a.Endpoint.Last}}, err
 }
 
 func (r *Registry) logLost(ep Endpoint, err error) {
@@ -123,12 +142,31 @@ func (r *Registry) retry(ctx context.Context, e *entry) error {
 	if e.res == nil || !e.res.LostAny() {
 		return nil
 	}
-	after, ev, changed := r.restore(ctx, e.res, false)
-	if !changed {
-		return nil
+	var after *Reservation
+	var ev Event
+	if e.unrecorded == nil {
+		var changed bool
+		after, ev, changed = r.restore(ctx, e.res, false)
+		if err := ctx.Err(); err != nil || !changed {
+			return err
+		}
+	} else { // held again already, which the store could not be told
+		ev = recovered
+		after = e.res.with(func(n *Reservation) {
+			for i := range n.Assigned {
+				n.Assigned[i].Lost = e.unrecorded[i]
+			}
+		})
 	}
 	cm := &commit{by: Self}
 	cm.update(e, after, ev)
 	cm.apply = append(cm.apply, func() { r.noteLost(e) })
-	return r.commit(cm)
+	err := r.commit(cm)
+	e.unrecorded = nil
+	if err != nil {
+		for _, a := range after.Assigned {
+			e.unrecorded = append(e.unrecorded, a.Lost)
+		}
+	}
+	return err
 }

@@ -60,6 +60,9 @@ type Registry struct {
 type entry struct {
 	res  *Reservation  // nil until it is committed
 	busy chan struct{} // closed when it is free again; nil while free
+
+	// unrecorded is what each endpoint has really lost, where that could not be committed; it belongs to who has made e busy.
+	unrecorded [][]PortRange
 }
 
 // New makes a Registry; Start must be called next.
@@ -113,6 +116,9 @@ func (r *Registry) Start(ctx context.Context) error {
 			restored.update(e, after, ev)
 			restored.apply = append(restored.apply, func() { r.noteLost(e) })
 		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err // what could not be bound was not lost
 	}
 	if r.boot == nil || r.boot.ID != r.cfg.BootID {
 		boot := &Boot{ID: r.cfg.BootID}
@@ -200,25 +206,30 @@ func (r *Registry) insert(e *entry, res *Reservation) {
 	r.noteLost(e)
 }
 
-// drop takes an entry and its claims out of the table.
-func (r *Registry) drop(e *entry, id, name string, eps []Endpoint) {
-	delete(r.entries, id)
+// drop gives back what a reservation that has ended, or came to nothing, has of the table: its id, name and claims.
+func (r *Registry) drop(e *entry, res *Reservation) {
+	delete(r.entries, res.ID)
+	if res.Name != "" && r.names[res.Name] == e {
+		delete(r.names, res.Name)
+	}
+	for _, a := range res.Assigned {
+		r.claims.remove(a.Endpoint, e)
+	}
+	if l := r.leases[res.Lease]; l != nil {
+		delete(l.carries, e)
+	}
+}
+
+// unlist makes a reservation unseen from the revision on that ends it. Its claims stay until its sockets are closed.
+func (r *Registry) unlist(e *entry) {
 	delete(r.lost, e)
-	if name != "" && r.names[name] == e {
-		delete(r.names, name)
-	}
-	for _, ep := range eps {
-		r.claims.remove(ep, e)
-	}
-	if e.res == nil {
-		return
-	}
 	if i, ok := r.place(e.res.CreateRevision); ok {
 		r.order = slices.Delete(r.order, i, i+1)
 	}
 	if l := r.leases[e.res.Lease]; l != nil {
 		delete(l.carries, e)
 	}
+	e.res = nil
 }
 
 // place finds a revision in the order of creation: the entry made by it, or the first one after it.

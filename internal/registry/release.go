@@ -71,32 +71,30 @@ func (r *Registry) acquireRef(ctx context.Context, c Caller, ref, act string) (*
 	return e, nil
 }
 
-// end commits the end of reservations that the caller has acquired, closes their sockets and forgets them.
+// end commits the end of reservations that the caller has acquired, closes their sockets and forgets them. Nobody sees
+// them any more from the revision on that ends them; others still wait for their ports until the sockets are closed.
 func (r *Registry) end(cm *commit, entries []*entry, why EventType, reason string) error {
-	for _, e := range entries {
+	ending := make([]*Reservation, len(entries))
+	for i, e := range entries {
+		ending[i] = e.res
 		cm.del = append(cm.del, e.res.Key())
 		cm.events = append(cm.events, Event{Type: why, Reservation: e.res, Caller: cm.by, Reason: reason})
+		cm.apply = append(cm.apply, func() { r.unlist(e) })
 	}
 	if err := r.commit(cm); err != nil {
 		return err
 	}
-	for _, e := range entries {
-		res := e.res
-		for i, a := range res.Assigned {
+	for i, res := range ending {
+		for j, a := range res.Assigned {
 			if res.Spec.Mode == Recorded {
 				break
 			}
-			if err := r.cfg.Binder.Release(SocketKey{res.ID, i}); err != nil {
+			if err := r.cfg.Binder.Release(SocketKey{res.ID, j}); err != nil {
 				r.cfg.Log.Error("cannot release a port", "endpoint", a.Endpoint, "err", err)
 			}
 		}
 		r.mu.Lock()
-		var eps []Endpoint
-		for _, a := range res.Assigned {
-			eps = append(eps, a.Endpoint)
-		}
-		r.drop(e, res.ID, res.Name, eps)
-		e.res = nil
+		r.drop(entries[i], res)
 		r.mu.Unlock()
 		r.cfg.Ended(res, reasonOr(reason, "released"))
 	}

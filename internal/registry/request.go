@@ -76,17 +76,23 @@ func (c *commit) remember(rec *Request) {
 	}
 }
 
-// forget adds the deletion of request ids that are too old to a commit: those whose answer ended an hour ago or more.
-// Only the committing goroutine calls it.
+// forget adds the deletion of request ids that are too old to a commit. That of a Reserve is kept for as long as the
+// reservation lives and for an hour after, others for an hour. Only the committing goroutine calls it.
 func (r *Registry) forget(c *commit, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for key, q := range r.requests {
 		switch {
-		case q.stored == nil || q.stored.Result != nil && r.entries[q.stored.Result.ID] != nil:
+		case q.stored == nil:
+			continue
+		case q.stored.Method != "Reserve":
+			q.ended = q.stored.Time
+		case r.entries[q.stored.Result.ID] != nil:
+			continue
 		case q.ended.IsZero():
 			q.ended = now
-		case now.Sub(q.ended) >= keepRequests:
+		}
+		if now.Sub(q.ended) >= keepRequests {
 			c.del = append(c.del, key)
 			c.apply = append(c.apply, func() { delete(r.requests, key) })
 		}

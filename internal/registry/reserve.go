@@ -26,6 +26,8 @@ type ReserveRequest struct {
 // Limits of one request.
 const (
 	maxEndpoints  = 256
+	maxPorts      = 1 << 16 // of all endpoints
+	maxChosen     = 4096    // contiguous ports of portd's choice
 	maxLabels     = 64
 	maxLabelBytes = 1024
 )
@@ -72,9 +74,14 @@ func (r *Registry) checkReserve(c Caller, req ReserveRequest) (ReserveRequest, e
 	if len(req.Spec.Endpoints) == 0 {
 		return req, invalid("spec.endpoints", "is empty; at least one is wanted")
 	}
-	n := 0
+	n, ports := 0, 0
 	for _, s := range req.Spec.Endpoints {
-		n += max(len(s.Protos), 1) * max(len(s.Addrs), 1)
+		each := max(len(s.Protos), 1) * max(len(s.Addrs), 1)
+		n += each
+		ports += each * max(int(s.Exact.Last)-int(s.Exact.First)+1, 1)
+	}
+	if ports > maxPorts {
+		return req, invalid("spec.endpoints", "have %d ports in all; allowed are %d in one reservation", ports, maxPorts)
 	}
 	if n > maxEndpoints {
 		return req, invalid("spec.endpoints", "are %d, protocols times addresses; allowed are %d", n, maxEndpoints)
@@ -127,8 +134,8 @@ func (r *Registry) checkSpec(c Caller, s *EndpointSpec, opt BindOptions) error {
 		if try != (PortRange{}) {
 			return invalid("spec.endpoints", "asks for exact ports and for any; one of the two is wanted")
 		}
-		if s.Any.Count < 0 || s.Any.Count > 65535 {
-			return invalid("spec.endpoints.any.count", "%d is not a number of ports", s.Any.Count)
+		if s.Any.Count < 0 || s.Any.Count > maxChosen {
+			return invalid("spec.endpoints.any.count", "%d is not allowed; portd chooses up to %d contiguous ports", s.Any.Count, maxChosen)
 		}
 		try = s.Any.Within
 		if try == (PortRange{}) {
@@ -431,14 +438,7 @@ func (r *Registry) undo(e *entry, res *Reservation) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var eps []Endpoint
-	for _, a := range res.Assigned {
-		eps = append(eps, a.Endpoint)
-	}
-	r.drop(e, res.ID, res.Name, eps)
-	if l := r.leases[res.Lease]; l != nil {
-		delete(l.carries, e)
-	}
+	r.drop(e, res)
 }
 
 // wallTime is for messages and records; whatever counts uses boot time.

@@ -91,11 +91,16 @@ func (s *Session) Close() {
 			s.l.deadline = s.r.cfg.BootTime() + s.l.Spec.Grace
 		}
 		s.r.mu.Unlock()
-		select {
-		case s.r.rearm <- struct{}{}:
-		default:
-		}
+		s.r.wakeKeeper()
 	})
+}
+
+// wakeKeeper has keepLeases look at the deadlines again.
+func (r *Registry) wakeKeeper() {
+	select {
+	case r.rearm <- struct{}{}:
+	default:
+	}
 }
 
 // keepLeases ends leases whose time has come, until ctx ends. It looks again at least once a second while any has a
@@ -188,6 +193,7 @@ func (r *Registry) endLease(ctx context.Context, by Principal, l *lease, reason 
 			r.mu.Lock()
 			l.ending = false
 			r.mu.Unlock()
+			r.wakeKeeper() // its deadline counts again
 		}
 	}()
 	// First let those come to an end that are still being reserved, without holding any that they may be waiting for.
@@ -247,13 +253,13 @@ func (r *Registry) GetLease(_ context.Context, c Caller, id string) (LeaseStatus
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	l := r.leases[id]
-	if l == nil || !r.seesLease(c, l) {
+	if l == nil || !r.seesLease(c, l.Lease) {
 		return LeaseStatus{}, failed(ErrNotFound, "you have no lease with the id %q, or it has ended", id)
 	}
 	return r.leaseStatus(l), nil
 }
 
-func (r *Registry) seesLease(c Caller, l *lease) bool {
+func (r *Registry) seesLease(c Caller, l *Lease) bool {
 	return r.cfg.Policy.Admin(c) || l.Owner == c.Principal()
 }
 
@@ -275,7 +281,7 @@ func (r *Registry) ListLeases(_ context.Context, c Caller, owner Principal, p Pa
 	defer r.mu.RUnlock()
 	var all []*lease
 	for _, l := range r.leases {
-		if l.CreateRevision > at.after && r.seesLease(c, l) && (owner == "" || owner == l.Owner) {
+		if l.CreateRevision > at.after && r.seesLease(c, l.Lease) && (owner == "" || owner == l.Owner) {
 			all = append(all, l)
 		}
 	}

@@ -8,6 +8,9 @@ import (
 // DefaultProgress is how often a watch without events shows that it has missed nothing.
 const DefaultProgress = 30 * time.Second
 
+// minProgress keeps a watch from spinning.
+const minProgress = 100 * time.Millisecond
+
 // A WatchRequest says which changes are wanted.
 type WatchRequest struct {
 	From     Revision // the first one; 0: from now on
@@ -22,7 +25,7 @@ type WatchRequest struct {
 // A watcher has a place in the history and no buffer, so that a slow one holds up nobody: it reads what it has not
 // seen from memory, or from the store where it has fallen further behind, and gets a *CompactedError when it is too
 // late for that.
-func (r *Registry) Watch(ctx context.Context, _ Caller, w WatchRequest, send func(storeID string, ch Change) error) error {
+func (r *Registry) Watch(ctx context.Context, c Caller, w WatchRequest, send func(storeID string, ch Change) error) error {
 	if w.StoreID != "" && w.StoreID != r.storeID {
 		return &UnsupportedError{"watch", "the store is another one now (" + r.storeID + "); list again and watch from there", "STORE_CHANGED"}
 	}
@@ -32,6 +35,7 @@ func (r *Registry) Watch(ctx context.Context, _ Caller, w WatchRequest, send fun
 	if w.Progress <= 0 {
 		w.Progress = DefaultProgress
 	}
+	w.Progress = max(w.Progress, minProgress)
 	rev, oldest, changed := r.head()
 	next := w.From
 	switch {
@@ -49,7 +53,7 @@ func (r *Registry) Watch(ctx context.Context, _ Caller, w WatchRequest, send fun
 	defer progress.Stop()
 	for {
 		var err error
-		if next, err = r.catchUp(ctx, w.Filter, next, rev, send); err != nil {
+		if next, err = r.catchUp(ctx, c, w.Filter, next, rev, send); err != nil {
 			return err
 		}
 		select {
@@ -74,10 +78,10 @@ func (r *Registry) head() (rev, oldest Revision, changed <-chan struct{}) {
 }
 
 // catchUp sends the changes from next to rev, and returns what comes after them.
-func (r *Registry) catchUp(ctx context.Context, f Filter, next, rev Revision, send func(string, Change) error) (Revision, error) {
+func (r *Registry) catchUp(ctx context.Context, c Caller, f Filter, next, rev Revision, send func(string, Change) error) (Revision, error) {
 	one := func(ch Change) error {
 		next = ch.Revision + 1
-		if ch.Events = f.events(ch.Events); len(ch.Events) == 0 {
+		if ch.Events = r.events(c, f, ch.Events); len(ch.Events) == 0 {
 			return ctx.Err()
 		}
 		return send(r.storeID, ch)
@@ -115,13 +119,13 @@ func (r *Registry) remembered(from Revision) []Change {
 	return r.recent[from-r.recent[0].Revision:]
 }
 
-// events are those that a filter selects. An event of a lease has no endpoints to match.
-func (f Filter) events(all []Event) []Event {
+// events are those that a filter selects and the caller may see: of reservations all, of leases its own.
+func (r *Registry) events(c Caller, f Filter, all []Event) []Event {
 	var some []Event
 	for _, ev := range all {
 		switch {
 		case ev.Reservation != nil && f.Match(ev.Reservation):
-		case ev.Lease != nil && f.matchLease(ev.Lease):
+		case ev.Lease != nil && f.matchLease(ev.Lease) && r.seesLease(c, ev.Lease):
 		default:
 			continue
 		}
@@ -130,6 +134,7 @@ func (f Filter) events(all []Event) []Event {
 	return some
 }
 
+// matchLease: a lease has no endpoints to match.
 func (f Filter) matchLease(l *Lease) bool {
 	return (f.Owner == "" || f.Owner == l.Owner) && (f.Lease == "" || f.Lease == l.ID) &&
 		f.Proto == 0 && f.Ports == (PortRange{}) && len(f.Labels) == 0 && len(f.States) == 0 && f.Netns == ""

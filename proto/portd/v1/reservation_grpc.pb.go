@@ -39,6 +39,9 @@ const (
 // A call that names a reservation takes its id ("rsv_..."), its name, or an endpoint of it with the protocol ("tcp/8080").
 // Calls that change something take a request_id: the same id from the same caller for the same method gives the same
 // answer again and changes nothing; with other content it is refused (INVALID_ARGUMENT, reason REQUEST_ID_REUSED).
+// The id of a Reserve is known for as long as the reservation lives and an hour after, others for an hour; one whose
+// request changed nothing is not kept. Of Release and EndLease the reservation, or the lease, and the revision are
+// answered again.
 type ReservationServiceClient interface {
 	// Reserve takes all the endpoints of a spec, or none. A taken port is ALREADY_EXISTS with an ErrorInfo whose reason
 	// is RESERVED or IN_USE, and a PortConflict that names the holder. Reserving again with the name, owner and spec of
@@ -154,6 +157,9 @@ func (c *reservationServiceClient) Close(ctx context.Context, in *CloseRequest, 
 // A call that names a reservation takes its id ("rsv_..."), its name, or an endpoint of it with the protocol ("tcp/8080").
 // Calls that change something take a request_id: the same id from the same caller for the same method gives the same
 // answer again and changes nothing; with other content it is refused (INVALID_ARGUMENT, reason REQUEST_ID_REUSED).
+// The id of a Reserve is known for as long as the reservation lives and an hour after, others for an hour; one whose
+// request changed nothing is not kept. Of Release and EndLease the reservation, or the lease, and the revision are
+// answered again.
 type ReservationServiceServer interface {
 	// Reserve takes all the endpoints of a spec, or none. A taken port is ALREADY_EXISTS with an ErrorInfo whose reason
 	// is RESERVED or IN_USE, and a PortConflict that names the holder. Reserving again with the name, owner and spec of
