@@ -52,7 +52,8 @@ func TestOneConnection(t *testing.T) {
 // An engine that has let go of a listener does not touch its descriptor, whatever that is by then.
 func TestClosingUnderLoad(t *testing.T) {
 	h := newHost(t)
-	go func() { _ = echo(h.join(h.listen("127.0.0.1"))) }() // the engine is never without a worker
+	always := h.join(h.listen("127.0.0.1"))
+	go func() { _ = echo(always) }() // the engine is never without a worker
 	for range repeat(10, 200) {
 		res := h.listen("127.0.0.1")
 		l := h.join(res)
