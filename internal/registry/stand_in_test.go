@@ -85,11 +85,15 @@ func (m *memory) Close() error { return nil }
 
 // pegboard is a registry.Binder.
 type pegboard struct {
-	mu    sync.Mutex
-	bound map[registry.SocketKey][]registry.Endpoint
+	mu        sync.Mutex
+	bound     map[registry.SocketKey][]registry.Endpoint
+	releasing func() // called before a key is let go; may be nil
 }
 
-func (p *pegboard) Bind(_ context.Context, b registry.Bind) error {
+func (p *pegboard) Bind(ctx context.Context, b registry.Bind) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, eps := range p.bound {
@@ -113,6 +117,9 @@ func (p *pegboard) Listen(_ context.Context, key registry.SocketKey, _ registry.
 func (p *pegboard) Unlisten(registry.SocketKey) error { return nil }
 
 func (p *pegboard) Release(key registry.SocketKey) error {
+	if p.releasing != nil {
+		p.releasing()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.bound, key)
