@@ -151,7 +151,7 @@ func receiveAttached(conn *net.UnixConn) (a *Attachment, err error) {
 		sockets += int(l.Sockets)
 	}
 	for more := got.More; more; {
-		m, err := receiveControl(conn, make([]byte, wire.HeaderSize), &fds)
+		m, err := receiveControl(conn, make([]byte, wire.MaxMessage), &fds)
 		if err != nil {
 			return nil, err
 		}
@@ -232,7 +232,7 @@ func (a *Attachment) Wait() error {
 
 // next waits for what portd says.
 func (a *Attachment) next() (any, error) {
-	buf := make([]byte, 4096)
+	buf := make([]byte, wire.MaxMessage)
 	for {
 		n, err := a.conn.Read(buf)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"strconv"
 	"sync/atomic"
 	"syscall"
@@ -99,6 +100,7 @@ func (c *conn) Close() error {
 	}
 	err := c.file.Close()
 	c.page.AddDone(1)
+	runtime.KeepAlive(c.page) // its end unmaps it
 	return c.opErrorOrNil("close", err)
 }
 

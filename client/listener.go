@@ -9,12 +9,14 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/portd/portd/internal/wire"
+	"golang.org/x/sys/unix"
 )
 
 // A Listener is a net.Listener whose connections portd accepted. While portd is away it goes on by itself when portd is back.
@@ -83,6 +85,10 @@ func (l *Listener) Accept() (net.Conn, error) {
 		case errors.Is(err, net.ErrClosed):
 		default:
 			l.log.Error("connections that portd handed over were lost", "err", err)
+			if len(l.batch) == 0 && errors.Is(err, unix.EMFILE) {
+				// As net's listener says it, for which servers wait a moment; others get the connections meanwhile.
+				return nil, &net.OpError{Op: "accept", Net: "tcp", Addr: l.addr, Err: os.NewSyscallError("recvmsg", unix.EMFILE)}
+			}
 		}
 	}
 	c := l.batch[0]
@@ -204,11 +210,11 @@ func (l *Listener) attachAgain(ctx context.Context, token []byte) *Attachment {
 	}
 }
 
-// final says whether trying again would be of no use.
+// final says whether trying again would be of no use. What does not listen now may do so later.
 func final(err error) bool {
 	var refused *Error
 	return errors.As(err, &refused) &&
-		!errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrExhausted) && !errors.Is(err, ErrInternal)
+		!errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrUnsupported) && !errors.Is(err, ErrExhausted) && !errors.Is(err, ErrInternal)
 }
 
 func (l *Listener) finish(err error) {

@@ -273,7 +273,9 @@ func (p *Pool) join(w *worker, parts []part) (err error) {
 		if !s.listener.listening {
 			s.listener.endpoint = part.endpoint
 		}
-		if !s.socket {
+		if s.socket {
+			s.listener.lent++
+		} else {
 			s.listener.workers = append(s.listener.workers, s)
 		}
 		w.serves = append(w.serves, s)

@@ -21,6 +21,7 @@ type listener struct {
 	ready     fifo[*socket]  // have connections, as far as is known
 	held      fifo[heldConn] // accepted, and without a worker again
 	workers   []*serving     // of workers that take connections, ready or not
+	lent      int            // workers that have the socket itself
 	turn      int            // where the next choice among workers begins
 	queued    bool           // is in Pool.work
 
@@ -113,7 +114,7 @@ func (p *Pool) listener(key registry.SocketKey) *listener {
 }
 
 func (p *Pool) forgetUnused(l *listener) {
-	if !l.listening && len(l.workers) == 0 {
+	if !l.listening && len(l.workers) == 0 && l.lent == 0 {
 		delete(p.listeners, l.key)
 	}
 }
@@ -193,13 +194,13 @@ func (p *Pool) handOver(l *listener, to *serving) syscall.Errno {
 	if n == 0 {
 		return out
 	}
-	if out == 0 {
-		p.rest.end()
-	}
 	switch err := o.send(w.queue, wire.EndFrame(frame), n); err {
 	case nil:
 		o.closeAll(n)
 		p.sent(l, to, endpoint, conns[:n])
+		if out == 0 {
+			p.rest.end()
+		}
 		return out
 	case unix.EAGAIN:
 		w.room = false
@@ -219,6 +220,9 @@ func (p *Pool) handOver(l *listener, to *serving) syscall.Errno {
 // a connection that had ended already, or the error says what the kernel is out of.
 func (p *Pool) acceptOne(s *socket, c *wire.Connection, n int) (*wire.Connection, syscall.Errno) {
 	o := &p.out
+	if s.of.lent > 0 {
+		_ = unix.SetNonblock(s.fd, true) // a program that has the socket too may have made it block, as many do
+	}
 	fd, errno := accept(s.fd, &o.from)
 	switch errno {
 	case 0:

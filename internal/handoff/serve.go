@@ -73,7 +73,11 @@ func (p *Pool) session(ctx context.Context, conn *net.UnixConn) {
 	}
 	w, lent := p.handshake(ctx, conn, cred)
 	p.knocked(cred.UID)
-	defer p.giveBack(lent)
+	defer func() {
+		if ctx.Err() == nil { // a portd that stops leaves the sockets as they are to who has them
+			p.giveBack(lent)
+		}
+	}()
 	if w == nil {
 		return
 	}
