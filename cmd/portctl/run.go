@@ -14,7 +14,9 @@ const runHelp = `Run starts a program with the socket of a reserved port: the li
 UDP socket. The program finds it as systemd's services do (sd_listen_fds(3)): the
 descriptors from 3 on, LISTEN_FDS says how many, LISTEN_FDNAMES their names (the
 reservation's, else like tcp-8080), and LISTEN_PID is the program's own. The socket is
-non-blocking, and must stay so: portd has it too.
+non-blocking, and must stay so: portd has it too. One more descriptor is open in the
+program, the last one, of its attachment to portd: portd takes the program for gone when
+it and its children have closed that, or when the program ends.
 
 If nobody has reserved the endpoint, run does, and the reservation ends with the program
 unless --keep is given. A reservation of yours that is there is used and left alone: when

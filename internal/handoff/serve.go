@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/portd/portd/internal/peercred"
 	"github.com/portd/portd/internal/registry"
@@ -229,11 +232,16 @@ func (p *Pool) caller(conn *net.UnixConn, cred peercred.Cred) registry.Caller {
 	return c
 }
 
-// command is the name of a process as /proc has it now; for people.
+// command is the name of a process as /proc has it now, safe to print: a process may call itself anything.
 func command(pid int32) string {
 	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 	if err != nil || len(name) == 0 {
 		return ""
 	}
-	return string(name[:len(name)-1])
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) || r == utf8.RuneError {
+			return '?'
+		}
+		return r
+	}, string(name[:len(name)-1]))
 }

@@ -3,6 +3,7 @@ package registry
 import (
 	"cmp"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -134,6 +135,9 @@ func (e Endpoint) String() string {
 	}
 	return b.String()
 }
+
+// LogValue has logs spell e as everything else does.
+func (e Endpoint) LogValue() slog.Value { return slog.StringValue(e.String()) }
 
 // validate says what is wrong with an endpoint that did not come from the parser.
 func (e Endpoint) validate() error {

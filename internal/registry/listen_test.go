@@ -88,3 +88,16 @@ func TestNobodyWaitsInACircle(t *testing.T) {
 		t.Errorf("%d endpoints are still held", n)
 	}
 }
+
+// TestLabelsAreSafeToPrint refuses what would write to another user's terminal.
+func TestLabelsAreSafeToPrint(t *testing.T) {
+	t.Parallel()
+	store, pegs := newStandIns()
+	r, _ := start(t, store, pegs, registry.Config{})
+	for _, v := range []string{"\x1b]0;OWNED\a", "a\nid  forged", "\xff", "\u009b31m"} {
+		_, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp/8080"), Labels: map[string]string{"k": v}})
+		if !errors.Is(err, registry.ErrInvalid) {
+			t.Errorf("%q: got %v, want ErrInvalid", v, err)
+		}
+	}
+}

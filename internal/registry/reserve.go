@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/portd/portd/internal/ianadb"
@@ -104,8 +106,8 @@ func checkLabels(labels map[string]string) error {
 		if k == "" || len(k) > 63 || !plain(k) {
 			return invalid("labels", "%q is not a key; allowed are 1 to 63 printable ASCII characters without blanks", k)
 		}
-		if !utf8.ValidString(v) {
-			return invalid("labels", "the value of %q is not UTF-8", k)
+		if !utf8.ValidString(v) || strings.ContainsFunc(v, unicode.IsControl) {
+			return invalid("labels", "the value of %q has control characters, or is not UTF-8", k)
 		}
 		size += len(k) + len(v)
 	}
