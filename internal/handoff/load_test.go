@@ -95,8 +95,15 @@ func (l *load) connect(i int) error {
 	if errno != 0 && errno != unix.EINPROGRESS {
 		return fmt.Errorf("connect: %w", errno)
 	}
-	// The handshake over loopback is done when connect returns, so the request goes out at once.
-	if _, _, errno := unix.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(&l.buf)), 64); errno != 0 {
+	// The handshake over loopback is mostly done when connect returns, so the request goes out at once.
+	_, _, errno = unix.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(&l.buf)), 64)
+	if errno == unix.EAGAIN { // not this time: the kernel put it off
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 5000); err != nil && err != unix.EINTR {
+			return fmt.Errorf("poll: %w", err)
+		}
+		_, _, errno = unix.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(&l.buf)), 64)
+	}
+	if errno != 0 {
 		return fmt.Errorf("write: %w", errno)
 	}
 	e := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)}
