@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/descriptorpb"
 	_ "google.golang.org/protobuf/types/known/durationpb"  // google/protobuf/duration.proto
+	_ "google.golang.org/protobuf/types/known/fieldmaskpb" // google/protobuf/field_mask.proto
 	_ "google.golang.org/protobuf/types/known/timestamppb" // google/protobuf/timestamp.proto
 	"google.golang.org/protobuf/types/pluginpb"
 )

@@ -265,13 +265,25 @@ func (x *GetStatusResponse) GetAdmin() bool {
 // ServiceRegistryStatus says which IANA registry answers.
 type ServiceRegistryStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "2006-01-02".
+	// "2006-01-02"; empty where it is not known.
 	Date string `protobuf:"bytes,1,opt,name=date,proto3" json:"date,omitempty"`
 	// SHA-256 of the file it was made from, in hexadecimal.
 	Digest  string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
 	Records uint32 `protobuf:"varint,3,opt,name=records,proto3" json:"records,omitempty"`
-	// "embedded".
-	Source        string `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
+	// "embedded" or "imported".
+	Source string `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
+	// Where it was imported from, when and by whom.
+	From         string                 `protobuf:"bytes,5,opt,name=from,proto3" json:"from,omitempty"`
+	ImportTime   *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=import_time,json=importTime,proto3" json:"import_time,omitempty"`
+	ImportedBy   string                 `protobuf:"bytes,7,opt,name=imported_by,json=importedBy,proto3" json:"imported_by,omitempty"`
+	LastModified string                 `protobuf:"bytes,8,opt,name=last_modified,json=lastModified,proto3" json:"last_modified,omitempty"`
+	Etag         string                 `protobuf:"bytes,9,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Entries of the host's own.
+	HostEntries uint32 `protobuf:"varint,10,opt,name=host_entries,json=hostEntries,proto3" json:"host_entries,omitempty"`
+	// What UndoImport brings back; absent where there is nothing.
+	Previous *ServiceRegistryStatus `protobuf:"bytes,11,opt,name=previous,proto3" json:"previous,omitempty"`
+	// Of the registry that portd was built with.
+	EmbeddedDate  string `protobuf:"bytes,12,opt,name=embedded_date,json=embeddedDate,proto3" json:"embedded_date,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -330,6 +342,62 @@ func (x *ServiceRegistryStatus) GetRecords() uint32 {
 func (x *ServiceRegistryStatus) GetSource() string {
 	if x != nil {
 		return x.Source
+	}
+	return ""
+}
+
+func (x *ServiceRegistryStatus) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *ServiceRegistryStatus) GetImportTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ImportTime
+	}
+	return nil
+}
+
+func (x *ServiceRegistryStatus) GetImportedBy() string {
+	if x != nil {
+		return x.ImportedBy
+	}
+	return ""
+}
+
+func (x *ServiceRegistryStatus) GetLastModified() string {
+	if x != nil {
+		return x.LastModified
+	}
+	return ""
+}
+
+func (x *ServiceRegistryStatus) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *ServiceRegistryStatus) GetHostEntries() uint32 {
+	if x != nil {
+		return x.HostEntries
+	}
+	return 0
+}
+
+func (x *ServiceRegistryStatus) GetPrevious() *ServiceRegistryStatus {
+	if x != nil {
+		return x.Previous
+	}
+	return nil
+}
+
+func (x *ServiceRegistryStatus) GetEmbeddedDate() string {
+	if x != nil {
+		return x.EmbeddedDate
 	}
 	return ""
 }
@@ -424,12 +492,23 @@ const file_portd_v1_daemon_proto_rawDesc = "" +
 	"\tlisteners\x18\x11 \x01(\rR\tlisteners\x12\x18\n" +
 	"\aworkers\x18\x12 \x01(\rR\aworkers\x12\x16\n" +
 	"\x06caller\x18\x13 \x01(\tR\x06caller\x12\x14\n" +
-	"\x05admin\x18\x14 \x01(\bR\x05admin\"u\n" +
+	"\x05admin\x18\x14 \x01(\bR\x05admin\"\xa5\x03\n" +
 	"\x15ServiceRegistryStatus\x12\x12\n" +
 	"\x04date\x18\x01 \x01(\tR\x04date\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +
 	"\arecords\x18\x03 \x01(\rR\arecords\x12\x16\n" +
-	"\x06source\x18\x04 \x01(\tR\x06source\"c\n" +
+	"\x06source\x18\x04 \x01(\tR\x06source\x12\x12\n" +
+	"\x04from\x18\x05 \x01(\tR\x04from\x12;\n" +
+	"\vimport_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"importTime\x12\x1f\n" +
+	"\vimported_by\x18\a \x01(\tR\n" +
+	"importedBy\x12#\n" +
+	"\rlast_modified\x18\b \x01(\tR\flastModified\x12\x12\n" +
+	"\x04etag\x18\t \x01(\tR\x04etag\x12!\n" +
+	"\fhost_entries\x18\n" +
+	" \x01(\rR\vhostEntries\x12;\n" +
+	"\bprevious\x18\v \x01(\v2\x1f.portd.v1.ServiceRegistryStatusR\bprevious\x12#\n" +
+	"\rembedded_date\x18\f \x01(\tR\fembeddedDate\"c\n" +
 	"\rKernelFeature\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tavailable\x18\x02 \x01(\bR\tavailable\x12 \n" +
@@ -462,13 +541,15 @@ var file_portd_v1_daemon_proto_depIdxs = []int32{
 	4, // 0: portd.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
 	2, // 1: portd.v1.GetStatusResponse.service_registry:type_name -> portd.v1.ServiceRegistryStatus
 	3, // 2: portd.v1.GetStatusResponse.kernel_features:type_name -> portd.v1.KernelFeature
-	0, // 3: portd.v1.DaemonService.GetStatus:input_type -> portd.v1.GetStatusRequest
-	1, // 4: portd.v1.DaemonService.GetStatus:output_type -> portd.v1.GetStatusResponse
-	4, // [4:5] is the sub-list for method output_type
-	3, // [3:4] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	4, // 3: portd.v1.ServiceRegistryStatus.import_time:type_name -> google.protobuf.Timestamp
+	2, // 4: portd.v1.ServiceRegistryStatus.previous:type_name -> portd.v1.ServiceRegistryStatus
+	0, // 5: portd.v1.DaemonService.GetStatus:input_type -> portd.v1.GetStatusRequest
+	1, // 6: portd.v1.DaemonService.GetStatus:output_type -> portd.v1.GetStatusResponse
+	6, // [6:7] is the sub-list for method output_type
+	5, // [5:6] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_portd_v1_daemon_proto_init() }

@@ -90,6 +90,8 @@ type WhoisRequest struct {
 	//
 	//	*WhoisRequest_Port
 	//	*WhoisRequest_Name
+	//	*WhoisRequest_Ports
+	//	*WhoisRequest_ServiceCode
 	Query isWhoisRequest_Query `protobuf_oneof:"query"`
 	// Only this protocol; unspecified means all.
 	Protocol Protocol `protobuf:"varint,3,opt,name=protocol,proto3,enum=portd.v1.Protocol" json:"protocol,omitempty"`
@@ -154,6 +156,24 @@ func (x *WhoisRequest) GetName() string {
 	return ""
 }
 
+func (x *WhoisRequest) GetPorts() *PortRange {
+	if x != nil {
+		if x, ok := x.Query.(*WhoisRequest_Ports); ok {
+			return x.Ports
+		}
+	}
+	return nil
+}
+
+func (x *WhoisRequest) GetServiceCode() uint32 {
+	if x != nil {
+		if x, ok := x.Query.(*WhoisRequest_ServiceCode); ok {
+			return x.ServiceCode
+		}
+	}
+	return 0
+}
+
 func (x *WhoisRequest) GetProtocol() Protocol {
 	if x != nil {
 		return x.Protocol
@@ -182,9 +202,23 @@ type WhoisRequest_Name struct {
 	Name string `protobuf:"bytes,2,opt,name=name,proto3,oneof"`
 }
 
+type WhoisRequest_Ports struct {
+	// From 0-0 to 0-65535.
+	Ports *PortRange `protobuf:"bytes,5,opt,name=ports,proto3,oneof"`
+}
+
+type WhoisRequest_ServiceCode struct {
+	// Of DCCP (RFC 4340 section 8.1.2).
+	ServiceCode uint32 `protobuf:"varint,6,opt,name=service_code,json=serviceCode,proto3,oneof"`
+}
+
 func (*WhoisRequest_Port) isWhoisRequest_Query() {}
 
 func (*WhoisRequest_Name) isWhoisRequest_Query() {}
+
+func (*WhoisRequest_Ports) isWhoisRequest_Query() {}
+
+func (*WhoisRequest_ServiceCode) isWhoisRequest_Query() {}
 
 type WhoisResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -641,14 +675,196 @@ func (x *PortConflict) GetUses() []*PortUse {
 	return nil
 }
 
+type ListFreePortsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Free for every one of them. At least one.
+	Protocols []Protocol `protobuf:"varint,1,rep,packed,name=protocols,proto3,enum=portd.v1.Protocol" json:"protocols,omitempty"`
+	// Empty: 1 to 65535.
+	Within *PortRange `protobuf:"bytes,2,opt,name=within,proto3" json:"within,omitempty"`
+	// Only runs of at least as many ports; 0 means 1.
+	Count uint32 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	// Empty: the caller's own network namespace.
+	Netns         string `protobuf:"bytes,4,opt,name=netns,proto3" json:"netns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListFreePortsRequest) Reset() {
+	*x = ListFreePortsRequest{}
+	mi := &file_portd_v1_port_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListFreePortsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListFreePortsRequest) ProtoMessage() {}
+
+func (x *ListFreePortsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_port_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListFreePortsRequest.ProtoReflect.Descriptor instead.
+func (*ListFreePortsRequest) Descriptor() ([]byte, []int) {
+	return file_portd_v1_port_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ListFreePortsRequest) GetProtocols() []Protocol {
+	if x != nil {
+		return x.Protocols
+	}
+	return nil
+}
+
+func (x *ListFreePortsRequest) GetWithin() *PortRange {
+	if x != nil {
+		return x.Within
+	}
+	return nil
+}
+
+func (x *ListFreePortsRequest) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *ListFreePortsRequest) GetNetns() string {
+	if x != nil {
+		return x.Netns
+	}
+	return ""
+}
+
+type ListFreePortsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Runs of free ports, in order, as long as they are.
+	Ranges []*PortRange `protobuf:"bytes,1,rep,name=ranges,proto3" json:"ranges,omitempty"`
+	// The date of the registry by which they are unassigned.
+	RegistryDate string `protobuf:"bytes,2,opt,name=registry_date,json=registryDate,proto3" json:"registry_date,omitempty"`
+	// Reservations and sockets of this host were looked at. portd does always; a portctl without portd cannot.
+	HostChecked bool `protobuf:"varint,3,opt,name=host_checked,json=hostChecked,proto3" json:"host_checked,omitempty"`
+	// Of the ports asked for: those that IANA or the host's own entries have something else in mind for, the others that are
+	// reserved here, and the rest that have a socket.
+	Assigned uint32 `protobuf:"varint,4,opt,name=assigned,proto3" json:"assigned,omitempty"`
+	Reserved uint32 `protobuf:"varint,5,opt,name=reserved,proto3" json:"reserved,omitempty"`
+	InUse    uint32 `protobuf:"varint,6,opt,name=in_use,json=inUse,proto3" json:"in_use,omitempty"`
+	// Ports that are left.
+	Free uint32 `protobuf:"varint,7,opt,name=free,proto3" json:"free,omitempty"`
+	// The range from which the kernel takes ports for outgoing connections (ip_local_port_range): what is free in there may
+	// not be for long.
+	Ephemeral     *PortRange `protobuf:"bytes,8,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListFreePortsResponse) Reset() {
+	*x = ListFreePortsResponse{}
+	mi := &file_portd_v1_port_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListFreePortsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListFreePortsResponse) ProtoMessage() {}
+
+func (x *ListFreePortsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_port_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListFreePortsResponse.ProtoReflect.Descriptor instead.
+func (*ListFreePortsResponse) Descriptor() ([]byte, []int) {
+	return file_portd_v1_port_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ListFreePortsResponse) GetRanges() []*PortRange {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+func (x *ListFreePortsResponse) GetRegistryDate() string {
+	if x != nil {
+		return x.RegistryDate
+	}
+	return ""
+}
+
+func (x *ListFreePortsResponse) GetHostChecked() bool {
+	if x != nil {
+		return x.HostChecked
+	}
+	return false
+}
+
+func (x *ListFreePortsResponse) GetAssigned() uint32 {
+	if x != nil {
+		return x.Assigned
+	}
+	return 0
+}
+
+func (x *ListFreePortsResponse) GetReserved() uint32 {
+	if x != nil {
+		return x.Reserved
+	}
+	return 0
+}
+
+func (x *ListFreePortsResponse) GetInUse() uint32 {
+	if x != nil {
+		return x.InUse
+	}
+	return 0
+}
+
+func (x *ListFreePortsResponse) GetFree() uint32 {
+	if x != nil {
+		return x.Free
+	}
+	return 0
+}
+
+func (x *ListFreePortsResponse) GetEphemeral() *PortRange {
+	if x != nil {
+		return x.Ephemeral
+	}
+	return nil
+}
+
 var File_portd_v1_port_proto protoreflect.FileDescriptor
 
 const file_portd_v1_port_proto_rawDesc = "" +
 	"\n" +
-	"\x13portd/v1/port.proto\x12\bportd.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17portd/v1/endpoint.proto\x1a\x16portd/v1/service.proto\"\x89\x01\n" +
+	"\x13portd/v1/port.proto\x12\bportd.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17portd/v1/endpoint.proto\x1a\x16portd/v1/service.proto\"\xdb\x01\n" +
 	"\fWhoisRequest\x12\x14\n" +
 	"\x04port\x18\x01 \x01(\rH\x00R\x04port\x12\x14\n" +
-	"\x04name\x18\x02 \x01(\tH\x00R\x04name\x12.\n" +
+	"\x04name\x18\x02 \x01(\tH\x00R\x04name\x12+\n" +
+	"\x05ports\x18\x05 \x01(\v2\x13.portd.v1.PortRangeH\x00R\x05ports\x12#\n" +
+	"\fservice_code\x18\x06 \x01(\rH\x00R\vserviceCode\x12.\n" +
 	"\bprotocol\x18\x03 \x01(\x0e2\x12.portd.v1.ProtocolR\bprotocol\x12\x14\n" +
 	"\x05netns\x18\x04 \x01(\tR\x05netnsB\a\n" +
 	"\x05query\"\x7f\n" +
@@ -684,15 +900,30 @@ const file_portd_v1_port_proto_rawDesc = "" +
 	"\acommand\x18\x02 \x01(\tR\acommand\"a\n" +
 	"\fPortConflict\x12*\n" +
 	"\x06wanted\x18\x01 \x01(\v2\x12.portd.v1.EndpointR\x06wanted\x12%\n" +
-	"\x04uses\x18\x02 \x03(\v2\x11.portd.v1.PortUseR\x04uses*\x96\x01\n" +
+	"\x04uses\x18\x02 \x03(\v2\x11.portd.v1.PortUseR\x04uses\"\xa1\x01\n" +
+	"\x14ListFreePortsRequest\x120\n" +
+	"\tprotocols\x18\x01 \x03(\x0e2\x12.portd.v1.ProtocolR\tprotocols\x12+\n" +
+	"\x06within\x18\x02 \x01(\v2\x13.portd.v1.PortRangeR\x06within\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\rR\x05count\x12\x14\n" +
+	"\x05netns\x18\x04 \x01(\tR\x05netns\"\xa2\x02\n" +
+	"\x15ListFreePortsResponse\x12+\n" +
+	"\x06ranges\x18\x01 \x03(\v2\x13.portd.v1.PortRangeR\x06ranges\x12#\n" +
+	"\rregistry_date\x18\x02 \x01(\tR\fregistryDate\x12!\n" +
+	"\fhost_checked\x18\x03 \x01(\bR\vhostChecked\x12\x1a\n" +
+	"\bassigned\x18\x04 \x01(\rR\bassigned\x12\x1a\n" +
+	"\breserved\x18\x05 \x01(\rR\breserved\x12\x15\n" +
+	"\x06in_use\x18\x06 \x01(\rR\x05inUse\x12\x12\n" +
+	"\x04free\x18\a \x01(\rR\x04free\x121\n" +
+	"\tephemeral\x18\b \x01(\v2\x13.portd.v1.PortRangeR\tephemeral*\x96\x01\n" +
 	"\vSocketState\x12\x1c\n" +
 	"\x18SOCKET_STATE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16SOCKET_STATE_LISTENING\x10\x01\x12\x16\n" +
 	"\x12SOCKET_STATE_BOUND\x10\x02\x12\x1a\n" +
 	"\x16SOCKET_STATE_CONNECTED\x10\x03\x12\x19\n" +
-	"\x15SOCKET_STATE_LEFTOVER\x10\x042`\n" +
+	"\x15SOCKET_STATE_LEFTOVER\x10\x042\xca\x01\n" +
 	"\vPortService\x12Q\n" +
-	"\x05Whois\x12\x16.portd.v1.WhoisRequest\x1a\x17.portd.v1.WhoisResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/ports:whoisB/Z-github.com/portd/portd/proto/portd/v1;portdv1b\x06proto3"
+	"\x05Whois\x12\x16.portd.v1.WhoisRequest\x1a\x17.portd.v1.WhoisResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/ports:whois\x12h\n" +
+	"\rListFreePorts\x12\x1e.portd.v1.ListFreePortsRequest\x1a\x1f.portd.v1.ListFreePortsResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/ports:freeB/Z-github.com/portd/portd/proto/portd/v1;portdv1b\x06proto3"
 
 var (
 	file_portd_v1_port_proto_rawDescOnce sync.Once
@@ -707,7 +938,7 @@ func file_portd_v1_port_proto_rawDescGZIP() []byte {
 }
 
 var file_portd_v1_port_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_portd_v1_port_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_portd_v1_port_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_portd_v1_port_proto_goTypes = []any{
 	(SocketState)(0),              // 0: portd.v1.SocketState
 	(*WhoisRequest)(nil),          // 1: portd.v1.WhoisRequest
@@ -717,32 +948,42 @@ var file_portd_v1_port_proto_goTypes = []any{
 	(*Holder)(nil),                // 5: portd.v1.Holder
 	(*Process)(nil),               // 6: portd.v1.Process
 	(*PortConflict)(nil),          // 7: portd.v1.PortConflict
-	(Protocol)(0),                 // 8: portd.v1.Protocol
-	(*ServiceLookup)(nil),         // 9: portd.v1.ServiceLookup
-	(*Endpoint)(nil),              // 10: portd.v1.Endpoint
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*ListFreePortsRequest)(nil),  // 8: portd.v1.ListFreePortsRequest
+	(*ListFreePortsResponse)(nil), // 9: portd.v1.ListFreePortsResponse
+	(*PortRange)(nil),             // 10: portd.v1.PortRange
+	(Protocol)(0),                 // 11: portd.v1.Protocol
+	(*ServiceLookup)(nil),         // 12: portd.v1.ServiceLookup
+	(*Endpoint)(nil),              // 13: portd.v1.Endpoint
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
 }
 var file_portd_v1_port_proto_depIdxs = []int32{
-	8,  // 0: portd.v1.WhoisRequest.protocol:type_name -> portd.v1.Protocol
-	9,  // 1: portd.v1.WhoisResponse.lookup:type_name -> portd.v1.ServiceLookup
-	3,  // 2: portd.v1.WhoisResponse.uses:type_name -> portd.v1.PortUse
-	10, // 3: portd.v1.PortUse.endpoint:type_name -> portd.v1.Endpoint
-	4,  // 4: portd.v1.PortUse.reservation:type_name -> portd.v1.ReservationUse
-	5,  // 5: portd.v1.PortUse.holder:type_name -> portd.v1.Holder
-	11, // 6: portd.v1.ReservationUse.create_time:type_name -> google.protobuf.Timestamp
-	5,  // 7: portd.v1.ReservationUse.holders:type_name -> portd.v1.Holder
-	10, // 8: portd.v1.Holder.endpoint:type_name -> portd.v1.Endpoint
-	0,  // 9: portd.v1.Holder.state:type_name -> portd.v1.SocketState
-	6,  // 10: portd.v1.Holder.processes:type_name -> portd.v1.Process
-	10, // 11: portd.v1.PortConflict.wanted:type_name -> portd.v1.Endpoint
-	3,  // 12: portd.v1.PortConflict.uses:type_name -> portd.v1.PortUse
-	1,  // 13: portd.v1.PortService.Whois:input_type -> portd.v1.WhoisRequest
-	2,  // 14: portd.v1.PortService.Whois:output_type -> portd.v1.WhoisResponse
-	14, // [14:15] is the sub-list for method output_type
-	13, // [13:14] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	10, // 0: portd.v1.WhoisRequest.ports:type_name -> portd.v1.PortRange
+	11, // 1: portd.v1.WhoisRequest.protocol:type_name -> portd.v1.Protocol
+	12, // 2: portd.v1.WhoisResponse.lookup:type_name -> portd.v1.ServiceLookup
+	3,  // 3: portd.v1.WhoisResponse.uses:type_name -> portd.v1.PortUse
+	13, // 4: portd.v1.PortUse.endpoint:type_name -> portd.v1.Endpoint
+	4,  // 5: portd.v1.PortUse.reservation:type_name -> portd.v1.ReservationUse
+	5,  // 6: portd.v1.PortUse.holder:type_name -> portd.v1.Holder
+	14, // 7: portd.v1.ReservationUse.create_time:type_name -> google.protobuf.Timestamp
+	5,  // 8: portd.v1.ReservationUse.holders:type_name -> portd.v1.Holder
+	13, // 9: portd.v1.Holder.endpoint:type_name -> portd.v1.Endpoint
+	0,  // 10: portd.v1.Holder.state:type_name -> portd.v1.SocketState
+	6,  // 11: portd.v1.Holder.processes:type_name -> portd.v1.Process
+	13, // 12: portd.v1.PortConflict.wanted:type_name -> portd.v1.Endpoint
+	3,  // 13: portd.v1.PortConflict.uses:type_name -> portd.v1.PortUse
+	11, // 14: portd.v1.ListFreePortsRequest.protocols:type_name -> portd.v1.Protocol
+	10, // 15: portd.v1.ListFreePortsRequest.within:type_name -> portd.v1.PortRange
+	10, // 16: portd.v1.ListFreePortsResponse.ranges:type_name -> portd.v1.PortRange
+	10, // 17: portd.v1.ListFreePortsResponse.ephemeral:type_name -> portd.v1.PortRange
+	1,  // 18: portd.v1.PortService.Whois:input_type -> portd.v1.WhoisRequest
+	8,  // 19: portd.v1.PortService.ListFreePorts:input_type -> portd.v1.ListFreePortsRequest
+	2,  // 20: portd.v1.PortService.Whois:output_type -> portd.v1.WhoisResponse
+	9,  // 21: portd.v1.PortService.ListFreePorts:output_type -> portd.v1.ListFreePortsResponse
+	20, // [20:22] is the sub-list for method output_type
+	18, // [18:20] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_portd_v1_port_proto_init() }
@@ -755,6 +996,8 @@ func file_portd_v1_port_proto_init() {
 	file_portd_v1_port_proto_msgTypes[0].OneofWrappers = []any{
 		(*WhoisRequest_Port)(nil),
 		(*WhoisRequest_Name)(nil),
+		(*WhoisRequest_Ports)(nil),
+		(*WhoisRequest_ServiceCode)(nil),
 	}
 	file_portd_v1_port_proto_msgTypes[2].OneofWrappers = []any{
 		(*PortUse_Reservation)(nil),
@@ -767,7 +1010,7 @@ func file_portd_v1_port_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_portd_v1_port_proto_rawDesc), len(file_portd_v1_port_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   7,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

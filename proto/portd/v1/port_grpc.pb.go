@@ -21,7 +21,8 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	PortService_Whois_FullMethodName = "/portd.v1.PortService/Whois"
+	PortService_Whois_FullMethodName         = "/portd.v1.PortService/Whois"
+	PortService_ListFreePorts_FullMethodName = "/portd.v1.PortService/ListFreePorts"
 )
 
 // PortServiceClient is the client API for PortService service.
@@ -33,6 +34,9 @@ type PortServiceClient interface {
 	// Whois joins the IANA registry with this host's reservations and sockets. IANA's assignment says nothing about
 	// what really listens; this answer says both.
 	Whois(ctx context.Context, in *WhoisRequest, opts ...grpc.CallOption) (*WhoisResponse, error)
+	// ListFreePorts finds ports that IANA has assigned to nobody and that are free here: not reserved, and without a socket
+	// of anybody's. It holds nothing: reserve a port to have it.
+	ListFreePorts(ctx context.Context, in *ListFreePortsRequest, opts ...grpc.CallOption) (*ListFreePortsResponse, error)
 }
 
 type portServiceClient struct {
@@ -53,6 +57,16 @@ func (c *portServiceClient) Whois(ctx context.Context, in *WhoisRequest, opts ..
 	return out, nil
 }
 
+func (c *portServiceClient) ListFreePorts(ctx context.Context, in *ListFreePortsRequest, opts ...grpc.CallOption) (*ListFreePortsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListFreePortsResponse)
+	err := c.cc.Invoke(ctx, PortService_ListFreePorts_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PortServiceServer is the server API for PortService service.
 // All implementations must embed UnimplementedPortServiceServer
 // for forward compatibility.
@@ -62,6 +76,9 @@ type PortServiceServer interface {
 	// Whois joins the IANA registry with this host's reservations and sockets. IANA's assignment says nothing about
 	// what really listens; this answer says both.
 	Whois(context.Context, *WhoisRequest) (*WhoisResponse, error)
+	// ListFreePorts finds ports that IANA has assigned to nobody and that are free here: not reserved, and without a socket
+	// of anybody's. It holds nothing: reserve a port to have it.
+	ListFreePorts(context.Context, *ListFreePortsRequest) (*ListFreePortsResponse, error)
 	mustEmbedUnimplementedPortServiceServer()
 }
 
@@ -74,6 +91,9 @@ type UnimplementedPortServiceServer struct{}
 
 func (UnimplementedPortServiceServer) Whois(context.Context, *WhoisRequest) (*WhoisResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Whois not implemented")
+}
+func (UnimplementedPortServiceServer) ListFreePorts(context.Context, *ListFreePortsRequest) (*ListFreePortsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListFreePorts not implemented")
 }
 func (UnimplementedPortServiceServer) mustEmbedUnimplementedPortServiceServer() {}
 func (UnimplementedPortServiceServer) testEmbeddedByValue()                     {}
@@ -114,6 +134,24 @@ func _PortService_Whois_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PortService_ListFreePorts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListFreePortsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PortServiceServer).ListFreePorts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PortService_ListFreePorts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PortServiceServer).ListFreePorts(ctx, req.(*ListFreePortsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // PortService_ServiceDesc is the grpc.ServiceDesc for PortService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -124,6 +162,10 @@ var PortService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Whois",
 			Handler:    _PortService_Whois_Handler,
+		},
+		{
+			MethodName: "ListFreePorts",
+			Handler:    _PortService_ListFreePorts_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

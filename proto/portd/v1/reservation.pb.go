@@ -156,33 +156,47 @@ const (
 	EventType_EVENT_TYPE_EXPIRED       EventType = 7
 	EventType_EVENT_TYPE_LEASE_CREATED EventType = 8
 	EventType_EVENT_TYPE_LEASE_ENDED   EventType = 9
+	// An entry of the host's own in the service registry.
+	EventType_EVENT_TYPE_SERVICE_ADDED   EventType = 10
+	EventType_EVENT_TYPE_SERVICE_EDITED  EventType = 11
+	EventType_EVENT_TYPE_SERVICE_REMOVED EventType = 12
+	// Another edition of the IANA registry answers: an import, its undoing, or a newer portd.
+	EventType_EVENT_TYPE_REGISTRY_REPLACED EventType = 13
 )
 
 // Enum value maps for EventType.
 var (
 	EventType_name = map[int32]string{
-		0: "EVENT_TYPE_UNSPECIFIED",
-		1: "EVENT_TYPE_RESERVED",
-		2: "EVENT_TYPE_RELEASED",
-		3: "EVENT_TYPE_LISTENING",
-		4: "EVENT_TYPE_CLOSED",
-		5: "EVENT_TYPE_LOST",
-		6: "EVENT_TYPE_RECOVERED",
-		7: "EVENT_TYPE_EXPIRED",
-		8: "EVENT_TYPE_LEASE_CREATED",
-		9: "EVENT_TYPE_LEASE_ENDED",
+		0:  "EVENT_TYPE_UNSPECIFIED",
+		1:  "EVENT_TYPE_RESERVED",
+		2:  "EVENT_TYPE_RELEASED",
+		3:  "EVENT_TYPE_LISTENING",
+		4:  "EVENT_TYPE_CLOSED",
+		5:  "EVENT_TYPE_LOST",
+		6:  "EVENT_TYPE_RECOVERED",
+		7:  "EVENT_TYPE_EXPIRED",
+		8:  "EVENT_TYPE_LEASE_CREATED",
+		9:  "EVENT_TYPE_LEASE_ENDED",
+		10: "EVENT_TYPE_SERVICE_ADDED",
+		11: "EVENT_TYPE_SERVICE_EDITED",
+		12: "EVENT_TYPE_SERVICE_REMOVED",
+		13: "EVENT_TYPE_REGISTRY_REPLACED",
 	}
 	EventType_value = map[string]int32{
-		"EVENT_TYPE_UNSPECIFIED":   0,
-		"EVENT_TYPE_RESERVED":      1,
-		"EVENT_TYPE_RELEASED":      2,
-		"EVENT_TYPE_LISTENING":     3,
-		"EVENT_TYPE_CLOSED":        4,
-		"EVENT_TYPE_LOST":          5,
-		"EVENT_TYPE_RECOVERED":     6,
-		"EVENT_TYPE_EXPIRED":       7,
-		"EVENT_TYPE_LEASE_CREATED": 8,
-		"EVENT_TYPE_LEASE_ENDED":   9,
+		"EVENT_TYPE_UNSPECIFIED":       0,
+		"EVENT_TYPE_RESERVED":          1,
+		"EVENT_TYPE_RELEASED":          2,
+		"EVENT_TYPE_LISTENING":         3,
+		"EVENT_TYPE_CLOSED":            4,
+		"EVENT_TYPE_LOST":              5,
+		"EVENT_TYPE_RECOVERED":         6,
+		"EVENT_TYPE_EXPIRED":           7,
+		"EVENT_TYPE_LEASE_CREATED":     8,
+		"EVENT_TYPE_LEASE_ENDED":       9,
+		"EVENT_TYPE_SERVICE_ADDED":     10,
+		"EVENT_TYPE_SERVICE_EDITED":    11,
+		"EVENT_TYPE_SERVICE_REMOVED":   12,
+		"EVENT_TYPE_REGISTRY_REPLACED": 13,
 	}
 )
 
@@ -1106,7 +1120,7 @@ func (x *ListReservationsResponse) GetStoreId() string {
 	return ""
 }
 
-// Event is one durable change to one reservation or lease.
+// Event is one durable change to one reservation, lease or service, or of the service registry.
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Type  EventType              `protobuf:"varint,1,opt,name=type,proto3,enum=portd.v1.EventType" json:"type,omitempty"`
@@ -1115,10 +1129,14 @@ type Event struct {
 	Lease       *Lease       `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`
 	// Who did it: a principal, or "portd".
 	Caller string `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
-	// Why, where that is not the caller's own wish: "session lost", "in use".
-	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Why, where that is not the caller's own wish: "session lost", "in use"; of a replaced registry what it changed, in numbers.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// After the change; as it was before where it was removed.
+	Service *ServiceEntry `protobuf:"bytes,6,opt,name=service,proto3" json:"service,omitempty"`
+	// The edition that answers now.
+	ServiceRegistry *ServiceRegistryStatus `protobuf:"bytes,7,opt,name=service_registry,json=serviceRegistry,proto3" json:"service_registry,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Event) Reset() {
@@ -1184,6 +1202,20 @@ func (x *Event) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Event) GetService() *ServiceEntry {
+	if x != nil {
+		return x.Service
+	}
+	return nil
+}
+
+func (x *Event) GetServiceRegistry() *ServiceRegistryStatus {
+	if x != nil {
+		return x.ServiceRegistry
+	}
+	return nil
 }
 
 type WatchReservationsRequest struct {
@@ -2248,7 +2280,7 @@ var File_portd_v1_reservation_proto protoreflect.FileDescriptor
 
 const file_portd_v1_reservation_proto_rawDesc = "" +
 	"\n" +
-	"\x1aportd/v1/reservation.proto\x12\bportd.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17portd/v1/endpoint.proto\x1a\x13portd/v1/port.proto\"\xaa\x01\n" +
+	"\x1aportd/v1/reservation.proto\x12\bportd.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15portd/v1/daemon.proto\x1a\x17portd/v1/endpoint.proto\x1a\x13portd/v1/port.proto\x1a\x16portd/v1/service.proto\"\xaa\x01\n" +
 	"\x0fReservationSpec\x129\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x16.portd.v1.EndpointSpecB\x03\xe0A\x02R\tendpoints\x12\"\n" +
 	"\x04mode\x18\x02 \x01(\x0e2\x0e.portd.v1.ModeR\x04mode\x128\n" +
@@ -2328,13 +2360,15 @@ const file_portd_v1_reservation_proto_rawDesc = "" +
 	"\freservations\x18\x01 \x03(\v2\x15.portd.v1.ReservationR\freservations\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x19\n" +
-	"\bstore_id\x18\x04 \x01(\tR\astoreId\"\xc0\x01\n" +
+	"\bstore_id\x18\x04 \x01(\tR\astoreId\"\xbe\x02\n" +
 	"\x05Event\x12'\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x13.portd.v1.EventTypeR\x04type\x127\n" +
 	"\vreservation\x18\x02 \x01(\v2\x15.portd.v1.ReservationR\vreservation\x12%\n" +
 	"\x05lease\x18\x03 \x01(\v2\x0f.portd.v1.LeaseR\x05lease\x12\x16\n" +
 	"\x06caller\x18\x04 \x01(\tR\x06caller\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xd9\x01\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x120\n" +
+	"\aservice\x18\x06 \x01(\v2\x16.portd.v1.ServiceEntryR\aservice\x12J\n" +
+	"\x10service_registry\x18\a \x01(\v2\x1f.portd.v1.ServiceRegistryStatusR\x0fserviceRegistry\"\xd9\x01\n" +
 	"\x18WatchReservationsRequest\x12%\n" +
 	"\x0estart_revision\x18\x01 \x01(\x03R\rstartRevision\x12\x19\n" +
 	"\bstore_id\x18\x02 \x01(\tR\astoreId\x123\n" +
@@ -2413,7 +2447,7 @@ const file_portd_v1_reservation_proto_rawDesc = "" +
 	"\x13ENDPOINT_STATE_HELD\x10\x01\x12\x1c\n" +
 	"\x18ENDPOINT_STATE_LISTENING\x10\x02\x12\x1b\n" +
 	"\x17ENDPOINT_STATE_RECORDED\x10\x03\x12\x17\n" +
-	"\x13ENDPOINT_STATE_LOST\x10\x04*\x8b\x02\n" +
+	"\x13ENDPOINT_STATE_LOST\x10\x04*\x8a\x03\n" +
 	"\tEventType\x12\x1a\n" +
 	"\x16EVENT_TYPE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13EVENT_TYPE_RESERVED\x10\x01\x12\x17\n" +
@@ -2424,7 +2458,12 @@ const file_portd_v1_reservation_proto_rawDesc = "" +
 	"\x14EVENT_TYPE_RECOVERED\x10\x06\x12\x16\n" +
 	"\x12EVENT_TYPE_EXPIRED\x10\a\x12\x1c\n" +
 	"\x18EVENT_TYPE_LEASE_CREATED\x10\b\x12\x1a\n" +
-	"\x16EVENT_TYPE_LEASE_ENDED\x10\t2\x9c\a\n" +
+	"\x16EVENT_TYPE_LEASE_ENDED\x10\t\x12\x1c\n" +
+	"\x18EVENT_TYPE_SERVICE_ADDED\x10\n" +
+	"\x12\x1d\n" +
+	"\x19EVENT_TYPE_SERVICE_EDITED\x10\v\x12\x1e\n" +
+	"\x1aEVENT_TYPE_SERVICE_REMOVED\x10\f\x12 \n" +
+	"\x1cEVENT_TYPE_REGISTRY_REPLACED\x10\r2\x9c\a\n" +
 	"\x12ReservationService\x12[\n" +
 	"\aReserve\x12\x18.portd.v1.ReserveRequest\x1a\x19.portd.v1.ReserveResponse\"\x1b\x82\xd3\xe4\x93\x02\x15:\x01*\"\x10/v1/reservations\x12\x85\x01\n" +
 	"\aRelease\x12\x18.portd.v1.ReleaseRequest\x1a\x19.portd.v1.ReleaseResponse\"E\x82\xd3\xe4\x93\x02?Z\x1d:\x01*\"\x18/v1/reservations:release*\x1e/v1/reservations/{reservation}\x12\x94\x01\n" +
@@ -2502,7 +2541,9 @@ var file_portd_v1_reservation_proto_goTypes = []any{
 	(*Holder)(nil),                    // 43: portd.v1.Holder
 	(*timestamppb.Timestamp)(nil),     // 44: google.protobuf.Timestamp
 	(Protocol)(0),                     // 45: portd.v1.Protocol
-	(*durationpb.Duration)(nil),       // 46: google.protobuf.Duration
+	(*ServiceEntry)(nil),              // 46: portd.v1.ServiceEntry
+	(*ServiceRegistryStatus)(nil),     // 47: portd.v1.ServiceRegistryStatus
+	(*durationpb.Duration)(nil),       // 48: google.protobuf.Duration
 }
 var file_portd_v1_reservation_proto_depIdxs = []int32{
 	38, // 0: portd.v1.ReservationSpec.endpoints:type_name -> portd.v1.EndpointSpec
@@ -2536,52 +2577,54 @@ var file_portd_v1_reservation_proto_depIdxs = []int32{
 	2,  // 28: portd.v1.Event.type:type_name -> portd.v1.EventType
 	6,  // 29: portd.v1.Event.reservation:type_name -> portd.v1.Reservation
 	23, // 30: portd.v1.Event.lease:type_name -> portd.v1.Lease
-	13, // 31: portd.v1.WatchReservationsRequest.filter:type_name -> portd.v1.ReservationFilter
-	46, // 32: portd.v1.WatchReservationsRequest.progress_interval:type_name -> google.protobuf.Duration
-	16, // 33: portd.v1.WatchReservationsResponse.events:type_name -> portd.v1.Event
-	44, // 34: portd.v1.WatchReservationsResponse.time:type_name -> google.protobuf.Timestamp
-	41, // 35: portd.v1.ListenRequest.options:type_name -> portd.v1.ListenOptions
-	6,  // 36: portd.v1.ListenResponse.reservation:type_name -> portd.v1.Reservation
-	6,  // 37: portd.v1.CloseResponse.reservation:type_name -> portd.v1.Reservation
-	24, // 38: portd.v1.Lease.spec:type_name -> portd.v1.LeaseSpec
-	44, // 39: portd.v1.Lease.create_time:type_name -> google.protobuf.Timestamp
-	44, // 40: portd.v1.Lease.expire_time:type_name -> google.protobuf.Timestamp
-	46, // 41: portd.v1.LeaseSpec.ttl:type_name -> google.protobuf.Duration
-	25, // 42: portd.v1.LeaseSpec.process:type_name -> portd.v1.ProcessLease
-	26, // 43: portd.v1.LeaseSpec.session:type_name -> portd.v1.SessionLease
-	46, // 44: portd.v1.SessionLease.grace:type_name -> google.protobuf.Duration
-	46, // 45: portd.v1.OpenSessionRequest.grace:type_name -> google.protobuf.Duration
-	23, // 46: portd.v1.OpenSessionResponse.lease:type_name -> portd.v1.Lease
-	6,  // 47: portd.v1.EndLeaseResponse.released:type_name -> portd.v1.Reservation
-	23, // 48: portd.v1.GetLeaseResponse.lease:type_name -> portd.v1.Lease
-	23, // 49: portd.v1.ListLeasesResponse.leases:type_name -> portd.v1.Lease
-	7,  // 50: portd.v1.ReservationService.Reserve:input_type -> portd.v1.ReserveRequest
-	9,  // 51: portd.v1.ReservationService.Release:input_type -> portd.v1.ReleaseRequest
-	11, // 52: portd.v1.ReservationService.GetReservation:input_type -> portd.v1.GetReservationRequest
-	14, // 53: portd.v1.ReservationService.ListReservations:input_type -> portd.v1.ListReservationsRequest
-	17, // 54: portd.v1.ReservationService.WatchReservations:input_type -> portd.v1.WatchReservationsRequest
-	19, // 55: portd.v1.ReservationService.Listen:input_type -> portd.v1.ListenRequest
-	21, // 56: portd.v1.ReservationService.Close:input_type -> portd.v1.CloseRequest
-	27, // 57: portd.v1.LeaseService.OpenSession:input_type -> portd.v1.OpenSessionRequest
-	29, // 58: portd.v1.LeaseService.EndLease:input_type -> portd.v1.EndLeaseRequest
-	31, // 59: portd.v1.LeaseService.GetLease:input_type -> portd.v1.GetLeaseRequest
-	33, // 60: portd.v1.LeaseService.ListLeases:input_type -> portd.v1.ListLeasesRequest
-	8,  // 61: portd.v1.ReservationService.Reserve:output_type -> portd.v1.ReserveResponse
-	10, // 62: portd.v1.ReservationService.Release:output_type -> portd.v1.ReleaseResponse
-	12, // 63: portd.v1.ReservationService.GetReservation:output_type -> portd.v1.GetReservationResponse
-	15, // 64: portd.v1.ReservationService.ListReservations:output_type -> portd.v1.ListReservationsResponse
-	18, // 65: portd.v1.ReservationService.WatchReservations:output_type -> portd.v1.WatchReservationsResponse
-	20, // 66: portd.v1.ReservationService.Listen:output_type -> portd.v1.ListenResponse
-	22, // 67: portd.v1.ReservationService.Close:output_type -> portd.v1.CloseResponse
-	28, // 68: portd.v1.LeaseService.OpenSession:output_type -> portd.v1.OpenSessionResponse
-	30, // 69: portd.v1.LeaseService.EndLease:output_type -> portd.v1.EndLeaseResponse
-	32, // 70: portd.v1.LeaseService.GetLease:output_type -> portd.v1.GetLeaseResponse
-	34, // 71: portd.v1.LeaseService.ListLeases:output_type -> portd.v1.ListLeasesResponse
-	61, // [61:72] is the sub-list for method output_type
-	50, // [50:61] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	46, // 31: portd.v1.Event.service:type_name -> portd.v1.ServiceEntry
+	47, // 32: portd.v1.Event.service_registry:type_name -> portd.v1.ServiceRegistryStatus
+	13, // 33: portd.v1.WatchReservationsRequest.filter:type_name -> portd.v1.ReservationFilter
+	48, // 34: portd.v1.WatchReservationsRequest.progress_interval:type_name -> google.protobuf.Duration
+	16, // 35: portd.v1.WatchReservationsResponse.events:type_name -> portd.v1.Event
+	44, // 36: portd.v1.WatchReservationsResponse.time:type_name -> google.protobuf.Timestamp
+	41, // 37: portd.v1.ListenRequest.options:type_name -> portd.v1.ListenOptions
+	6,  // 38: portd.v1.ListenResponse.reservation:type_name -> portd.v1.Reservation
+	6,  // 39: portd.v1.CloseResponse.reservation:type_name -> portd.v1.Reservation
+	24, // 40: portd.v1.Lease.spec:type_name -> portd.v1.LeaseSpec
+	44, // 41: portd.v1.Lease.create_time:type_name -> google.protobuf.Timestamp
+	44, // 42: portd.v1.Lease.expire_time:type_name -> google.protobuf.Timestamp
+	48, // 43: portd.v1.LeaseSpec.ttl:type_name -> google.protobuf.Duration
+	25, // 44: portd.v1.LeaseSpec.process:type_name -> portd.v1.ProcessLease
+	26, // 45: portd.v1.LeaseSpec.session:type_name -> portd.v1.SessionLease
+	48, // 46: portd.v1.SessionLease.grace:type_name -> google.protobuf.Duration
+	48, // 47: portd.v1.OpenSessionRequest.grace:type_name -> google.protobuf.Duration
+	23, // 48: portd.v1.OpenSessionResponse.lease:type_name -> portd.v1.Lease
+	6,  // 49: portd.v1.EndLeaseResponse.released:type_name -> portd.v1.Reservation
+	23, // 50: portd.v1.GetLeaseResponse.lease:type_name -> portd.v1.Lease
+	23, // 51: portd.v1.ListLeasesResponse.leases:type_name -> portd.v1.Lease
+	7,  // 52: portd.v1.ReservationService.Reserve:input_type -> portd.v1.ReserveRequest
+	9,  // 53: portd.v1.ReservationService.Release:input_type -> portd.v1.ReleaseRequest
+	11, // 54: portd.v1.ReservationService.GetReservation:input_type -> portd.v1.GetReservationRequest
+	14, // 55: portd.v1.ReservationService.ListReservations:input_type -> portd.v1.ListReservationsRequest
+	17, // 56: portd.v1.ReservationService.WatchReservations:input_type -> portd.v1.WatchReservationsRequest
+	19, // 57: portd.v1.ReservationService.Listen:input_type -> portd.v1.ListenRequest
+	21, // 58: portd.v1.ReservationService.Close:input_type -> portd.v1.CloseRequest
+	27, // 59: portd.v1.LeaseService.OpenSession:input_type -> portd.v1.OpenSessionRequest
+	29, // 60: portd.v1.LeaseService.EndLease:input_type -> portd.v1.EndLeaseRequest
+	31, // 61: portd.v1.LeaseService.GetLease:input_type -> portd.v1.GetLeaseRequest
+	33, // 62: portd.v1.LeaseService.ListLeases:input_type -> portd.v1.ListLeasesRequest
+	8,  // 63: portd.v1.ReservationService.Reserve:output_type -> portd.v1.ReserveResponse
+	10, // 64: portd.v1.ReservationService.Release:output_type -> portd.v1.ReleaseResponse
+	12, // 65: portd.v1.ReservationService.GetReservation:output_type -> portd.v1.GetReservationResponse
+	15, // 66: portd.v1.ReservationService.ListReservations:output_type -> portd.v1.ListReservationsResponse
+	18, // 67: portd.v1.ReservationService.WatchReservations:output_type -> portd.v1.WatchReservationsResponse
+	20, // 68: portd.v1.ReservationService.Listen:output_type -> portd.v1.ListenResponse
+	22, // 69: portd.v1.ReservationService.Close:output_type -> portd.v1.CloseResponse
+	28, // 70: portd.v1.LeaseService.OpenSession:output_type -> portd.v1.OpenSessionResponse
+	30, // 71: portd.v1.LeaseService.EndLease:output_type -> portd.v1.EndLeaseResponse
+	32, // 72: portd.v1.LeaseService.GetLease:output_type -> portd.v1.GetLeaseResponse
+	34, // 73: portd.v1.LeaseService.ListLeases:output_type -> portd.v1.ListLeasesResponse
+	63, // [63:74] is the sub-list for method output_type
+	52, // [52:63] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_portd_v1_reservation_proto_init() }
@@ -2589,8 +2632,10 @@ func file_portd_v1_reservation_proto_init() {
 	if File_portd_v1_reservation_proto != nil {
 		return
 	}
+	file_portd_v1_daemon_proto_init()
 	file_portd_v1_endpoint_proto_init()
 	file_portd_v1_port_proto_init()
+	file_portd_v1_service_proto_init()
 	file_portd_v1_reservation_proto_msgTypes[21].OneofWrappers = []any{
 		(*LeaseSpec_Ttl)(nil),
 		(*LeaseSpec_Process)(nil),

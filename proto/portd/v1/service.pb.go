@@ -12,6 +12,8 @@ import (
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -205,6 +207,122 @@ func (EntrySource) EnumDescriptor() ([]byte, []int) {
 	return file_portd_v1_service_proto_rawDescGZIP(), []int{2}
 }
 
+// MatchKind says how well an entry matches, the best first: by the word that matches worst.
+type MatchKind int32
+
+const (
+	MatchKind_MATCH_KIND_UNSPECIFIED MatchKind = 0
+	// Is the name.
+	MatchKind_MATCH_KIND_NAME MatchKind = 1
+	// Begins the name.
+	MatchKind_MATCH_KIND_NAME_PREFIX MatchKind = 2
+	// A whole word, of the name or of a text.
+	MatchKind_MATCH_KIND_WORD MatchKind = 3
+	// A part of a word.
+	MatchKind_MATCH_KIND_SUBSTRING MatchKind = 4
+)
+
+// Enum value maps for MatchKind.
+var (
+	MatchKind_name = map[int32]string{
+		0: "MATCH_KIND_UNSPECIFIED",
+		1: "MATCH_KIND_NAME",
+		2: "MATCH_KIND_NAME_PREFIX",
+		3: "MATCH_KIND_WORD",
+		4: "MATCH_KIND_SUBSTRING",
+	}
+	MatchKind_value = map[string]int32{
+		"MATCH_KIND_UNSPECIFIED": 0,
+		"MATCH_KIND_NAME":        1,
+		"MATCH_KIND_NAME_PREFIX": 2,
+		"MATCH_KIND_WORD":        3,
+		"MATCH_KIND_SUBSTRING":   4,
+	}
+)
+
+func (x MatchKind) Enum() *MatchKind {
+	p := new(MatchKind)
+	*p = x
+	return p
+}
+
+func (x MatchKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MatchKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_portd_v1_service_proto_enumTypes[3].Descriptor()
+}
+
+func (MatchKind) Type() protoreflect.EnumType {
+	return &file_portd_v1_service_proto_enumTypes[3]
+}
+
+func (x MatchKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MatchKind.Descriptor instead.
+func (MatchKind) EnumDescriptor() ([]byte, []int) {
+	return file_portd_v1_service_proto_rawDescGZIP(), []int{3}
+}
+
+// ServiceChangeKind says how an entry differs between two registries.
+type ServiceChangeKind int32
+
+const (
+	ServiceChangeKind_SERVICE_CHANGE_KIND_UNSPECIFIED ServiceChangeKind = 0
+	ServiceChangeKind_SERVICE_CHANGE_KIND_ADDED       ServiceChangeKind = 1
+	ServiceChangeKind_SERVICE_CHANGE_KIND_REMOVED     ServiceChangeKind = 2
+	ServiceChangeKind_SERVICE_CHANGE_KIND_RENAMED     ServiceChangeKind = 3
+	ServiceChangeKind_SERVICE_CHANGE_KIND_CHANGED     ServiceChangeKind = 4
+)
+
+// Enum value maps for ServiceChangeKind.
+var (
+	ServiceChangeKind_name = map[int32]string{
+		0: "SERVICE_CHANGE_KIND_UNSPECIFIED",
+		1: "SERVICE_CHANGE_KIND_ADDED",
+		2: "SERVICE_CHANGE_KIND_REMOVED",
+		3: "SERVICE_CHANGE_KIND_RENAMED",
+		4: "SERVICE_CHANGE_KIND_CHANGED",
+	}
+	ServiceChangeKind_value = map[string]int32{
+		"SERVICE_CHANGE_KIND_UNSPECIFIED": 0,
+		"SERVICE_CHANGE_KIND_ADDED":       1,
+		"SERVICE_CHANGE_KIND_REMOVED":     2,
+		"SERVICE_CHANGE_KIND_RENAMED":     3,
+		"SERVICE_CHANGE_KIND_CHANGED":     4,
+	}
+)
+
+func (x ServiceChangeKind) Enum() *ServiceChangeKind {
+	p := new(ServiceChangeKind)
+	*p = x
+	return p
+}
+
+func (x ServiceChangeKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ServiceChangeKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_portd_v1_service_proto_enumTypes[4].Descriptor()
+}
+
+func (ServiceChangeKind) Type() protoreflect.EnumType {
+	return &file_portd_v1_service_proto_enumTypes[4]
+}
+
+func (x ServiceChangeKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ServiceChangeKind.Descriptor instead.
+func (ServiceChangeKind) EnumDescriptor() ([]byte, []int) {
+	return file_portd_v1_service_proto_rawDescGZIP(), []int{4}
+}
+
 // ServiceEntry is one record of the registry, its cells as they stand there.
 type ServiceEntry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -225,8 +343,14 @@ type ServiceEntry struct {
 	UnauthorizedUse string `protobuf:"bytes,11,opt,name=unauthorized_use,json=unauthorizedUse,proto3" json:"unauthorized_use,omitempty"`
 	Notes           string `protobuf:"bytes,12,opt,name=notes,proto3" json:"notes,omitempty"`
 	// The name that replaces this one.
-	AliasOf       string      `protobuf:"bytes,13,opt,name=alias_of,json=aliasOf,proto3" json:"alias_of,omitempty"`
-	Source        EntrySource `protobuf:"varint,14,opt,name=source,proto3,enum=portd.v1.EntrySource" json:"source,omitempty"`
+	AliasOf string      `protobuf:"bytes,13,opt,name=alias_of,json=aliasOf,proto3" json:"alias_of,omitempty"`
+	Source  EntrySource `protobuf:"varint,14,opt,name=source,proto3,enum=portd.v1.EntrySource" json:"source,omitempty"`
+	// The registry's "Port Number" cell as it is written there: "443", "6000-6063"; empty where ports is absent. Ignored in
+	// requests.
+	PortNumber string `protobuf:"bytes,15,opt,name=port_number,json=portNumber,proto3" json:"port_number,omitempty"`
+	// Who added or last changed an entry of the host's own, and when; absent for IANA's. Ignored in requests.
+	ChangedBy     string                 `protobuf:"bytes,16,opt,name=changed_by,json=changedBy,proto3" json:"changed_by,omitempty"`
+	ChangeTime    *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=change_time,json=changeTime,proto3" json:"change_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -359,12 +483,35 @@ func (x *ServiceEntry) GetSource() EntrySource {
 	return EntrySource_ENTRY_SOURCE_UNSPECIFIED
 }
 
-// PortAssignment is how the registry stands to one port of one protocol.
+func (x *ServiceEntry) GetPortNumber() string {
+	if x != nil {
+		return x.PortNumber
+	}
+	return ""
+}
+
+func (x *ServiceEntry) GetChangedBy() string {
+	if x != nil {
+		return x.ChangedBy
+	}
+	return ""
+}
+
+func (x *ServiceEntry) GetChangeTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ChangeTime
+	}
+	return nil
+}
+
+// PortAssignment is how the registry stands to one port of one protocol, or to a run of ports that are alike.
 type PortAssignment struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
-	Protocol      Protocol               `protobuf:"varint,2,opt,name=protocol,proto3,enum=portd.v1.Protocol" json:"protocol,omitempty"`
-	Status        AssignmentStatus       `protobuf:"varint,3,opt,name=status,proto3,enum=portd.v1.AssignmentStatus" json:"status,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The first of ports.
+	Port          uint32           `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	Protocol      Protocol         `protobuf:"varint,2,opt,name=protocol,proto3,enum=portd.v1.Protocol" json:"protocol,omitempty"`
+	Status        AssignmentStatus `protobuf:"varint,3,opt,name=status,proto3,enum=portd.v1.AssignmentStatus" json:"status,omitempty"`
+	Ports         *PortRange       `protobuf:"bytes,4,opt,name=ports,proto3" json:"ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -420,19 +567,28 @@ func (x *PortAssignment) GetStatus() AssignmentStatus {
 	return AssignmentStatus_ASSIGNMENT_STATUS_UNSPECIFIED
 }
 
+func (x *PortAssignment) GetPorts() *PortRange {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
 // ServiceLookup is an answer of the registry.
 type ServiceLookup struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// In the registry's own order.
+	// The host's own first, then IANA's in the registry's own order.
 	Entries []*ServiceEntry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
-	// By port: for tcp, udp, sctp and dccp, or the one asked for.
+	// By port or ports: for tcp, udp, sctp and dccp, or the one asked for.
 	Assignments []*PortAssignment `protobuf:"bytes,2,rep,name=assignments,proto3" json:"assignments,omitempty"`
-	// By port.
+	// By port; by ports, that of the first one.
 	PortClass PortClass `protobuf:"varint,3,opt,name=port_class,json=portClass,proto3,enum=portd.v1.PortClass" json:"port_class,omitempty"`
-	// The registry's date, "2006-01-02".
-	RegistryDate  string `protobuf:"bytes,4,opt,name=registry_date,json=registryDate,proto3" json:"registry_date,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// The registry's date, "2006-01-02"; empty where it is not known.
+	RegistryDate string `protobuf:"bytes,4,opt,name=registry_date,json=registryDate,proto3" json:"registry_date,omitempty"`
+	// Where the registry is from: "embedded" or "imported".
+	RegistrySource string `protobuf:"bytes,5,opt,name=registry_source,json=registrySource,proto3" json:"registry_source,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ServiceLookup) Reset() {
@@ -493,12 +649,21 @@ func (x *ServiceLookup) GetRegistryDate() string {
 	return ""
 }
 
+func (x *ServiceLookup) GetRegistrySource() string {
+	if x != nil {
+		return x.RegistrySource
+	}
+	return ""
+}
+
 type LookupServicesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Query:
 	//
 	//	*LookupServicesRequest_Port
 	//	*LookupServicesRequest_Name
+	//	*LookupServicesRequest_Ports
+	//	*LookupServicesRequest_ServiceCode
 	Query isLookupServicesRequest_Query `protobuf_oneof:"query"`
 	// Only this protocol; unspecified means all.
 	Protocol      Protocol `protobuf:"varint,3,opt,name=protocol,proto3,enum=portd.v1.Protocol" json:"protocol,omitempty"`
@@ -561,6 +726,24 @@ func (x *LookupServicesRequest) GetName() string {
 	return ""
 }
 
+func (x *LookupServicesRequest) GetPorts() *PortRange {
+	if x != nil {
+		if x, ok := x.Query.(*LookupServicesRequest_Ports); ok {
+			return x.Ports
+		}
+	}
+	return nil
+}
+
+func (x *LookupServicesRequest) GetServiceCode() uint32 {
+	if x != nil {
+		if x, ok := x.Query.(*LookupServicesRequest_ServiceCode); ok {
+			return x.ServiceCode
+		}
+	}
+	return 0
+}
+
 func (x *LookupServicesRequest) GetProtocol() Protocol {
 	if x != nil {
 		return x.Protocol
@@ -582,9 +765,23 @@ type LookupServicesRequest_Name struct {
 	Name string `protobuf:"bytes,2,opt,name=name,proto3,oneof"`
 }
 
+type LookupServicesRequest_Ports struct {
+	// From 0-0 to 0-65535.
+	Ports *PortRange `protobuf:"bytes,4,opt,name=ports,proto3,oneof"`
+}
+
+type LookupServicesRequest_ServiceCode struct {
+	// Of DCCP (RFC 4340 section 8.1.2).
+	ServiceCode uint32 `protobuf:"varint,5,opt,name=service_code,json=serviceCode,proto3,oneof"`
+}
+
 func (*LookupServicesRequest_Port) isLookupServicesRequest_Query() {}
 
 func (*LookupServicesRequest_Name) isLookupServicesRequest_Query() {}
+
+func (*LookupServicesRequest_Ports) isLookupServicesRequest_Query() {}
+
+func (*LookupServicesRequest_ServiceCode) isLookupServicesRequest_Query() {}
 
 type LookupServicesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -630,11 +827,1234 @@ func (x *LookupServicesResponse) GetLookup() *ServiceLookup {
 	return nil
 }
 
+// ServiceMatch is something found: entries that differ in the protocol alone.
+type ServiceMatch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entries       []*ServiceEntry        `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	Kind          MatchKind              `protobuf:"varint,2,opt,name=kind,proto3,enum=portd.v1.MatchKind" json:"kind,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServiceMatch) Reset() {
+	*x = ServiceMatch{}
+	mi := &file_portd_v1_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceMatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceMatch) ProtoMessage() {}
+
+func (x *ServiceMatch) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceMatch.ProtoReflect.Descriptor instead.
+func (*ServiceMatch) Descriptor() ([]byte, []int) {
+	return file_portd_v1_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ServiceMatch) GetEntries() []*ServiceEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *ServiceMatch) GetKind() MatchKind {
+	if x != nil {
+		return x.Kind
+	}
+	return MatchKind_MATCH_KIND_UNSPECIFIED
+}
+
+type SearchServicesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Words, separated by blanks; all of them must be found. At most 8, and 256 bytes in all.
+	Query string `protobuf:"bytes,1,opt,name=query,proto3" json:"query,omitempty"`
+	// Only this protocol; unspecified means all.
+	Protocol Protocol `protobuf:"varint,2,opt,name=protocol,proto3,enum=portd.v1.Protocol" json:"protocol,omitempty"`
+	// At most 1000; 0 means 50.
+	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// As the answer before gave it. It ends with the registry that it is of: INVALID_ARGUMENT after a change.
+	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SearchServicesRequest) Reset() {
+	*x = SearchServicesRequest{}
+	mi := &file_portd_v1_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SearchServicesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SearchServicesRequest) ProtoMessage() {}
+
+func (x *SearchServicesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SearchServicesRequest.ProtoReflect.Descriptor instead.
+func (*SearchServicesRequest) Descriptor() ([]byte, []int) {
+	return file_portd_v1_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *SearchServicesRequest) GetQuery() string {
+	if x != nil {
+		return x.Query
+	}
+	return ""
+}
+
+func (x *SearchServicesRequest) GetProtocol() Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return Protocol_PROTOCOL_UNSPECIFIED
+}
+
+func (x *SearchServicesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *SearchServicesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type SearchServicesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Matches       []*ServiceMatch        `protobuf:"bytes,1,rep,name=matches,proto3" json:"matches,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// How many matches there are on all pages.
+	Total         uint32 `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
+	RegistryDate  string `protobuf:"bytes,4,opt,name=registry_date,json=registryDate,proto3" json:"registry_date,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SearchServicesResponse) Reset() {
+	*x = SearchServicesResponse{}
+	mi := &file_portd_v1_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SearchServicesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SearchServicesResponse) ProtoMessage() {}
+
+func (x *SearchServicesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SearchServicesResponse.ProtoReflect.Descriptor instead.
+func (*SearchServicesResponse) Descriptor() ([]byte, []int) {
+	return file_portd_v1_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *SearchServicesResponse) GetMatches() []*ServiceMatch {
+	if x != nil {
+		return x.Matches
+	}
+	return nil
+}
+
+func (x *SearchServicesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *SearchServicesResponse) GetTotal() uint32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *SearchServicesResponse) GetRegistryDate() string {
+	if x != nil {
+		return x.RegistryDate
+	}
+	return ""
+}
+
+type ListServicesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only the host's own or only IANA's; unspecified means both.
+	Source EntrySource `protobuf:"varint,1,opt,name=source,proto3,enum=portd.v1.EntrySource" json:"source,omitempty"`
+	// Only this protocol; unspecified means all.
+	Protocol Protocol `protobuf:"varint,2,opt,name=protocol,proto3,enum=portd.v1.Protocol" json:"protocol,omitempty"`
+	// At most 1000; 0 means 100.
+	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// As in SearchServicesRequest.
+	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListServicesRequest) Reset() {
+	*x = ListServicesRequest{}
+	mi := &file_portd_v1_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListServicesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListServicesRequest) ProtoMessage() {}
+
+func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
+func (*ListServicesRequest) Descriptor() ([]byte, []int) {
+	return file_portd_v1_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ListServicesRequest) GetSource() EntrySource {
+	if x != nil {
+		return x.Source
+	}
+	return EntrySource_ENTRY_SOURCE_UNSPECIFIED
+}
+
+func (x *ListServicesRequest) GetProtocol() Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return Protocol_PROTOCOL_UNSPECIFIED
+}
+
+func (x *ListServicesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListServicesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListServicesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Services      []*ServiceEntry        `protobuf:"bytes,1,rep,name=services,proto3" json:"services,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	RegistryDate  string                 `protobuf:"bytes,3,opt,name=registry_date,json=registryDate,proto3" json:"registry_date,omitempty"`
+	// SHA-256 of the file that the registry was made from, in hexadecimal.
+	RegistryDigest string `protobuf:"bytes,4,opt,name=registry_digest,json=registryDigest,proto3" json:"registry_digest,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ListServicesResponse) Reset() {
+	*x = ListServicesResponse{}
+	mi := &file_portd_v1_service_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListServicesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListServicesResponse) ProtoMessage() {}
+
+func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_service_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
+func (*ListServicesResponse) Descriptor() ([]byte, []int) {
+	return file_portd_v1_service_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListServicesResponse) GetServices() []*ServiceEntry {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+func (x *ListServicesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListServicesResponse) GetRegistryDate() string {
+	if x != nil {
+		return x.RegistryDate
+	}
+	return ""
+}
+
+func (x *ListServicesResponse) GetRegistryDigest() string {
+	if x != nil {
+		return x.RegistryDigest
+	}
+	return ""
+}
+
+type AddServicesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At least one. A name as RFC 6335 section 5.1 has it, a protocol and ports are needed; ports.last = 0 means ports.first.
+	Services []*ServiceEntry `protobuf:"bytes,1,rep,name=services,proto3" json:"services,omitempty"`
+	// The host's own entries are to win over others with the same name or port.
+	Override      bool `protobuf:"varint,2,opt,name=override,proto3" json:"override,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddServicesRequest) Reset() {
+	*x = AddServicesRequest{}
+	mi := &file_portd_v1_service_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddServicesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddServicesRequest) ProtoMessage() {}
+
+func (x *AddServicesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_service_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddServicesRequest.ProtoReflect.Descriptor instead.
+func (*AddServicesRequest) Descriptor() ([]byte, []int) {
+	return file_portd_v1_service_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *AddServicesRequest) GetServices() []*ServiceEntry {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+func (x *AddServicesRequest) GetOverride() bool {
+	if x != nil {
+		return x.Override
+	}
+	return false
+}
+
+type AddServicesResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Services []*ServiceEntry        `protobuf:"bytes,1,rep,name=services,proto3" json:"services,omitempty"`
+	// What is overridden, as sentences.
+	Overridden    []string `protobuf:"bytes,2,rep,name=overridden,proto3" json:"overridden,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddServicesResponse) Reset() {
+	*x = AddServicesResponse{}
+	mi := &file_portd_v1_service_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddServicesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddServicesResponse) ProtoMessage() {}
+
+func (x *AddServicesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_service_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddServicesResponse.ProtoReflect.Descriptor instead.
+func (*AddServicesResponse) Descriptor() ([]byte, []int) {
+	return file_portd_v1_service_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AddServicesResponse) GetServices() []*ServiceEntry {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+func (x *AddServicesResponse) GetOverridden() []string {
+	if x != nil {
+		return x.Overridden
+	}
+	return nil
+}
+
+type EditServicesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the host's own entries.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Only those of this protocol or these ports, where set.
+	Protocol Protocol   `protobuf:"varint,2,opt,name=protocol,proto3,enum=portd.v1.Protocol" json:"protocol,omitempty"`
+	Ports    *PortRange `protobuf:"bytes,3,opt,name=ports,proto3" json:"ports,omitempty"`
+	// What they are to be, in the fields of update_mask.
+	Service *ServiceEntry `protobuf:"bytes,4,opt,name=service,proto3" json:"service,omitempty"`
+	// Which fields of service to take: "name", "ports", "description", "assignee", "contact", "reference", "notes". At least one.
+	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	// As in AddServicesRequest.
+	Override      bool `protobuf:"varint,6,opt,name=override,proto3" json:"override,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EditServicesRequest) Reset() {
+	*x = EditServicesRequest{}
+	mi := &file_portd_v1_service_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EditServicesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EditServicesRequest) ProtoMessage() {}
+
+func (x *EditServicesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_service_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EditServicesRequest.ProtoReflect.Descriptor instead.
+func (*EditServicesRequest) Descriptor() ([]byte, []int) {
+	return file_portd_v1_service_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *EditServicesRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EditServicesRequest) GetProtocol() Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return Protocol_PROTOCOL_UNSPECIFIED
+}
+
+func (x *EditServicesRequest) GetPorts() *PortRange {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *EditServicesRequest) GetService() *ServiceEntry {
+	if x != nil {
+		return x.Service
+	}
+	return nil
+}
+
+func (x *EditServicesRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
+}
+
+func (x *EditServicesRequest) GetOverride() bool {
+	if x != nil {
+		return x.Override
+	}
+	return false
+}
+
+type EditServicesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// After the change.
+	Services      []*ServiceEntry `protobuf:"bytes,1,rep,name=services,proto3" json:"services,omitempty"`
+	Overridden    []string        `protobuf:"bytes,2,rep,name=overridden,proto3" json:"overridden,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EditServicesResponse) Reset() {
+	*x = EditServicesResponse{}
+	mi := &file_portd_v1_service_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EditServicesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EditServicesResponse) ProtoMessage() {}
+
+func (x *EditServicesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_service_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EditServicesResponse.ProtoReflect.Descriptor instead.
+func (*EditServicesResponse) Descriptor() ([]byte, []int) {
+	return file_portd_v1_service_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *EditServicesResponse) GetServices() []*ServiceEntry {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+func (x *EditServicesResponse) GetOverridden() []string {
+	if x != nil {
+		return x.Overridden
+	}
+	return nil
+}
+
+type RemoveServicesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the host's own entries.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Only those of this protocol or these ports, where set.
+	Protocol      Protocol   `protobuf:"varint,2,opt,name=protocol,proto3,enum=portd.v1.Protocol" json:"protocol,omitempty"`
+	Ports         *PortRange `protobuf:"bytes,3,opt,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveServicesRequest) Reset() {
+	*x = RemoveServicesRequest{}
+	mi := &file_portd_v1_service_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveServicesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveServicesRequest) ProtoMessage() {}
+
+func (x *RemoveServicesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_service_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveServicesRequest.ProtoReflect.Descriptor instead.
+func (*RemoveServicesRequest) Descriptor() ([]byte, []int) {
+	return file_portd_v1_service_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RemoveServicesRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RemoveServicesRequest) GetProtocol() Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return Protocol_PROTOCOL_UNSPECIFIED
+}
+
+func (x *RemoveServicesRequest) GetPorts() *PortRange {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+type RemoveServicesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was removed.
+	Services      []*ServiceEntry `protobuf:"bytes,1,rep,name=services,proto3" json:"services,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveServicesResponse) Reset() {
+	*x = RemoveServicesResponse{}
+	mi := &file_portd_v1_service_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveServicesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveServicesResponse) ProtoMessage() {}
+
+func (x *RemoveServicesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_service_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveServicesResponse.ProtoReflect.Descriptor instead.
+func (*RemoveServicesResponse) Descriptor() ([]byte, []int) {
+	return file_portd_v1_service_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *RemoveServicesResponse) GetServices() []*ServiceEntry {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+// ImportServicesRequest is a part of a registry file: the options first, then the bytes in order.
+type ImportServicesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Part:
+	//
+	//	*ImportServicesRequest_Options
+	//	*ImportServicesRequest_Data
+	Part          isImportServicesRequest_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportServicesRequest) Reset() {
+	*x = ImportServicesRequest{}
+	mi := &file_portd_v1_service_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportServicesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportServicesRequest) ProtoMessage() {}
+
+func (x *ImportServicesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_service_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportServicesRequest.ProtoReflect.Descriptor instead.
+func (*ImportServicesRequest) Descriptor() ([]byte, []int) {
+	return file_portd_v1_service_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ImportServicesRequest) GetPart() isImportServicesRequest_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *ImportServicesRequest) GetOptions() *ImportOptions {
+	if x != nil {
+		if x, ok := x.Part.(*ImportServicesRequest_Options); ok {
+			return x.Options
+		}
+	}
+	return nil
+}
+
+func (x *ImportServicesRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Part.(*ImportServicesRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+type isImportServicesRequest_Part interface {
+	isImportServicesRequest_Part()
+}
+
+type ImportServicesRequest_Options struct {
+	Options *ImportOptions `protobuf:"bytes,1,opt,name=options,proto3,oneof"`
+}
+
+type ImportServicesRequest_Data struct {
+	// At most 1 MiB at a time, and 16 MiB in all. IANA's CSV or XML, uncompressed.
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+func (*ImportServicesRequest_Options) isImportServicesRequest_Part() {}
+
+func (*ImportServicesRequest_Data) isImportServicesRequest_Part() {}
+
+type ImportOptions struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Say what would change, and change nothing.
+	DryRun bool `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Take a file that does not look like the next edition: much larger or smaller, or cut off.
+	Force bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	// Date of the registry, "2006-01-02", for a CSV, which has none; an XML must agree.
+	Date string `protobuf:"bytes,3,opt,name=date,proto3" json:"date,omitempty"`
+	// Where the file is from, for people: its name or URL.
+	From string `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
+	// What a web server said of it (RFC 9110 section 8.8), kept so that it can be asked for changes.
+	LastModified  string `protobuf:"bytes,5,opt,name=last_modified,json=lastModified,proto3" json:"last_modified,omitempty"`
+	Etag          string `protobuf:"bytes,6,opt,name=etag,proto3" json:"etag,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportOptions) Reset() {
+	*x = ImportOptions{}
+	mi := &file_portd_v1_service_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportOptions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportOptions) ProtoMessage() {}
+
+func (x *ImportOptions) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_service_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportOptions.ProtoReflect.Descriptor instead.
+func (*ImportOptions) Descriptor() ([]byte, []int) {
+	return file_portd_v1_service_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ImportOptions) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *ImportOptions) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *ImportOptions) GetDate() string {
+	if x != nil {
+		return x.Date
+	}
+	return ""
+}
+
+func (x *ImportOptions) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *ImportOptions) GetLastModified() string {
+	if x != nil {
+		return x.LastModified
+	}
+	return ""
+}
+
+func (x *ImportOptions) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+// ServiceImport is what an import changed, or would change.
+type ServiceImport struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Before *ServiceRegistryStatus `protobuf:"bytes,1,opt,name=before,proto3" json:"before,omitempty"`
+	After  *ServiceRegistryStatus `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
+	// Nothing was changed because nothing was to be: it was a dry run, or the registry is this one already.
+	DryRun    bool   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Unchanged bool   `protobuf:"varint,4,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
+	Added     uint32 `protobuf:"varint,5,opt,name=added,proto3" json:"added,omitempty"`
+	Removed   uint32 `protobuf:"varint,6,opt,name=removed,proto3" json:"removed,omitempty"`
+	Renamed   uint32 `protobuf:"varint,7,opt,name=renamed,proto3" json:"renamed,omitempty"`
+	// Entries with the same name, ports and protocol, and something else in another column.
+	Changed uint32 `protobuf:"varint,8,opt,name=changed,proto3" json:"changed,omitempty"`
+	// All of them, in order of their ports.
+	Changes []*ServiceChange `protobuf:"bytes,9,rep,name=changes,proto3" json:"changes,omitempty"`
+	// Entries of the host's own that IANA gives to others in the new registry; the host's own still win.
+	Overridden    []string `protobuf:"bytes,10,rep,name=overridden,proto3" json:"overridden,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServiceImport) Reset() {
+	*x = ServiceImport{}
+	mi := &file_portd_v1_service_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceImport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceImport) ProtoMessage() {}
+
+func (x *ServiceImport) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_service_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceImport.ProtoReflect.Descriptor instead.
+func (*ServiceImport) Descriptor() ([]byte, []int) {
+	return file_portd_v1_service_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ServiceImport) GetBefore() *ServiceRegistryStatus {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *ServiceImport) GetAfter() *ServiceRegistryStatus {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *ServiceImport) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *ServiceImport) GetUnchanged() bool {
+	if x != nil {
+		return x.Unchanged
+	}
+	return false
+}
+
+func (x *ServiceImport) GetAdded() uint32 {
+	if x != nil {
+		return x.Added
+	}
+	return 0
+}
+
+func (x *ServiceImport) GetRemoved() uint32 {
+	if x != nil {
+		return x.Removed
+	}
+	return 0
+}
+
+func (x *ServiceImport) GetRenamed() uint32 {
+	if x != nil {
+		return x.Renamed
+	}
+	return 0
+}
+
+func (x *ServiceImport) GetChanged() uint32 {
+	if x != nil {
+		return x.Changed
+	}
+	return 0
+}
+
+func (x *ServiceImport) GetChanges() []*ServiceChange {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *ServiceImport) GetOverridden() []string {
+	if x != nil {
+		return x.Overridden
+	}
+	return nil
+}
+
+// ServiceChange is an entry that differs between two registries.
+type ServiceChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  ServiceChangeKind      `protobuf:"varint,1,opt,name=kind,proto3,enum=portd.v1.ServiceChangeKind" json:"kind,omitempty"`
+	// Empty where the entry only says something about its ports.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Where it was renamed.
+	OldName  string     `protobuf:"bytes,3,opt,name=old_name,json=oldName,proto3" json:"old_name,omitempty"`
+	Ports    *PortRange `protobuf:"bytes,4,opt,name=ports,proto3" json:"ports,omitempty"`
+	Protocol Protocol   `protobuf:"varint,5,opt,name=protocol,proto3,enum=portd.v1.Protocol" json:"protocol,omitempty"`
+	// After the change; before it, where the entry was removed.
+	Description string `protobuf:"bytes,6,opt,name=description,proto3" json:"description,omitempty"`
+	// The columns that differ, as the registry's header calls them, where it was changed.
+	Columns       []string `protobuf:"bytes,7,rep,name=columns,proto3" json:"columns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServiceChange) Reset() {
+	*x = ServiceChange{}
+	mi := &file_portd_v1_service_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceChange) ProtoMessage() {}
+
+func (x *ServiceChange) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_service_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceChange.ProtoReflect.Descriptor instead.
+func (*ServiceChange) Descriptor() ([]byte, []int) {
+	return file_portd_v1_service_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ServiceChange) GetKind() ServiceChangeKind {
+	if x != nil {
+		return x.Kind
+	}
+	return ServiceChangeKind_SERVICE_CHANGE_KIND_UNSPECIFIED
+}
+
+func (x *ServiceChange) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ServiceChange) GetOldName() string {
+	if x != nil {
+		return x.OldName
+	}
+	return ""
+}
+
+func (x *ServiceChange) GetPorts() *PortRange {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *ServiceChange) GetProtocol() Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return Protocol_PROTOCOL_UNSPECIFIED
+}
+
+func (x *ServiceChange) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *ServiceChange) GetColumns() []string {
+	if x != nil {
+		return x.Columns
+	}
+	return nil
+}
+
+type ImportServicesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Import        *ServiceImport         `protobuf:"bytes,1,opt,name=import,proto3" json:"import,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportServicesResponse) Reset() {
+	*x = ImportServicesResponse{}
+	mi := &file_portd_v1_service_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportServicesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportServicesResponse) ProtoMessage() {}
+
+func (x *ImportServicesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_service_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportServicesResponse.ProtoReflect.Descriptor instead.
+func (*ImportServicesResponse) Descriptor() ([]byte, []int) {
+	return file_portd_v1_service_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ImportServicesResponse) GetImport() *ServiceImport {
+	if x != nil {
+		return x.Import
+	}
+	return nil
+}
+
+type UndoImportRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	DryRun bool                   `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Go back to the registry that portd was built with, rather than to the previous one.
+	Embedded      bool `protobuf:"varint,2,opt,name=embedded,proto3" json:"embedded,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UndoImportRequest) Reset() {
+	*x = UndoImportRequest{}
+	mi := &file_portd_v1_service_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UndoImportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UndoImportRequest) ProtoMessage() {}
+
+func (x *UndoImportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_service_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UndoImportRequest.ProtoReflect.Descriptor instead.
+func (*UndoImportRequest) Descriptor() ([]byte, []int) {
+	return file_portd_v1_service_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *UndoImportRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *UndoImportRequest) GetEmbedded() bool {
+	if x != nil {
+		return x.Embedded
+	}
+	return false
+}
+
+type UndoImportResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Import        *ServiceImport         `protobuf:"bytes,1,opt,name=import,proto3" json:"import,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UndoImportResponse) Reset() {
+	*x = UndoImportResponse{}
+	mi := &file_portd_v1_service_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UndoImportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UndoImportResponse) ProtoMessage() {}
+
+func (x *UndoImportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_service_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UndoImportResponse.ProtoReflect.Descriptor instead.
+func (*UndoImportResponse) Descriptor() ([]byte, []int) {
+	return file_portd_v1_service_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *UndoImportResponse) GetImport() *ServiceImport {
+	if x != nil {
+		return x.Import
+	}
+	return nil
+}
+
 var File_portd_v1_service_proto protoreflect.FileDescriptor
 
 const file_portd_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"\x16portd/v1/service.proto\x12\bportd.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x17portd/v1/endpoint.proto\"\xfb\x03\n" +
+	"\x16portd/v1/service.proto\x12\bportd.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15portd/v1/daemon.proto\x1a\x17portd/v1/endpoint.proto\"\xf8\x04\n" +
 	"\fServiceEntry\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12)\n" +
 	"\x05ports\x18\x02 \x01(\v2\x13.portd.v1.PortRangeR\x05ports\x12.\n" +
@@ -650,24 +2070,126 @@ const file_portd_v1_service_proto_rawDesc = "" +
 	"\x10unauthorized_use\x18\v \x01(\tR\x0funauthorizedUse\x12\x14\n" +
 	"\x05notes\x18\f \x01(\tR\x05notes\x12\x19\n" +
 	"\balias_of\x18\r \x01(\tR\aaliasOf\x12-\n" +
-	"\x06source\x18\x0e \x01(\x0e2\x15.portd.v1.EntrySourceR\x06source\"\x88\x01\n" +
+	"\x06source\x18\x0e \x01(\x0e2\x15.portd.v1.EntrySourceR\x06source\x12\x1f\n" +
+	"\vport_number\x18\x0f \x01(\tR\n" +
+	"portNumber\x12\x1d\n" +
+	"\n" +
+	"changed_by\x18\x10 \x01(\tR\tchangedBy\x12;\n" +
+	"\vchange_time\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"changeTime\"\xb3\x01\n" +
 	"\x0ePortAssignment\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12.\n" +
 	"\bprotocol\x18\x02 \x01(\x0e2\x12.portd.v1.ProtocolR\bprotocol\x122\n" +
-	"\x06status\x18\x03 \x01(\x0e2\x1a.portd.v1.AssignmentStatusR\x06status\"\xd6\x01\n" +
+	"\x06status\x18\x03 \x01(\x0e2\x1a.portd.v1.AssignmentStatusR\x06status\x12)\n" +
+	"\x05ports\x18\x04 \x01(\v2\x13.portd.v1.PortRangeR\x05ports\"\xff\x01\n" +
 	"\rServiceLookup\x120\n" +
 	"\aentries\x18\x01 \x03(\v2\x16.portd.v1.ServiceEntryR\aentries\x12:\n" +
 	"\vassignments\x18\x02 \x03(\v2\x18.portd.v1.PortAssignmentR\vassignments\x122\n" +
 	"\n" +
 	"port_class\x18\x03 \x01(\x0e2\x13.portd.v1.PortClassR\tportClass\x12#\n" +
-	"\rregistry_date\x18\x04 \x01(\tR\fregistryDate\"|\n" +
+	"\rregistry_date\x18\x04 \x01(\tR\fregistryDate\x12'\n" +
+	"\x0fregistry_source\x18\x05 \x01(\tR\x0eregistrySource\"\xce\x01\n" +
 	"\x15LookupServicesRequest\x12\x14\n" +
 	"\x04port\x18\x01 \x01(\rH\x00R\x04port\x12\x14\n" +
-	"\x04name\x18\x02 \x01(\tH\x00R\x04name\x12.\n" +
+	"\x04name\x18\x02 \x01(\tH\x00R\x04name\x12+\n" +
+	"\x05ports\x18\x04 \x01(\v2\x13.portd.v1.PortRangeH\x00R\x05ports\x12#\n" +
+	"\fservice_code\x18\x05 \x01(\rH\x00R\vserviceCode\x12.\n" +
 	"\bprotocol\x18\x03 \x01(\x0e2\x12.portd.v1.ProtocolR\bprotocolB\a\n" +
 	"\x05query\"I\n" +
 	"\x16LookupServicesResponse\x12/\n" +
-	"\x06lookup\x18\x01 \x01(\v2\x17.portd.v1.ServiceLookupR\x06lookup*k\n" +
+	"\x06lookup\x18\x01 \x01(\v2\x17.portd.v1.ServiceLookupR\x06lookup\"i\n" +
+	"\fServiceMatch\x120\n" +
+	"\aentries\x18\x01 \x03(\v2\x16.portd.v1.ServiceEntryR\aentries\x12'\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x13.portd.v1.MatchKindR\x04kind\"\x9e\x01\n" +
+	"\x15SearchServicesRequest\x12\x19\n" +
+	"\x05query\x18\x01 \x01(\tB\x03\xe0A\x02R\x05query\x12.\n" +
+	"\bprotocol\x18\x02 \x01(\x0e2\x12.portd.v1.ProtocolR\bprotocol\x12\x1b\n" +
+	"\tpage_size\x18\x03 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x04 \x01(\tR\tpageToken\"\xad\x01\n" +
+	"\x16SearchServicesResponse\x120\n" +
+	"\amatches\x18\x01 \x03(\v2\x16.portd.v1.ServiceMatchR\amatches\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x14\n" +
+	"\x05total\x18\x03 \x01(\rR\x05total\x12#\n" +
+	"\rregistry_date\x18\x04 \x01(\tR\fregistryDate\"\xb0\x01\n" +
+	"\x13ListServicesRequest\x12-\n" +
+	"\x06source\x18\x01 \x01(\x0e2\x15.portd.v1.EntrySourceR\x06source\x12.\n" +
+	"\bprotocol\x18\x02 \x01(\x0e2\x12.portd.v1.ProtocolR\bprotocol\x12\x1b\n" +
+	"\tpage_size\x18\x03 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x04 \x01(\tR\tpageToken\"\xc0\x01\n" +
+	"\x14ListServicesResponse\x122\n" +
+	"\bservices\x18\x01 \x03(\v2\x16.portd.v1.ServiceEntryR\bservices\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12#\n" +
+	"\rregistry_date\x18\x03 \x01(\tR\fregistryDate\x12'\n" +
+	"\x0fregistry_digest\x18\x04 \x01(\tR\x0eregistryDigest\"i\n" +
+	"\x12AddServicesRequest\x127\n" +
+	"\bservices\x18\x01 \x03(\v2\x16.portd.v1.ServiceEntryB\x03\xe0A\x02R\bservices\x12\x1a\n" +
+	"\boverride\x18\x02 \x01(\bR\boverride\"i\n" +
+	"\x13AddServicesResponse\x122\n" +
+	"\bservices\x18\x01 \x03(\v2\x16.portd.v1.ServiceEntryR\bservices\x12\x1e\n" +
+	"\n" +
+	"overridden\x18\x02 \x03(\tR\n" +
+	"overridden\"\x94\x02\n" +
+	"\x13EditServicesRequest\x12\x17\n" +
+	"\x04name\x18\x01 \x01(\tB\x03\xe0A\x02R\x04name\x12.\n" +
+	"\bprotocol\x18\x02 \x01(\x0e2\x12.portd.v1.ProtocolR\bprotocol\x12)\n" +
+	"\x05ports\x18\x03 \x01(\v2\x13.portd.v1.PortRangeR\x05ports\x120\n" +
+	"\aservice\x18\x04 \x01(\v2\x16.portd.v1.ServiceEntryR\aservice\x12;\n" +
+	"\vupdate_mask\x18\x05 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMask\x12\x1a\n" +
+	"\boverride\x18\x06 \x01(\bR\boverride\"j\n" +
+	"\x14EditServicesResponse\x122\n" +
+	"\bservices\x18\x01 \x03(\v2\x16.portd.v1.ServiceEntryR\bservices\x12\x1e\n" +
+	"\n" +
+	"overridden\x18\x02 \x03(\tR\n" +
+	"overridden\"\x8b\x01\n" +
+	"\x15RemoveServicesRequest\x12\x17\n" +
+	"\x04name\x18\x01 \x01(\tB\x03\xe0A\x02R\x04name\x12.\n" +
+	"\bprotocol\x18\x02 \x01(\x0e2\x12.portd.v1.ProtocolR\bprotocol\x12)\n" +
+	"\x05ports\x18\x03 \x01(\v2\x13.portd.v1.PortRangeR\x05ports\"L\n" +
+	"\x16RemoveServicesResponse\x122\n" +
+	"\bservices\x18\x01 \x03(\v2\x16.portd.v1.ServiceEntryR\bservices\"j\n" +
+	"\x15ImportServicesRequest\x123\n" +
+	"\aoptions\x18\x01 \x01(\v2\x17.portd.v1.ImportOptionsH\x00R\aoptions\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04dataB\x06\n" +
+	"\x04part\"\x9f\x01\n" +
+	"\rImportOptions\x12\x17\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\x12\x12\n" +
+	"\x04date\x18\x03 \x01(\tR\x04date\x12\x12\n" +
+	"\x04from\x18\x04 \x01(\tR\x04from\x12#\n" +
+	"\rlast_modified\x18\x05 \x01(\tR\flastModified\x12\x12\n" +
+	"\x04etag\x18\x06 \x01(\tR\x04etag\"\xed\x02\n" +
+	"\rServiceImport\x127\n" +
+	"\x06before\x18\x01 \x01(\v2\x1f.portd.v1.ServiceRegistryStatusR\x06before\x125\n" +
+	"\x05after\x18\x02 \x01(\v2\x1f.portd.v1.ServiceRegistryStatusR\x05after\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x1c\n" +
+	"\tunchanged\x18\x04 \x01(\bR\tunchanged\x12\x14\n" +
+	"\x05added\x18\x05 \x01(\rR\x05added\x12\x18\n" +
+	"\aremoved\x18\x06 \x01(\rR\aremoved\x12\x18\n" +
+	"\arenamed\x18\a \x01(\rR\arenamed\x12\x18\n" +
+	"\achanged\x18\b \x01(\rR\achanged\x121\n" +
+	"\achanges\x18\t \x03(\v2\x17.portd.v1.ServiceChangeR\achanges\x12\x1e\n" +
+	"\n" +
+	"overridden\x18\n" +
+	" \x03(\tR\n" +
+	"overridden\"\x86\x02\n" +
+	"\rServiceChange\x12/\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1b.portd.v1.ServiceChangeKindR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x19\n" +
+	"\bold_name\x18\x03 \x01(\tR\aoldName\x12)\n" +
+	"\x05ports\x18\x04 \x01(\v2\x13.portd.v1.PortRangeR\x05ports\x12.\n" +
+	"\bprotocol\x18\x05 \x01(\x0e2\x12.portd.v1.ProtocolR\bprotocol\x12 \n" +
+	"\vdescription\x18\x06 \x01(\tR\vdescription\x12\x18\n" +
+	"\acolumns\x18\a \x03(\tR\acolumns\"I\n" +
+	"\x16ImportServicesResponse\x12/\n" +
+	"\x06import\x18\x01 \x01(\v2\x17.portd.v1.ServiceImportR\x06import\"H\n" +
+	"\x11UndoImportRequest\x12\x17\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\x12\x1a\n" +
+	"\bembedded\x18\x02 \x01(\bR\bembedded\"E\n" +
+	"\x12UndoImportResponse\x12/\n" +
+	"\x06import\x18\x01 \x01(\v2\x17.portd.v1.ServiceImportR\x06import*k\n" +
 	"\tPortClass\x12\x1a\n" +
 	"\x16PORT_CLASS_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11PORT_CLASS_SYSTEM\x10\x01\x12\x13\n" +
@@ -686,9 +2208,29 @@ const file_portd_v1_service_proto_rawDesc = "" +
 	"\vEntrySource\x12\x1c\n" +
 	"\x18ENTRY_SOURCE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ENTRY_SOURCE_IANA\x10\x01\x12\x15\n" +
-	"\x11ENTRY_SOURCE_HOST\x10\x022\x8a\x01\n" +
+	"\x11ENTRY_SOURCE_HOST\x10\x02*\x87\x01\n" +
+	"\tMatchKind\x12\x1a\n" +
+	"\x16MATCH_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fMATCH_KIND_NAME\x10\x01\x12\x1a\n" +
+	"\x16MATCH_KIND_NAME_PREFIX\x10\x02\x12\x13\n" +
+	"\x0fMATCH_KIND_WORD\x10\x03\x12\x18\n" +
+	"\x14MATCH_KIND_SUBSTRING\x10\x04*\xba\x01\n" +
+	"\x11ServiceChangeKind\x12#\n" +
+	"\x1fSERVICE_CHANGE_KIND_UNSPECIFIED\x10\x00\x12\x1d\n" +
+	"\x19SERVICE_CHANGE_KIND_ADDED\x10\x01\x12\x1f\n" +
+	"\x1bSERVICE_CHANGE_KIND_REMOVED\x10\x02\x12\x1f\n" +
+	"\x1bSERVICE_CHANGE_KIND_RENAMED\x10\x03\x12\x1f\n" +
+	"\x1bSERVICE_CHANGE_KIND_CHANGED\x10\x042\x8c\a\n" +
 	"\x16ServiceRegistryService\x12p\n" +
-	"\x0eLookupServices\x12\x1f.portd.v1.LookupServicesRequest\x1a .portd.v1.LookupServicesResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/services:lookupB/Z-github.com/portd/portd/proto/portd/v1;portdv1b\x06proto3"
+	"\x0eLookupServices\x12\x1f.portd.v1.LookupServicesRequest\x1a .portd.v1.LookupServicesResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/services:lookup\x12p\n" +
+	"\x0eSearchServices\x12\x1f.portd.v1.SearchServicesRequest\x1a .portd.v1.SearchServicesResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/services:search\x12c\n" +
+	"\fListServices\x12\x1d.portd.v1.ListServicesRequest\x1a\x1e.portd.v1.ListServicesResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\f/v1/services\x12c\n" +
+	"\vAddServices\x12\x1c.portd.v1.AddServicesRequest\x1a\x1d.portd.v1.AddServicesResponse\"\x17\x82\xd3\xe4\x93\x02\x11:\x01*\"\f/v1/services\x12k\n" +
+	"\fEditServices\x12\x1d.portd.v1.EditServicesRequest\x1a\x1e.portd.v1.EditServicesResponse\"\x1c\x82\xd3\xe4\x93\x02\x16:\x01*\"\x11/v1/services:edit\x12s\n" +
+	"\x0eRemoveServices\x12\x1f.portd.v1.RemoveServicesRequest\x1a .portd.v1.RemoveServicesResponse\"\x1e\x82\xd3\xe4\x93\x02\x18:\x01*\"\x13/v1/services:remove\x12u\n" +
+	"\x0eImportServices\x12\x1f.portd.v1.ImportServicesRequest\x1a .portd.v1.ImportServicesResponse\"\x1e\x82\xd3\xe4\x93\x02\x18:\x01*\"\x13/v1/services:import(\x01\x12k\n" +
+	"\n" +
+	"UndoImport\x12\x1b.portd.v1.UndoImportRequest\x1a\x1c.portd.v1.UndoImportResponse\"\"\x82\xd3\xe4\x93\x02\x1c:\x01*\"\x17/v1/services:undoImportB/Z-github.com/portd/portd/proto/portd/v1;portdv1b\x06proto3"
 
 var (
 	file_portd_v1_service_proto_rawDescOnce sync.Once
@@ -702,38 +2244,104 @@ func file_portd_v1_service_proto_rawDescGZIP() []byte {
 	return file_portd_v1_service_proto_rawDescData
 }
 
-var file_portd_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_portd_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_portd_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_portd_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_portd_v1_service_proto_goTypes = []any{
 	(PortClass)(0),                 // 0: portd.v1.PortClass
 	(AssignmentStatus)(0),          // 1: portd.v1.AssignmentStatus
 	(EntrySource)(0),               // 2: portd.v1.EntrySource
-	(*ServiceEntry)(nil),           // 3: portd.v1.ServiceEntry
-	(*PortAssignment)(nil),         // 4: portd.v1.PortAssignment
-	(*ServiceLookup)(nil),          // 5: portd.v1.ServiceLookup
-	(*LookupServicesRequest)(nil),  // 6: portd.v1.LookupServicesRequest
-	(*LookupServicesResponse)(nil), // 7: portd.v1.LookupServicesResponse
-	(*PortRange)(nil),              // 8: portd.v1.PortRange
-	(Protocol)(0),                  // 9: portd.v1.Protocol
+	(MatchKind)(0),                 // 3: portd.v1.MatchKind
+	(ServiceChangeKind)(0),         // 4: portd.v1.ServiceChangeKind
+	(*ServiceEntry)(nil),           // 5: portd.v1.ServiceEntry
+	(*PortAssignment)(nil),         // 6: portd.v1.PortAssignment
+	(*ServiceLookup)(nil),          // 7: portd.v1.ServiceLookup
+	(*LookupServicesRequest)(nil),  // 8: portd.v1.LookupServicesRequest
+	(*LookupServicesResponse)(nil), // 9: portd.v1.LookupServicesResponse
+	(*ServiceMatch)(nil),           // 10: portd.v1.ServiceMatch
+	(*SearchServicesRequest)(nil),  // 11: portd.v1.SearchServicesRequest
+	(*SearchServicesResponse)(nil), // 12: portd.v1.SearchServicesResponse
+	(*ListServicesRequest)(nil),    // 13: portd.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),   // 14: portd.v1.ListServicesResponse
+	(*AddServicesRequest)(nil),     // 15: portd.v1.AddServicesRequest
+	(*AddServicesResponse)(nil),    // 16: portd.v1.AddServicesResponse
+	(*EditServicesRequest)(nil),    // 17: portd.v1.EditServicesRequest
+	(*EditServicesResponse)(nil),   // 18: portd.v1.EditServicesResponse
+	(*RemoveServicesRequest)(nil),  // 19: portd.v1.RemoveServicesRequest
+	(*RemoveServicesResponse)(nil), // 20: portd.v1.RemoveServicesResponse
+	(*ImportServicesRequest)(nil),  // 21: portd.v1.ImportServicesRequest
+	(*ImportOptions)(nil),          // 22: portd.v1.ImportOptions
+	(*ServiceImport)(nil),          // 23: portd.v1.ServiceImport
+	(*ServiceChange)(nil),          // 24: portd.v1.ServiceChange
+	(*ImportServicesResponse)(nil), // 25: portd.v1.ImportServicesResponse
+	(*UndoImportRequest)(nil),      // 26: portd.v1.UndoImportRequest
+	(*UndoImportResponse)(nil),     // 27: portd.v1.UndoImportResponse
+	(*PortRange)(nil),              // 28: portd.v1.PortRange
+	(Protocol)(0),                  // 29: portd.v1.Protocol
+	(*timestamppb.Timestamp)(nil),  // 30: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil),  // 31: google.protobuf.FieldMask
+	(*ServiceRegistryStatus)(nil),  // 32: portd.v1.ServiceRegistryStatus
 }
 var file_portd_v1_service_proto_depIdxs = []int32{
-	8,  // 0: portd.v1.ServiceEntry.ports:type_name -> portd.v1.PortRange
-	9,  // 1: portd.v1.ServiceEntry.protocol:type_name -> portd.v1.Protocol
+	28, // 0: portd.v1.ServiceEntry.ports:type_name -> portd.v1.PortRange
+	29, // 1: portd.v1.ServiceEntry.protocol:type_name -> portd.v1.Protocol
 	2,  // 2: portd.v1.ServiceEntry.source:type_name -> portd.v1.EntrySource
-	9,  // 3: portd.v1.PortAssignment.protocol:type_name -> portd.v1.Protocol
-	1,  // 4: portd.v1.PortAssignment.status:type_name -> portd.v1.AssignmentStatus
-	3,  // 5: portd.v1.ServiceLookup.entries:type_name -> portd.v1.ServiceEntry
-	4,  // 6: portd.v1.ServiceLookup.assignments:type_name -> portd.v1.PortAssignment
-	0,  // 7: portd.v1.ServiceLookup.port_class:type_name -> portd.v1.PortClass
-	9,  // 8: portd.v1.LookupServicesRequest.protocol:type_name -> portd.v1.Protocol
-	5,  // 9: portd.v1.LookupServicesResponse.lookup:type_name -> portd.v1.ServiceLookup
-	6,  // 10: portd.v1.ServiceRegistryService.LookupServices:input_type -> portd.v1.LookupServicesRequest
-	7,  // 11: portd.v1.ServiceRegistryService.LookupServices:output_type -> portd.v1.LookupServicesResponse
-	11, // [11:12] is the sub-list for method output_type
-	10, // [10:11] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	30, // 3: portd.v1.ServiceEntry.change_time:type_name -> google.protobuf.Timestamp
+	29, // 4: portd.v1.PortAssignment.protocol:type_name -> portd.v1.Protocol
+	1,  // 5: portd.v1.PortAssignment.status:type_name -> portd.v1.AssignmentStatus
+	28, // 6: portd.v1.PortAssignment.ports:type_name -> portd.v1.PortRange
+	5,  // 7: portd.v1.ServiceLookup.entries:type_name -> portd.v1.ServiceEntry
+	6,  // 8: portd.v1.ServiceLookup.assignments:type_name -> portd.v1.PortAssignment
+	0,  // 9: portd.v1.ServiceLookup.port_class:type_name -> portd.v1.PortClass
+	28, // 10: portd.v1.LookupServicesRequest.ports:type_name -> portd.v1.PortRange
+	29, // 11: portd.v1.LookupServicesRequest.protocol:type_name -> portd.v1.Protocol
+	7,  // 12: portd.v1.LookupServicesResponse.lookup:type_name -> portd.v1.ServiceLookup
+	5,  // 13: portd.v1.ServiceMatch.entries:type_name -> portd.v1.ServiceEntry
+	3,  // 14: portd.v1.ServiceMatch.kind:type_name -> portd.v1.MatchKind
+	29, // 15: portd.v1.SearchServicesRequest.protocol:type_name -> portd.v1.Protocol
+	10, // 16: portd.v1.SearchServicesResponse.matches:type_name -> portd.v1.ServiceMatch
+	2,  // 17: portd.v1.ListServicesRequest.source:type_name -> portd.v1.EntrySource
+	29, // 18: portd.v1.ListServicesRequest.protocol:type_name -> portd.v1.Protocol
+	5,  // 19: portd.v1.ListServicesResponse.services:type_name -> portd.v1.ServiceEntry
+	5,  // 20: portd.v1.AddServicesRequest.services:type_name -> portd.v1.ServiceEntry
+	5,  // 21: portd.v1.AddServicesResponse.services:type_name -> portd.v1.ServiceEntry
+	29, // 22: portd.v1.EditServicesRequest.protocol:type_name -> portd.v1.Protocol
+	28, // 23: portd.v1.EditServicesRequest.ports:type_name -> portd.v1.PortRange
+	5,  // 24: portd.v1.EditServicesRequest.service:type_name -> portd.v1.ServiceEntry
+	31, // 25: portd.v1.EditServicesRequest.update_mask:type_name -> google.protobuf.FieldMask
+	5,  // 26: portd.v1.EditServicesResponse.services:type_name -> portd.v1.ServiceEntry
+	29, // 27: portd.v1.RemoveServicesRequest.protocol:type_name -> portd.v1.Protocol
+	28, // 28: portd.v1.RemoveServicesRequest.ports:type_name -> portd.v1.PortRange
+	5,  // 29: portd.v1.RemoveServicesResponse.services:type_name -> portd.v1.ServiceEntry
+	22, // 30: portd.v1.ImportServicesRequest.options:type_name -> portd.v1.ImportOptions
+	32, // 31: portd.v1.ServiceImport.before:type_name -> portd.v1.ServiceRegistryStatus
+	32, // 32: portd.v1.ServiceImport.after:type_name -> portd.v1.ServiceRegistryStatus
+	24, // 33: portd.v1.ServiceImport.changes:type_name -> portd.v1.ServiceChange
+	4,  // 34: portd.v1.ServiceChange.kind:type_name -> portd.v1.ServiceChangeKind
+	28, // 35: portd.v1.ServiceChange.ports:type_name -> portd.v1.PortRange
+	29, // 36: portd.v1.ServiceChange.protocol:type_name -> portd.v1.Protocol
+	23, // 37: portd.v1.ImportServicesResponse.import:type_name -> portd.v1.ServiceImport
+	23, // 38: portd.v1.UndoImportResponse.import:type_name -> portd.v1.ServiceImport
+	8,  // 39: portd.v1.ServiceRegistryService.LookupServices:input_type -> portd.v1.LookupServicesRequest
+	11, // 40: portd.v1.ServiceRegistryService.SearchServices:input_type -> portd.v1.SearchServicesRequest
+	13, // 41: portd.v1.ServiceRegistryService.ListServices:input_type -> portd.v1.ListServicesRequest
+	15, // 42: portd.v1.ServiceRegistryService.AddServices:input_type -> portd.v1.AddServicesRequest
+	17, // 43: portd.v1.ServiceRegistryService.EditServices:input_type -> portd.v1.EditServicesRequest
+	19, // 44: portd.v1.ServiceRegistryService.RemoveServices:input_type -> portd.v1.RemoveServicesRequest
+	21, // 45: portd.v1.ServiceRegistryService.ImportServices:input_type -> portd.v1.ImportServicesRequest
+	26, // 46: portd.v1.ServiceRegistryService.UndoImport:input_type -> portd.v1.UndoImportRequest
+	9,  // 47: portd.v1.ServiceRegistryService.LookupServices:output_type -> portd.v1.LookupServicesResponse
+	12, // 48: portd.v1.ServiceRegistryService.SearchServices:output_type -> portd.v1.SearchServicesResponse
+	14, // 49: portd.v1.ServiceRegistryService.ListServices:output_type -> portd.v1.ListServicesResponse
+	16, // 50: portd.v1.ServiceRegistryService.AddServices:output_type -> portd.v1.AddServicesResponse
+	18, // 51: portd.v1.ServiceRegistryService.EditServices:output_type -> portd.v1.EditServicesResponse
+	20, // 52: portd.v1.ServiceRegistryService.RemoveServices:output_type -> portd.v1.RemoveServicesResponse
+	25, // 53: portd.v1.ServiceRegistryService.ImportServices:output_type -> portd.v1.ImportServicesResponse
+	27, // 54: portd.v1.ServiceRegistryService.UndoImport:output_type -> portd.v1.UndoImportResponse
+	47, // [47:55] is the sub-list for method output_type
+	39, // [39:47] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_portd_v1_service_proto_init() }
@@ -741,18 +2349,25 @@ func file_portd_v1_service_proto_init() {
 	if File_portd_v1_service_proto != nil {
 		return
 	}
+	file_portd_v1_daemon_proto_init()
 	file_portd_v1_endpoint_proto_init()
 	file_portd_v1_service_proto_msgTypes[3].OneofWrappers = []any{
 		(*LookupServicesRequest_Port)(nil),
 		(*LookupServicesRequest_Name)(nil),
+		(*LookupServicesRequest_Ports)(nil),
+		(*LookupServicesRequest_ServiceCode)(nil),
+	}
+	file_portd_v1_service_proto_msgTypes[16].OneofWrappers = []any{
+		(*ImportServicesRequest_Options)(nil),
+		(*ImportServicesRequest_Data)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_portd_v1_service_proto_rawDesc), len(file_portd_v1_service_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   5,
+			NumEnums:      5,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

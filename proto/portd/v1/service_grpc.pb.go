@@ -22,16 +22,42 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	ServiceRegistryService_LookupServices_FullMethodName = "/portd.v1.ServiceRegistryService/LookupServices"
+	ServiceRegistryService_SearchServices_FullMethodName = "/portd.v1.ServiceRegistryService/SearchServices"
+	ServiceRegistryService_ListServices_FullMethodName   = "/portd.v1.ServiceRegistryService/ListServices"
+	ServiceRegistryService_AddServices_FullMethodName    = "/portd.v1.ServiceRegistryService/AddServices"
+	ServiceRegistryService_EditServices_FullMethodName   = "/portd.v1.ServiceRegistryService/EditServices"
+	ServiceRegistryService_RemoveServices_FullMethodName = "/portd.v1.ServiceRegistryService/RemoveServices"
+	ServiceRegistryService_ImportServices_FullMethodName = "/portd.v1.ServiceRegistryService/ImportServices"
+	ServiceRegistryService_UndoImport_FullMethodName     = "/portd.v1.ServiceRegistryService/UndoImport"
 )
 
 // ServiceRegistryServiceClient is the client API for ServiceRegistryService service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// ServiceRegistryService looks things up in the service registry.
+// ServiceRegistryService is the IANA registry with this host's own entries over it, which win. Everybody may ask; changes
+// are for root and the user that portd runs as.
 type ServiceRegistryServiceClient interface {
-	// LookupServices answers by port or by name. A port always has an answer; an unknown name is NOT_FOUND.
+	// LookupServices answers by port, by ports, by name or by DCCP service code. Ports always have an answer; an unknown name
+	// is NOT_FOUND, with near ones in ErrorInfo's metadata ("near", separated by commas).
 	LookupServices(ctx context.Context, in *LookupServicesRequest, opts ...grpc.CallOption) (*LookupServicesResponse, error)
+	// SearchServices finds words in names, descriptions, assignees and notes, the best matches first.
+	SearchServices(ctx context.Context, in *SearchServicesRequest, opts ...grpc.CallOption) (*SearchServicesResponse, error)
+	// ListServices gives every entry as it stands: the host's own, then IANA's, in the registry's order.
+	ListServices(ctx context.Context, in *ListServicesRequest, opts ...grpc.CallOption) (*ListServicesResponse, error)
+	// AddServices adds entries of the host's own, all or none. One that is there already with the same content is no error.
+	// A name or a port that IANA or the host gives to another service is ALREADY_EXISTS, unless override is set.
+	AddServices(ctx context.Context, in *AddServicesRequest, opts ...grpc.CallOption) (*AddServicesResponse, error)
+	// EditServices changes entries of the host's own: all of a name, or those of one protocol or port.
+	EditServices(ctx context.Context, in *EditServicesRequest, opts ...grpc.CallOption) (*EditServicesResponse, error)
+	// RemoveServices removes entries of the host's own; IANA's answer again.
+	RemoveServices(ctx context.Context, in *RemoveServicesRequest, opts ...grpc.CallOption) (*RemoveServicesResponse, error)
+	// ImportServices puts a newer IANA registry in place of the one that answers, whole or not at all; the host's own entries
+	// stay. The file is parsed and checked first: INVALID_ARGUMENT names line and reason. What was before can be brought
+	// back by UndoImport. Over REST the body is a stream of JSON messages, one after the other.
+	ImportServices(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[ImportServicesRequest, ImportServicesResponse], error)
+	// UndoImport brings back the registry before the last import; done twice, the import is there again.
+	UndoImport(ctx context.Context, in *UndoImportRequest, opts ...grpc.CallOption) (*UndoImportResponse, error)
 }
 
 type serviceRegistryServiceClient struct {
@@ -52,14 +78,106 @@ func (c *serviceRegistryServiceClient) LookupServices(ctx context.Context, in *L
 	return out, nil
 }
 
+func (c *serviceRegistryServiceClient) SearchServices(ctx context.Context, in *SearchServicesRequest, opts ...grpc.CallOption) (*SearchServicesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SearchServicesResponse)
+	err := c.cc.Invoke(ctx, ServiceRegistryService_SearchServices_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *serviceRegistryServiceClient) ListServices(ctx context.Context, in *ListServicesRequest, opts ...grpc.CallOption) (*ListServicesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListServicesResponse)
+	err := c.cc.Invoke(ctx, ServiceRegistryService_ListServices_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *serviceRegistryServiceClient) AddServices(ctx context.Context, in *AddServicesRequest, opts ...grpc.CallOption) (*AddServicesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AddServicesResponse)
+	err := c.cc.Invoke(ctx, ServiceRegistryService_AddServices_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *serviceRegistryServiceClient) EditServices(ctx context.Context, in *EditServicesRequest, opts ...grpc.CallOption) (*EditServicesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EditServicesResponse)
+	err := c.cc.Invoke(ctx, ServiceRegistryService_EditServices_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *serviceRegistryServiceClient) RemoveServices(ctx context.Context, in *RemoveServicesRequest, opts ...grpc.CallOption) (*RemoveServicesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveServicesResponse)
+	err := c.cc.Invoke(ctx, ServiceRegistryService_RemoveServices_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *serviceRegistryServiceClient) ImportServices(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[ImportServicesRequest, ImportServicesResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &ServiceRegistryService_ServiceDesc.Streams[0], ServiceRegistryService_ImportServices_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ImportServicesRequest, ImportServicesResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ServiceRegistryService_ImportServicesClient = grpc.ClientStreamingClient[ImportServicesRequest, ImportServicesResponse]
+
+func (c *serviceRegistryServiceClient) UndoImport(ctx context.Context, in *UndoImportRequest, opts ...grpc.CallOption) (*UndoImportResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UndoImportResponse)
+	err := c.cc.Invoke(ctx, ServiceRegistryService_UndoImport_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ServiceRegistryServiceServer is the server API for ServiceRegistryService service.
 // All implementations must embed UnimplementedServiceRegistryServiceServer
 // for forward compatibility.
 //
-// ServiceRegistryService looks things up in the service registry.
+// ServiceRegistryService is the IANA registry with this host's own entries over it, which win. Everybody may ask; changes
+// are for root and the user that portd runs as.
 type ServiceRegistryServiceServer interface {
-	// LookupServices answers by port or by name. A port always has an answer; an unknown name is NOT_FOUND.
+	// LookupServices answers by port, by ports, by name or by DCCP service code. Ports always have an answer; an unknown name
+	// is NOT_FOUND, with near ones in ErrorInfo's metadata ("near", separated by commas).
 	LookupServices(context.Context, *LookupServicesRequest) (*LookupServicesResponse, error)
+	// SearchServices finds words in names, descriptions, assignees and notes, the best matches first.
+	SearchServices(context.Context, *SearchServicesRequest) (*SearchServicesResponse, error)
+	// ListServices gives every entry as it stands: the host's own, then IANA's, in the registry's order.
+	ListServices(context.Context, *ListServicesRequest) (*ListServicesResponse, error)
+	// AddServices adds entries of the host's own, all or none. One that is there already with the same content is no error.
+	// A name or a port that IANA or the host gives to another service is ALREADY_EXISTS, unless override is set.
+	AddServices(context.Context, *AddServicesRequest) (*AddServicesResponse, error)
+	// EditServices changes entries of the host's own: all of a name, or those of one protocol or port.
+	EditServices(context.Context, *EditServicesRequest) (*EditServicesResponse, error)
+	// RemoveServices removes entries of the host's own; IANA's answer again.
+	RemoveServices(context.Context, *RemoveServicesRequest) (*RemoveServicesResponse, error)
+	// ImportServices puts a newer IANA registry in place of the one that answers, whole or not at all; the host's own entries
+	// stay. The file is parsed and checked first: INVALID_ARGUMENT names line and reason. What was before can be brought
+	// back by UndoImport. Over REST the body is a stream of JSON messages, one after the other.
+	ImportServices(grpc.ClientStreamingServer[ImportServicesRequest, ImportServicesResponse]) error
+	// UndoImport brings back the registry before the last import; done twice, the import is there again.
+	UndoImport(context.Context, *UndoImportRequest) (*UndoImportResponse, error)
 	mustEmbedUnimplementedServiceRegistryServiceServer()
 }
 
@@ -72,6 +190,27 @@ type UnimplementedServiceRegistryServiceServer struct{}
 
 func (UnimplementedServiceRegistryServiceServer) LookupServices(context.Context, *LookupServicesRequest) (*LookupServicesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method LookupServices not implemented")
+}
+func (UnimplementedServiceRegistryServiceServer) SearchServices(context.Context, *SearchServicesRequest) (*SearchServicesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SearchServices not implemented")
+}
+func (UnimplementedServiceRegistryServiceServer) ListServices(context.Context, *ListServicesRequest) (*ListServicesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListServices not implemented")
+}
+func (UnimplementedServiceRegistryServiceServer) AddServices(context.Context, *AddServicesRequest) (*AddServicesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AddServices not implemented")
+}
+func (UnimplementedServiceRegistryServiceServer) EditServices(context.Context, *EditServicesRequest) (*EditServicesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method EditServices not implemented")
+}
+func (UnimplementedServiceRegistryServiceServer) RemoveServices(context.Context, *RemoveServicesRequest) (*RemoveServicesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveServices not implemented")
+}
+func (UnimplementedServiceRegistryServiceServer) ImportServices(grpc.ClientStreamingServer[ImportServicesRequest, ImportServicesResponse]) error {
+	return status.Error(codes.Unimplemented, "method ImportServices not implemented")
+}
+func (UnimplementedServiceRegistryServiceServer) UndoImport(context.Context, *UndoImportRequest) (*UndoImportResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UndoImport not implemented")
 }
 func (UnimplementedServiceRegistryServiceServer) mustEmbedUnimplementedServiceRegistryServiceServer() {
 }
@@ -113,6 +252,121 @@ func _ServiceRegistryService_LookupServices_Handler(srv interface{}, ctx context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ServiceRegistryService_SearchServices_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SearchServicesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ServiceRegistryServiceServer).SearchServices(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ServiceRegistryService_SearchServices_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ServiceRegistryServiceServer).SearchServices(ctx, req.(*SearchServicesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ServiceRegistryService_ListServices_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListServicesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ServiceRegistryServiceServer).ListServices(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ServiceRegistryService_ListServices_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ServiceRegistryServiceServer).ListServices(ctx, req.(*ListServicesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ServiceRegistryService_AddServices_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AddServicesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ServiceRegistryServiceServer).AddServices(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ServiceRegistryService_AddServices_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ServiceRegistryServiceServer).AddServices(ctx, req.(*AddServicesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ServiceRegistryService_EditServices_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EditServicesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ServiceRegistryServiceServer).EditServices(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ServiceRegistryService_EditServices_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ServiceRegistryServiceServer).EditServices(ctx, req.(*EditServicesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ServiceRegistryService_RemoveServices_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveServicesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ServiceRegistryServiceServer).RemoveServices(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ServiceRegistryService_RemoveServices_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ServiceRegistryServiceServer).RemoveServices(ctx, req.(*RemoveServicesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ServiceRegistryService_ImportServices_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(ServiceRegistryServiceServer).ImportServices(&grpc.GenericServerStream[ImportServicesRequest, ImportServicesResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ServiceRegistryService_ImportServicesServer = grpc.ClientStreamingServer[ImportServicesRequest, ImportServicesResponse]
+
+func _ServiceRegistryService_UndoImport_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UndoImportRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ServiceRegistryServiceServer).UndoImport(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ServiceRegistryService_UndoImport_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ServiceRegistryServiceServer).UndoImport(ctx, req.(*UndoImportRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ServiceRegistryService_ServiceDesc is the grpc.ServiceDesc for ServiceRegistryService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -124,7 +378,37 @@ var ServiceRegistryService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "LookupServices",
 			Handler:    _ServiceRegistryService_LookupServices_Handler,
 		},
+		{
+			MethodName: "SearchServices",
+			Handler:    _ServiceRegistryService_SearchServices_Handler,
+		},
+		{
+			MethodName: "ListServices",
+			Handler:    _ServiceRegistryService_ListServices_Handler,
+		},
+		{
+			MethodName: "AddServices",
+			Handler:    _ServiceRegistryService_AddServices_Handler,
+		},
+		{
+			MethodName: "EditServices",
+			Handler:    _ServiceRegistryService_EditServices_Handler,
+		},
+		{
+			MethodName: "RemoveServices",
+			Handler:    _ServiceRegistryService_RemoveServices_Handler,
+		},
+		{
+			MethodName: "UndoImport",
+			Handler:    _ServiceRegistryService_UndoImport_Handler,
+		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "ImportServices",
+			Handler:       _ServiceRegistryService_ImportServices_Handler,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "portd/v1/service.proto",
 }
