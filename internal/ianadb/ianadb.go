@@ -47,6 +47,9 @@ func (db *DB) Source() Source {
 // Len returns the number of records.
 func (db *DB) Len() int { return len(db.records) / recordSize }
 
+// holders returns the list of the records that hold a port.
+func (db *DB) holders(port uint16) uint32 { return word(db.ports, uint32(port)) >> listShift }
+
 // The iterators below are only a closure each, so that they are inlined and a loop over one allocates nothing.
 
 // All yields every record in file order: by port first, then the names without one.
@@ -63,7 +66,7 @@ func (db *DB) All() iter.Seq[Record] {
 // ByPort yields the records that hold a port, in file order: single ports, ranges, and stale ranges in which single
 // ports were assigned later. With a protocol, only those for it and those for every protocol.
 func (db *DB) ByPort(port uint16, p Protocol) iter.Seq[Record] {
-	return func(yield func(Record) bool) { db.walk(word(db.ports, uint32(port))>>listShift, p, yield) }
+	return func(yield func(Record) bool) { db.walk(db.holders(port), p, yield) }
 }
 
 // ByName yields the records of a service name in file order, whatever the case of its ASCII letters: one for each of
@@ -72,15 +75,16 @@ func (db *DB) ByName(name string, p Protocol) iter.Seq[Record] {
 	return func(yield func(Record) bool) { db.walk(db.find(name), p, yield) }
 }
 
-// walk yields the records of a list.
-func (db *DB) walk(at uint32, p Protocol, yield func(Record) bool) {
+// walk yields the records of a list, and reports whether the caller wants more.
+func (db *DB) walk(at uint32, p Protocol, yield func(Record) bool) bool {
 	for end := at == 0; !end; at++ {
 		n := word(db.lists, at)
 		end = n&endOfList != 0
 		if r := (Record{db, n &^ endOfList}); r.Protocol().meets(p) && !yield(r) {
-			return
+			return false
 		}
 	}
+	return true
 }
 
 // find returns the list of the records with a name.

@@ -1,0 +1,158 @@
+package ianadb
+
+import (
+	"iter"
+	"strconv"
+)
+
+// A Directory is IANA's registry with the host's own entries over it, which come first and win. It is two pointers: a
+// value to copy, and as safe for many goroutines as its DBs.
+type Directory struct {
+	IANA *DB
+	Own  *DB // nil: the host has none
+}
+
+// both returns the registries that there are, the host's own first.
+func (d Directory) both() []*DB {
+	if d.Own == nil {
+		return []*DB{d.IANA}
+	}
+	return []*DB{d.Own, d.IANA}
+}
+
+// IsOwn reports whether a record is one of the host's.
+func (d Directory) IsOwn(r Record) bool { return r.db == d.Own }
+
+// All yields every record, each registry in its file order.
+func (d Directory) All() iter.Seq[Record] {
+	return func(yield func(Record) bool) {
+		for _, db := range d.both() {
+			for i := range uint32(db.Len()) {
+				if !yield(Record{db, i}) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// As in DB, the two below are only a closure each: a loop over one allocates nothing.
+
+// ByPort is DB.ByPort over both registries.
+func (d Directory) ByPort(port uint16, p Protocol) iter.Seq[Record] {
+	return func(yield func(Record) bool) { d.walkPort(port, p, yield) }
+}
+
+// ByName is DB.ByName over both registries.
+func (d Directory) ByName(name string, p Protocol) iter.Seq[Record] {
+	return func(yield func(Record) bool) { d.walkName(name, p, yield) }
+}
+
+func (d Directory) walkPort(port uint16, p Protocol, yield func(Record) bool) {
+	if d.Own == nil || d.Own.walk(d.Own.holders(port), p, yield) {
+		d.IANA.walk(d.IANA.holders(port), p, yield)
+	}
+}
+
+func (d Directory) walkName(name string, p Protocol, yield func(Record) bool) {
+	if d.Own == nil || d.Own.walk(d.Own.find(name), p, yield) {
+		d.IANA.walk(d.IANA.find(name), p, yield)
+	}
+}
+
+// ByPorts yields the records that hold any port of a range, each once, ascending by their first port.
+func (d Directory) ByPorts(ports Range, p Protocol) iter.Seq[Record] {
+	return func(yield func(Record) bool) {
+		if d.Own == nil || d.Own.walkRange(ports, p, yield) {
+			d.IANA.walkRange(ports, p, yield)
+		}
+	}
+}
+
+// walkRange reports whether the caller wants more.
+func (db *DB) walkRange(ports Range, p Protocol, yield func(Record) bool) bool {
+	last := uint32(0)
+	for port := uint32(ports.First); port <= uint32(ports.Last); port++ {
+		list := db.holders(uint16(port))
+		if list == last { // no record begins here, for then the lists would differ
+			continue
+		}
+		last = list
+		more := db.walk(list, p, func(r Record) bool {
+			held, _ := r.Ports()
+			return port > uint32(ports.First) && uint32(held.First) < port || yield(r) // or it came at an earlier port
+		})
+		if !more {
+			return false
+		}
+	}
+	return true
+}
+
+// ByServiceCode yields the DCCP services with a service code (RFC 4340, section 8.1.2). It looks at every record.
+func (d Directory) ByServiceCode(code uint32) iter.Seq[Record] {
+	cell := strconv.FormatUint(uint64(code), 10)
+	return func(yield func(Record) bool) {
+		for r := range d.All() {
+			if r.Protocol().meets(DCCP) && r.Entry().ServiceCode == cell && !yield(r) {
+				return
+			}
+		}
+	}
+}
+
+// Names is DB.Names over both registries; a name that the host gives the port is not said again for IANA's record.
+func (d Directory) Names(port uint16, p Protocol) iter.Seq[string] {
+	if d.Own == nil {
+		return d.IANA.Names(port, p)
+	}
+	return func(yield func(string) bool) { d.names(port, p, yield) }
+}
+
+func (d Directory) names(port uint16, p Protocol, yield func(string) bool) {
+	for r := range d.ByPort(port, p) {
+		if r.Status() != StatusAssigned || r.db == d.IANA && d.Own.named(port, p, r.Name()) {
+			continue
+		}
+		if !yield(r.Name()) {
+			return
+		}
+	}
+}
+
+// named reports whether a port is assigned to a name.
+func (db *DB) named(port uint16, p Protocol, name string) bool {
+	for have := range db.Names(port, p) {
+		if sameName(have, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// Ports is DB.Ports of the host's own entries where they have the name for that protocol, and else of IANA's: who gives
+// a name another port on this host does not want IANA's as well.
+func (d Directory) Ports(name string, p Protocol) []Range {
+	if d.Own != nil {
+		for range d.Own.ByName(name, p) {
+			return d.Own.Ports(name, p)
+		}
+	}
+	return d.IANA.Ports(name, p)
+}
+
+// Status is what the host's own entries say of a port, which is StatusAssigned wherever one has it, and else DB.Status
+// of IANA's registry.
+func (d Directory) Status(port uint16, p Protocol) Status {
+	if d.Own != nil {
+		if s := d.Own.Status(port, p); s != StatusNone && s != StatusDynamic {
+			return s
+		}
+	}
+	return d.IANA.Status(port, p)
+}
+
+// Unassigned reports whether the port is free for this protocol: IANA says so, and the host has no entry for it.
+func (d Directory) Unassigned(port uint16, p Protocol) bool {
+	return d.Status(port, p) == StatusUnassigned
+}
