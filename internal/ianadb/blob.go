@@ -57,6 +57,9 @@ func Open(blob string) (*DB, error) {
 	return db, nil
 }
 
+// Blob returns the registry as Compile made it and Open reads it. It shares the DB's memory.
+func (db *DB) Blob() string { return db.blob }
+
 // layOut finds the sections, which together take the whole blob, and looks at nothing in them.
 func layOut(blob string) (*DB, error) {
 	if len(blob) < headerSize || blob[:versionAt] != magic {

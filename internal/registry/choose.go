@@ -67,7 +67,7 @@ func (r *Registry) choose(ctx context.Context, c Caller, e *entry, res *Reservat
 	text := fmt.Sprintf("no free %s for %s in %d-%d: of %d candidates %d are reserved here, %d in use by other programs",
 		what, protoList(s.Protos), within.First, within.Last, starts, tally.reserved, tally.inUse)
 	if free {
-		text += fmt.Sprintf(", %d assigned by IANA or set apart", tally.left)
+		text += fmt.Sprintf(", %d assigned to services or set apart", tally.left)
 	}
 	return failed(ErrExhausted, "%s; give a range of your own or release something", text)
 }
@@ -79,10 +79,11 @@ func (r *Registry) choosable(eps []Endpoint) bool {
 			return false
 		}
 	}
+	services := r.Services()
 	for _, ep := range eps {
 		proto, known := ianaProtocol(ep.Proto)
 		for p := int(ep.First); known && p <= int(ep.Last); p++ {
-			if !r.cfg.Services.Unassigned(uint16(p), proto) {
+			if !services.Unassigned(uint16(p), proto) {
 				return false
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/portd/portd/internal/ianadb"
@@ -22,7 +23,7 @@ type Config struct {
 	Store    Store
 	Binder   Binder
 	Policy   Policy
-	Services *ianadb.DB
+	Services *ianadb.DB                          // that portd was built with
 	BootID   string                              // of this boot of the host
 	Log      *slog.Logger                        // nil: silent
 	BootTime func() time.Duration                // what leases count; nil: CLOCK_BOOTTIME
@@ -39,6 +40,8 @@ type Registry struct {
 	stopped chan struct{} // closed when nobody commits any more
 	swept   time.Time     // when old request ids were last looked for; the committing goroutine's
 	rearm   chan struct{} // tells the lease keeper of a new deadline; capacity 1
+
+	services atomic.Pointer[Services] // stored with mu held, loaded without
 
 	mu       sync.RWMutex // guards all below; never held over a system call of the Binder or the Store
 	entries  map[string]*entry
@@ -76,7 +79,7 @@ func New(cfg Config) *Registry {
 	if cfg.Ended == nil {
 		cfg.Ended = func(*Reservation, string) {}
 	}
-	return &Registry{
+	r := &Registry{
 		cfg:      cfg,
 		queue:    make(chan *commit, maxBatch),
 		stopped:  make(chan struct{}),
@@ -90,6 +93,8 @@ func New(cfg Config) *Registry {
 		lost:     map[*entry]bool{},
 		changed:  make(chan struct{}),
 	}
+	r.services.Store(embedded(cfg.Services))
+	return r
 }
 
 // Start loads the store, binds what was held and makes listen what listened. It is done before anybody else calls.
@@ -155,9 +160,6 @@ func (r *Registry) Run(ctx context.Context) error {
 
 // Policy is what decides who may do what.
 func (r *Registry) Policy() Policy { return r.cfg.Policy }
-
-// Services is the IANA registry.
-func (r *Registry) Services() *ianadb.DB { return r.cfg.Services }
 
 // Status is the registry in numbers.
 type Status struct {

@@ -198,18 +198,19 @@ func checkNetns(c Caller, ns *string) error {
 	return &UnsupportedError{"network namespace " + *ns, "this portd reserves in its own only", "NETNS"}
 }
 
-// servicePort is the one port that IANA gives a service for all of the protocols.
+// servicePort is the one port that the host or IANA gives a service for all of the protocols.
 func (r *Registry) servicePort(name string, protos []Protocol) (uint16, error) {
 	var port uint16
+	services := r.Services()
 	for _, p := range protos {
 		assigned, known := ianaProtocol(p)
 		var ports []ianadb.Range
 		if known {
-			ports = r.cfg.Services.Ports(name, assigned)
+			ports = services.Ports(name, assigned)
 		}
 		switch {
 		case len(ports) == 0:
-			return 0, failed(ErrNotFound, "the IANA registry has no port for the service %q over %v", name, p)
+			return 0, failed(ErrNotFound, "the service registry has no port for %q over %v", name, p)
 		case len(ports) > 1 || ports[0].First != ports[0].Last:
 			return 0, invalid("spec.endpoints.service", "%q has several ports for %v; say which", name, p)
 		case port != 0 && ports[0].First != port:

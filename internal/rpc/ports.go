@@ -26,12 +26,12 @@ func (s *ports) Whois(ctx context.Context, req *pb.WhoisRequest) (*pb.WhoisRespo
 	if err != nil {
 		return nil, err
 	}
-	found, err := lookup(s.reg.Services(), q)
+	found, err := lookup(s.reg.Services().IANA, q)
 	if err != nil {
 		return nil, err
 	}
 	me, out := callerOf(ctx), &pb.WhoisResponse{Lookup: found}
-	wanted := wantedBy(s.reg.Services(), q)
+	wanted := wantedBy(s.reg.Services().IANA, q)
 	if len(wanted) > maxWhois {
 		out.Hidden = append(out.Hidden, fmt.Sprintf("only the first %d of %d ports were looked at: ask for one", maxWhois, len(wanted)))
 		wanted = wanted[:maxWhois]

@@ -1,0 +1,97 @@
+package registry
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/portd/portd/internal/ianadb"
+)
+
+// Services is the service registry at one moment: IANA's, with the host's own entries over it. It never changes.
+type Services struct {
+	ianadb.Directory
+	Current  *Edition      // the edition of IANA's registry that answers
+	Previous *Edition      // the one that UndoImport brings back; nil: none
+	Embedded *Edition      // the one that portd was built with
+	Own      []*OwnService // sorted by name, protocol and port
+}
+
+// Origin says how an edition got here.
+type Origin uint8
+
+const (
+	Embedded Origin = iota + 1 // with portd itself
+	Imported
+)
+
+func (o Origin) String() string { return [...]string{"unknown", "embedded", "imported"}[o] }
+
+// An Edition is IANA's registry as it was at some date. It is never changed.
+type Edition struct {
+	Slot    string // CurrentSlot or PreviousSlot
+	Origin  Origin
+	Date    string   // YYYY-MM-DD; empty where it is not known
+	SHA256  [32]byte // of the file it was made from
+	Records int
+	Blob    string // as ianadb.Open reads it; empty in events
+
+	// Of an imported one:
+	From         string // URL or name of the file
+	LastModified string // what the web server said of it (RFC 9110 section 8.8)
+	ETag         string
+	By           Principal
+	Time         time.Time
+}
+
+// The places in the store that an edition can be in.
+const (
+	CurrentSlot  = "current"
+	PreviousSlot = "previous"
+)
+
+// An OwnService is an entry of the host's own. It is never changed: a change makes another.
+type OwnService struct {
+	Entry    ianadb.Entry // with a name, ports and a protocol
+	By       Principal    // who added or last changed it
+	Time     time.Time    // when
+	Revision Revision
+}
+
+// Services is the service registry as it is now. It waits for nothing.
+func (r *Registry) Services() *Services { return r.services.Load() }
+
+// embedded is the services of a host that has nothing of its own.
+func embedded(db *ianadb.DB) *Services {
+	source := db.Source()
+	e := &Edition{
+		Slot: CurrentSlot, Origin: Embedded, Date: source.Date, SHA256: source.SHA256, Records: db.Len(), Blob: db.Blob(),
+	}
+	return &Services{Directory: ianadb.Directory{IANA: db}, Current: e, Embedded: e}
+}
+
+// compare orders the host's own entries by name, protocol and port.
+func (s *OwnService) compare(o *OwnService) int {
+	a, b := s.Entry, o.Entry
+	return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.First, b.First), cmp.Compare(a.Last, b.Last))
+}
+
+// withOwn is s with other entries of the host's own.
+func (s *Services) withOwn(own []*OwnService) (*Services, error) {
+	next := *s
+	next.Own, next.Directory.Own = own, nil
+	slices.SortFunc(next.Own, (*OwnService).compare)
+	if len(own) == 0 {
+		return &next, nil
+	}
+	entries := make([]ianadb.Entry, len(own))
+	for i, o := range own {
+		entries[i] = o.Entry
+	}
+	blob, err := ianadb.Compile(entries, ianadb.Source{})
+	if err != nil {
+		return nil, err
+	}
+	next.Directory.Own, err = ianadb.Open(string(blob))
+	return &next, err
+}
