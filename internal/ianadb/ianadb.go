@@ -6,6 +6,7 @@ import (
 	_ "embed"
 	"iter"
 	"slices"
+	"sync"
 )
 
 //go:generate go run ./gen -date 2026-08-17 service-names-port-numbers.csv registry.bin
@@ -17,6 +18,9 @@ var registry string
 type DB struct {
 	blob                                string
 	ports, records, lists, slots, cells string // the sections of blob
+
+	prepare sync.Once
+	text    *searchText // made by prepare
 }
 
 // Embedded returns the registry that is shipped with the program. It costs no more than the DB it returns.
