@@ -32,13 +32,15 @@ var arrows = map[string][]string{
 	"internal/sockdiag":                   nil,
 	"internal/wire":                       nil,
 	"internal/registry":                   {"internal/ianadb"},
-	"internal/registry/boltstore":         {"internal/registry", "internal/registry/boltstore/storepb"},
+	"internal/registry/boltstore":         {"internal/ianadb", "internal/registry", "internal/registry/boltstore/storepb"},
 	"internal/registry/boltstore/storepb": nil,
-	"internal/registry/storetest":         {"internal/registry"},
+	"internal/registry/storetest":         {"internal/ianadb", "internal/registry"},
+	"internal/services":                   {"internal/ianadb", "internal/registry", "proto/portd/v1"},
 	"internal/binder":                     {"internal/registry", "internal/sockdiag"},
 	"internal/handoff":                    {"internal/fdpass", "internal/peercred", "internal/registry", "internal/wire"},
 	"internal/rpc": {
-		"api/openapi", "internal/ianadb", "internal/peercred", "internal/registry", "internal/rpc/portdgw", "proto/portd/v1",
+		"api/openapi", "internal/ianadb", "internal/peercred", "internal/registry", "internal/rpc/portdgw", "internal/services",
+		"proto/portd/v1",
 	},
 	"internal/rpc/portdgw": {"proto/portd/v1"},
 	"internal/daemon": {
@@ -50,7 +52,9 @@ var arrows = map[string][]string{
 		"internal/fdpass", "internal/paths", "internal/peercred", "internal/registry", "internal/wire", "proto/portd/v1",
 	},
 	"cmd/portd":   {"internal/daemon"},
-	"cmd/portctl": {"client", "internal/ianadb", "internal/paths", "internal/registry", "proto/portd/v1"},
+	"cmd/portctl": {
+		"client", "internal/etcservices", "internal/ianadb", "internal/paths", "internal/registry", "internal/services", "proto/portd/v1",
+	},
 }
 
 // strangers are packages of others that must not reach where they would hurt.
