@@ -146,6 +146,8 @@ func stamp(rec Record, rev Revision, now time.Time) {
 		}
 	case *Request:
 		rec.Revision, rec.Time = rev, now
+	case *OwnService:
+		rec.Revision, rec.Time = rev, now
 	}
 }
 

@@ -3,6 +3,8 @@ package registry
 import (
 	"cmp"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/portd/portd/internal/ianadb"
@@ -94,4 +96,17 @@ func (s *Services) withOwn(own []*OwnService) (*Services, error) {
 	}
 	next.Directory.Own, err = ianadb.Open(string(blob))
 	return &next, err
+}
+
+func serviceKey(e ianadb.Entry) Key {
+	return Key{KindService, strings.ToLower(e.Name) + "/" + e.Protocol.String() + "/" + portsText(e.First, e.Last)}
+}
+
+// portsText spells ports as the registry does: "443", "6000-6063".
+func portsText(first, last uint16) string {
+	text := strconv.Itoa(int(first))
+	if last != first {
+		text += "-" + strconv.Itoa(int(last))
+	}
+	return text
 }

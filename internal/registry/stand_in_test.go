@@ -54,6 +54,10 @@ func (m *memory) Commit(_ context.Context, base registry.Revision, changes []reg
 				m.state.Requests = append(m.state.Requests, rec)
 			case *registry.Boot:
 				m.state.Boot = rec
+			case *registry.Edition:
+				m.state.Editions = append(m.state.Editions, rec)
+			case *registry.OwnService:
+				m.state.Services = append(m.state.Services, rec)
 			}
 		}
 		m.log = append(m.log, ch)
@@ -66,6 +70,8 @@ func (m *memory) drop(k registry.Key) {
 	m.state.Reservations = slices.DeleteFunc(m.state.Reservations, func(r *registry.Reservation) bool { return r.Key() == k })
 	m.state.Leases = slices.DeleteFunc(m.state.Leases, func(l *registry.Lease) bool { return l.Key() == k })
 	m.state.Requests = slices.DeleteFunc(m.state.Requests, func(r *registry.Request) bool { return r.Key() == k })
+	m.state.Editions = slices.DeleteFunc(m.state.Editions, func(e *registry.Edition) bool { return e.Key() == k })
+	m.state.Services = slices.DeleteFunc(m.state.Services, func(s *registry.OwnService) bool { return s.Key() == k })
 }
 
 func (m *memory) Events(_ context.Context, from registry.Revision) iter.Seq2[registry.Change, error] {

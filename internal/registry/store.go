@@ -32,6 +32,8 @@ type State struct {
 	Reservations []*Reservation
 	Leases       []*Lease
 	Requests     []*Request
+	Editions     []*Edition
+	Services     []*OwnService
 }
 
 // A Change is everything that one request changed, under one revision.
@@ -44,7 +46,7 @@ type Change struct {
 	Compact  Revision // forget the events before this revision; 0: none
 }
 
-// A Record is something that a Store keeps: *Reservation, *Lease, *Request or *Boot.
+// A Record is something that a Store keeps: *Reservation, *Lease, *Request, *Boot, *Edition or *OwnService.
 type Record interface{ Key() Key }
 
 // Kind is a kind of record.
@@ -55,6 +57,8 @@ const (
 	KindLease       Kind = "lease"
 	KindRequest     Kind = "request"
 	KindBoot        Kind = "boot"
+	KindEdition     Kind = "edition"
+	KindService     Kind = "service"
 )
 
 // A Key names a record.
@@ -84,4 +88,6 @@ func (l *Lease) Key() Key       { return Key{KindLease, l.ID} }
 func (r *Request) Key() Key {
 	return Key{KindRequest, string(r.Caller) + "\x00" + r.Method + "\x00" + r.ID}
 }
-func (b *Boot) Key() Key { return Key{KindBoot, ""} }
+func (b *Boot) Key() Key       { return Key{KindBoot, ""} }
+func (e *Edition) Key() Key    { return Key{KindEdition, e.Slot} }
+func (s *OwnService) Key() Key { return serviceKey(s.Entry) }

@@ -40,6 +40,10 @@ var eventTypes = enum[registry.EventType, storepb.EventType]{
 	{registry.EventExpired, storepb.EventType_EVENT_TYPE_EXPIRED},
 	{registry.EventLeaseCreated, storepb.EventType_EVENT_TYPE_LEASE_CREATED},
 	{registry.EventLeaseEnded, storepb.EventType_EVENT_TYPE_LEASE_ENDED},
+	{registry.EventServiceAdded, storepb.EventType_EVENT_TYPE_SERVICE_ADDED},
+	{registry.EventServiceEdited, storepb.EventType_EVENT_TYPE_SERVICE_EDITED},
+	{registry.EventServiceRemoved, storepb.EventType_EVENT_TYPE_SERVICE_REMOVED},
+	{registry.EventRegistryReplaced, storepb.EventType_EVENT_TYPE_REGISTRY_REPLACED},
 }
 
 func (e enum[T, S]) number(v T) (S, error) {
@@ -188,6 +192,8 @@ func (c *toStored) change(ch registry.Change) *storepb.Change {
 			Type:        typ,
 			Reservation: c.reservation(e.Reservation),
 			Lease:       c.lease(e.Lease),
+			Service:     c.service(e.Service),
+			Edition:     c.editionFacts(e.Edition),
 			Caller:      string(e.Caller),
 			Reason:      strings.ToValidUTF8(e.Reason, "\uFFFD"), // it may name a process, whose name may be any bytes
 		})
@@ -359,6 +365,8 @@ func (c *fromStored) change(at registry.Revision, m *storepb.Change) registry.Ch
 			Type:        typ,
 			Reservation: c.reservation(e.GetReservation()),
 			Lease:       c.lease(e.GetLease()),
+			Service:     c.service(e.GetService()),
+			Edition:     c.editionFacts(e.GetEdition()),
 			Caller:      registry.Principal(e.GetCaller()),
 			Reason:      e.GetReason(),
 		})

@@ -34,9 +34,13 @@ func TestEveryFieldIsWritten(t *testing.T) {
 			messages = append(messages, c.request(r))
 		case *registry.Boot:
 			messages = append(messages, c.boot(r))
+		case *registry.Edition:
+			messages = append(messages, c.edition(r))
+		case *registry.OwnService:
+			messages = append(messages, c.service(r))
 		}
 	}
-	if c.err != nil || len(messages) != 5 {
+	if c.err != nil || len(messages) != 7 {
 		t.Fatalf("%d messages (%v)", len(messages), c.err)
 	}
 	for _, m := range messages {
@@ -124,7 +128,7 @@ func FuzzDecode(f *testing.F) {
 			t.Errorf("unsealed: %v", err)
 		}
 		sealed := append(binary.BigEndian.AppendUint32(nil, checksum(key, body)), body...)
-		switch kind % 5 {
+		switch kind % 7 {
 		case 0:
 			again(t, sealed, func(c *fromStored, m *storepb.Change) registry.Change { return c.change(1, m) }, (*toStored).change)
 		case 1:
@@ -135,6 +139,10 @@ func FuzzDecode(f *testing.F) {
 			again(t, sealed, (*fromStored).request, (*toStored).request)
 		case 4:
 			again(t, sealed, (*fromStored).boot, (*toStored).boot)
+		case 5:
+			again(t, sealed, (*fromStored).edition, (*toStored).edition)
+		case 6:
+			again(t, sealed, (*fromStored).service, (*toStored).service)
 		}
 		if !bytes.Equal(sealed[4:], body) {
 			t.Error("decoding has changed what it read")

@@ -2,7 +2,9 @@ package boltstore
 
 import (
 	"bytes"
+	"compress/gzip"
 	"errors"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"net/netip"
@@ -388,11 +390,11 @@ func TestMigrate(t *testing.T) {
 		_, err := tx.CreateBucket([]byte("new"))
 		return err
 	}
-	if _, err := open(path, Options{}, []migration{stepped, func(*bolt.Tx) error { return failed }}); !errors.Is(err, failed) {
+	if _, err := open(path, Options{}, append(migrations, stepped, func(*bolt.Tx) error { return failed })); !errors.Is(err, failed) {
 		t.Fatalf("with a step that fails: %v", err)
 	}
 	// That left nothing behind, or else CreateBucket would fail now.
-	s, err := open(path, Options{}, []migration{stepped, func(*bolt.Tx) error { return nil }})
+	s, err := open(path, Options{}, append(migrations, stepped, func(*bolt.Tx) error { return nil }))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -400,7 +402,8 @@ func TestMigrate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before.Schema = 3
+	reads := newest(migrations)
+	before.Schema = reads + 2
 	if diff := cmp.Diff(before, st, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 		t.Errorf("after the migration (-want +got):\n%s", diff)
 	}
@@ -408,7 +411,76 @@ func TestMigrate(t *testing.T) {
 		t.Fatal(err)
 	}
 	var newer *SchemaError
-	if _, err := Open(path, Options{}); !errors.As(err, &newer) || *newer != (SchemaError{Have: 3, Reads: 1}) {
+	if _, err := Open(path, Options{}); !errors.As(err, &newer) || *newer != (SchemaError{Have: reads + 2, Reads: reads}) {
 		t.Errorf("of a newer portd: %v", err)
+	}
+}
+
+// testdata/schema1.db.gz is what a portd of schema 1 wrote: all that it had is there, and what it had not can be written.
+func TestMigrateSchema1(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "portd.db")
+	packed, err := os.Open(filepath.Join("testdata", "schema1.db.gz"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer packed.Close()
+	unpacked, err := gzip.NewReader(packed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, err := io.ReadAll(unpacked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, old, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	at := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	web := &registry.Reservation{
+		ID: "rsv_1", Name: "web", Owner: "uid:1000", Lease: "lse_1", Created: at, CreateRevision: 1, Revision: 1,
+		Assigned: []registry.Assigned{{Endpoint: registry.Endpoint{
+			Netns: registry.HostNetns, Proto: registry.TCP, Addr: registry.AnyAddr, First: 8080, Last: 8080,
+		}}},
+	}
+	lease := &registry.Lease{ID: "lse_1", Owner: "uid:1000", Spec: registry.LeaseSpec{Kind: registry.SessionLease}, Created: at, CreateRevision: 1}
+	want := &registry.State{
+		Schema: 2, Revision: 2, Oldest: 1, Boot: &registry.Boot{ID: "that one"},
+		Reservations: []*registry.Reservation{web}, Leases: []*registry.Lease{lease},
+		Requests: []*registry.Request{{Caller: "uid:1000", Method: "Reserve", ID: "1", Time: at, Result: web, Revision: 1}},
+	}
+	check := func(s *Store) {
+		t.Helper()
+		st, err := s.Load(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		want.StoreID = st.StoreID
+		if diff := cmp.Diff(want, st, cmpopts.EquateComparable(netip.Addr{}), cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("after the migration (-want +got):\n%s", diff)
+		}
+	}
+	s := mustOpen(t, path)
+	check(s)
+	full := storetest.Full(1)
+	want.Editions, want.Services = []*registry.Edition{full.Put[4].(*registry.Edition)}, []*registry.OwnService{full.Put[5].(*registry.OwnService)}
+	if err := s.Commit(t.Context(), 2, []registry.Change{{Revision: 3, Put: full.Put[4:]}}); err != nil {
+		t.Fatal(err)
+	}
+	want.Revision = 3
+	check(s)
+	var events []registry.EventType
+	for c, err := range s.Events(t.Context(), 1) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range c.Events {
+			events = append(events, e.Type)
+		}
+	}
+	if diff := cmp.Diff([]registry.EventType{registry.EventReserved, registry.EventLeaseCreated}, events); diff != "" {
+		t.Errorf("events (-want +got):\n%s", diff)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
 	}
 }

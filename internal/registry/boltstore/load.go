@@ -34,6 +34,12 @@ func (s *Store) Load(ctx context.Context) (*registry.State, error) {
 		if st.Requests, err = load(ctx, tx, m, bucketRequest, (*fromStored).request); err != nil {
 			return err
 		}
+		if st.Editions, err = load(ctx, tx, m, bucketEdition, (*fromStored).edition); err != nil {
+			return err
+		}
+		if st.Services, err = load(ctx, tx, m, bucketService, (*fromStored).service); err != nil {
+			return err
+		}
 		boots, err := load(ctx, tx, m, bucketBoot, (*fromStored).boot)
 		if len(boots) > 0 {
 			st.Boot = boots[0]

@@ -141,7 +141,7 @@ func inspect(path string, opt Options, reads uint32) (have uint32, err error) {
 			case have > reads:
 				return &SchemaError{Have: have, Reads: reads}
 			}
-			for _, name := range buckets {
+			for _, name := range append(bucketsOfRecords(have), bucketEvent) {
 				if tx.Bucket(name) == nil {
 					return fmt.Errorf("%w: it has no bucket %q", ErrDamaged, name)
 				}
@@ -171,7 +171,8 @@ func create(path string, schema uint32) (err error) {
 		return err
 	}
 	err = db.Update(func(tx *bolt.Tx) error {
-		for _, name := range buckets {
+		records := bucketsOfRecords(schema)
+		for _, name := range append([][]byte{bucketMeta, bucketEvent}, records...) {
 			if _, err := tx.CreateBucket(name); err != nil {
 				return err
 			}
@@ -180,7 +181,7 @@ func create(path string, schema uint32) (err error) {
 			return err
 		}
 		m := &storepb.Meta{StoreId: newStoreID(), Oldest: 1, Records: map[string]int64{}}
-		for _, name := range bucketsOfRecords {
+		for _, name := range records {
 			m.Records[string(name)] = 0
 		}
 		first, err := put(bucketMeta, keyStore, m)

@@ -33,6 +33,10 @@ func place(k registry.Key) (bucket, key []byte, err error) {
 			return nil, nil, fmt.Errorf("a boot record has no id, not %q", k.ID)
 		}
 		return bucketBoot, keyBoot, nil
+	case registry.KindEdition:
+		bucket = bucketEdition
+	case registry.KindService:
+		bucket = bucketService
 	default:
 		return nil, nil, fmt.Errorf("the store keeps no records of kind %q", k.Kind)
 	}
@@ -61,6 +65,10 @@ func putRecord(r registry.Record) (op, error) {
 		m = c.request(r)
 	case *registry.Boot:
 		m = c.boot(r)
+	case *registry.Edition:
+		m = c.edition(r)
+	case *registry.OwnService:
+		m = c.service(r)
 	default:
 		return op{}, fmt.Errorf("the store keeps no %T", r)
 	}

@@ -25,6 +25,10 @@ import (
 //	    CALLER 0 METHOD 0 ID  → storepb.Request
 //	boot
 //	    last                  → storepb.Boot
+//	edition
+//	    SLOT                  → storepb.EditionRecord: more than a megabyte, so nothing else is in its pages
+//	service
+//	    NAME/PROTOCOL/PORTS   → storepb.OwnService
 //	event
 //	    revision, 8 bytes big-endian → storepb.Change: every revision from Meta.oldest on has one
 //
@@ -36,6 +40,8 @@ var (
 	bucketLease       = []byte("lease")
 	bucketRequest     = []byte("request")
 	bucketBoot        = []byte("boot")
+	bucketEdition     = []byte("edition")
+	bucketService     = []byte("service")
 	bucketEvent       = []byte("event")
 
 	keySchema = []byte("schema")
@@ -43,16 +49,44 @@ var (
 	keyBoot   = []byte("last")
 )
 
-var (
-	bucketsOfRecords = [][]byte{bucketReservation, bucketLease, bucketRequest, bucketBoot}
-	buckets          = append([][]byte{bucketMeta, bucketEvent}, bucketsOfRecords...)
-)
+// bucketsOfRecords are those of a schema, whose records Meta counts; bucketMeta and bucketEvent come on top.
+func bucketsOfRecords(schema uint32) [][]byte {
+	all := [][]byte{bucketReservation, bucketLease, bucketRequest, bucketBoot}
+	if schema >= 2 {
+		all = append(all, bucketsOfServices...)
+	}
+	return all
+}
+
+var bucketsOfServices = [][]byte{bucketEdition, bucketService}
 
 // A migration takes a file from one schema to the next.
 type migration func(*bolt.Tx) error
 
 // migrations[i] leaves schema i+1 for i+2.
-var migrations []migration
+var migrations = []migration{addServices}
+
+// addServices leaves schema 1: the service registry is a part of the store.
+func addServices(tx *bolt.Tx) error {
+	m, err := readMeta(tx)
+	if err != nil {
+		return err
+	}
+	if m.Records == nil {
+		m.Records = map[string]int64{}
+	}
+	for _, name := range bucketsOfServices {
+		if _, err := tx.CreateBucket(name); err != nil {
+			return err
+		}
+		m.Records[string(name)] = 0
+	}
+	o, err := put(bucketMeta, keyStore, m)
+	if err != nil {
+		return err
+	}
+	return o.apply(tx)
+}
 
 // newest is the schema that a portd with these migrations writes.
 func newest(steps []migration) uint32 { return uint32(len(steps)) + 1 }

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"time"
 
+	"github.com/portd/portd/internal/ianadb"
 	"github.com/portd/portd/internal/registry"
 )
 
@@ -17,12 +18,13 @@ func Full(n int) registry.Change {
 	r, l, q, b := new(registry.Reservation), new(registry.Lease), new(registry.Request), new(registry.Boot)
 	c := registry.Change{
 		Time: f.time(),
-		Put:  []registry.Record{r, l, q, b},
+		Put:  []registry.Record{r, l, q, b, new(registry.Edition), new(registry.OwnService)},
 	}
-	for typ := registry.EventReserved; typ <= registry.EventLeaseEnded; typ++ {
+	for typ := registry.EventReserved; typ <= registry.EventRegistryReplaced; typ++ {
 		var e registry.Event
 		f.fill(reflect.ValueOf(&e).Elem())
 		e.Type = typ
+		e.Edition.Blob = "" // events have none
 		c.Events = append(c.Events, e)
 	}
 	for _, p := range c.Put {
@@ -71,6 +73,12 @@ func (f *filler) fill(v reflect.Value) {
 		return
 	case *registry.EventType:
 		*p = registry.EventReserved
+		return
+	case *registry.Origin:
+		*p = registry.Imported
+		return
+	case *ianadb.Protocol:
+		*p = ianadb.Protocol(1 + f.n%int(ianadb.DCCP))
 		return
 	}
 	switch v.Kind() {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -66,6 +67,19 @@ func (m *Model) Next(rnd *rand.Rand) []registry.Change {
 		for range rnd.IntN(3) {
 			c.Delete = append(c.Delete, reservation(rnd.IntN(200)).Key())
 		}
+		switch rnd.IntN(8) {
+		case 0:
+			c.Put = append(c.Put, service(rnd.IntN(20)))
+		case 1:
+			c.Delete = append(c.Delete, service(rnd.IntN(20)).Key())
+		case 2:
+			// Larger than a page, and often in place of another.
+			e := &registry.Edition{Slot: registry.CurrentSlot, Origin: registry.Imported, Blob: strings.Repeat(fmt.Sprint(rnd.Int()), 300)}
+			if rnd.IntN(2) == 0 {
+				e.Slot = registry.PreviousSlot
+			}
+			c.Put = append(c.Put, e)
+		}
 		if rnd.IntN(20) == 0 {
 			c.Compact = registry.Revision(rnd.Int64N(int64(c.Revision) + 2))
 		}
@@ -91,12 +105,18 @@ func (m *Model) Check(t testing.TB, s registry.Store) {
 			want.Requests = append(want.Requests, r)
 		case *registry.Boot:
 			want.Boot = r
+		case *registry.Edition:
+			want.Editions = append(want.Editions, r)
+		case *registry.OwnService:
+			want.Services = append(want.Services, r)
 		}
 	}
 	for _, st := range []*registry.State{want, got} {
 		byKey(st.Reservations)
 		byKey(st.Leases)
 		byKey(st.Requests)
+		byKey(st.Editions)
+		byKey(st.Services)
 	}
 	if diff := diff(want, got); diff != "" {
 		t.Errorf("state (-want +got):\n%s", diff)

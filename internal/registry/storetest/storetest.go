@@ -2,6 +2,7 @@
 package storetest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/portd/portd/internal/ianadb"
 	"github.com/portd/portd/internal/registry"
 )
 
@@ -30,6 +32,7 @@ func Run(t *testing.T, place func(t *testing.T) (open func() registry.Store)) {
 		{"WrongRevision", testWrongRevision},
 		{"Unstorable", testUnstorable},
 		{"DeleteUnknown", testDeleteUnknown},
+		{"Editions", testEditions},
 		{"Events", testEvents},
 		{"LargeEvents", testLargeEvents},
 		{"EventsAsOfTheCall", testEventsAsOfTheCall},
@@ -121,6 +124,13 @@ func reservation(n int) *registry.Reservation {
 	return &registry.Reservation{ID: fmt.Sprintf("rsv_%06d", n), Name: fmt.Sprintf("web-%d", n), Owner: "uid:1000"}
 }
 
+func service(n int) *registry.OwnService {
+	port := uint16(8000 + n)
+	return &registry.OwnService{By: "uid:0", Entry: ianadb.Entry{
+		Name: "app", Port: fmt.Sprint(port), First: port, Last: port, Protocol: ianadb.TCP,
+	}}
+}
+
 func put(records ...registry.Record) registry.Change { return registry.Change{Put: records} }
 
 func testNew(t *testing.T, b *trial) {
@@ -154,6 +164,8 @@ func testEveryField(t *testing.T, b *trial) {
 			&registry.Lease{ID: id, Spec: registry.LeaseSpec{Kind: registry.SessionLease}},
 			&registry.Request{ID: id},
 			&registry.Boot{},
+			&registry.Edition{Slot: id, Origin: registry.Embedded},
+			&registry.OwnService{Entry: ianadb.Entry{Name: id}},
 		)
 	}
 	b.commit(bare("bare"))
@@ -162,6 +174,7 @@ func testEveryField(t *testing.T, b *trial) {
 	full := Full(2)
 	full.Put[0].(*registry.Reservation).ID = "bare"
 	full.Put[1].(*registry.Lease).ID = "bare"
+	full.Put[4].(*registry.Edition).Slot = "bare"
 	b.commit(full)
 	b.commit(bare("bare"))
 	b.reopen()
@@ -253,6 +266,8 @@ func testUnstorable(t *testing.T, b *trial) {
 		{Delete: []registry.Key{alien{}.Key()}},
 		{Put: []registry.Record{&registry.Reservation{}}}, // no id
 		{Put: []registry.Record{&registry.Lease{ID: "lse_1", Spec: registry.LeaseSpec{Kind: 255}}}},
+		{Put: []registry.Record{&registry.Edition{Origin: registry.Imported}}}, // no slot
+		{Put: []registry.Record{&registry.Edition{Slot: "current", Origin: 255}}},
 		{Events: []registry.Event{{Type: 255}}},
 	} {
 		good := put(reservation(2))
@@ -274,10 +289,28 @@ func testDeleteUnknown(t *testing.T, b *trial) {
 		(&registry.Lease{ID: "lse_none"}).Key(),
 		(&registry.Request{Caller: "uid:0", Method: "Reserve", ID: "none"}).Key(),
 		(&registry.Boot{}).Key(),
+		(&registry.Edition{Slot: registry.PreviousSlot}).Key(),
+		service(1).Key(),
 	}})
 	if got := b.load().Revision; got != 2 {
 		t.Errorf("revision %d after deleting what is not there, want 2", got)
 	}
+}
+
+// A real edition has more than a megabyte, of any bytes.
+func testEditions(t *testing.T, b *trial) {
+	edition := func(slot string, first byte) *registry.Edition {
+		blob := bytes.Repeat([]byte{first, 0xff, 0, 0x80}, 350_000)
+		return &registry.Edition{Slot: slot, Origin: registry.Imported, Date: "2026-08-17", Blob: string(blob)}
+	}
+	b.commit(put(edition(registry.CurrentSlot, 1)))
+	b.commit(put(edition(registry.CurrentSlot, 2), edition(registry.PreviousSlot, 1)), put(service(1), service(2)))
+	b.model.Check(t, b.s)
+	b.reopen()
+	b.model.Check(t, b.s)
+	b.commit(put(edition(registry.CurrentSlot, 1), edition(registry.PreviousSlot, 2)), put(reservation(1)))
+	b.commit(registry.Change{Delete: []registry.Key{edition(registry.PreviousSlot, 0).Key(), service(1).Key()}})
+	b.reopen()
 }
 
 func testMany(t *testing.T, b *trial) {

@@ -132,47 +132,109 @@ func (LeaseKind) EnumDescriptor() ([]byte, []int) {
 	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{1}
 }
 
+// Origin says how an edition got here.
+type Origin int32
+
+const (
+	Origin_ORIGIN_UNSPECIFIED Origin = 0
+	Origin_ORIGIN_EMBEDDED    Origin = 1
+	Origin_ORIGIN_IMPORTED    Origin = 2
+)
+
+// Enum value maps for Origin.
+var (
+	Origin_name = map[int32]string{
+		0: "ORIGIN_UNSPECIFIED",
+		1: "ORIGIN_EMBEDDED",
+		2: "ORIGIN_IMPORTED",
+	}
+	Origin_value = map[string]int32{
+		"ORIGIN_UNSPECIFIED": 0,
+		"ORIGIN_EMBEDDED":    1,
+		"ORIGIN_IMPORTED":    2,
+	}
+)
+
+func (x Origin) Enum() *Origin {
+	p := new(Origin)
+	*p = x
+	return p
+}
+
+func (x Origin) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Origin) Descriptor() protoreflect.EnumDescriptor {
+	return file_internal_registry_boltstore_storepb_store_proto_enumTypes[2].Descriptor()
+}
+
+func (Origin) Type() protoreflect.EnumType {
+	return &file_internal_registry_boltstore_storepb_store_proto_enumTypes[2]
+}
+
+func (x Origin) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Origin.Descriptor instead.
+func (Origin) EnumDescriptor() ([]byte, []int) {
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{2}
+}
+
 // EventType says what happened.
 type EventType int32
 
 const (
-	EventType_EVENT_TYPE_UNSPECIFIED   EventType = 0
-	EventType_EVENT_TYPE_RESERVED      EventType = 1
-	EventType_EVENT_TYPE_RELEASED      EventType = 2
-	EventType_EVENT_TYPE_LISTENING     EventType = 3
-	EventType_EVENT_TYPE_CLOSED        EventType = 4
-	EventType_EVENT_TYPE_LOST          EventType = 5
-	EventType_EVENT_TYPE_RECOVERED     EventType = 6
-	EventType_EVENT_TYPE_EXPIRED       EventType = 7
-	EventType_EVENT_TYPE_LEASE_CREATED EventType = 8
-	EventType_EVENT_TYPE_LEASE_ENDED   EventType = 9
+	EventType_EVENT_TYPE_UNSPECIFIED       EventType = 0
+	EventType_EVENT_TYPE_RESERVED          EventType = 1
+	EventType_EVENT_TYPE_RELEASED          EventType = 2
+	EventType_EVENT_TYPE_LISTENING         EventType = 3
+	EventType_EVENT_TYPE_CLOSED            EventType = 4
+	EventType_EVENT_TYPE_LOST              EventType = 5
+	EventType_EVENT_TYPE_RECOVERED         EventType = 6
+	EventType_EVENT_TYPE_EXPIRED           EventType = 7
+	EventType_EVENT_TYPE_LEASE_CREATED     EventType = 8
+	EventType_EVENT_TYPE_LEASE_ENDED       EventType = 9
+	EventType_EVENT_TYPE_SERVICE_ADDED     EventType = 10
+	EventType_EVENT_TYPE_SERVICE_EDITED    EventType = 11
+	EventType_EVENT_TYPE_SERVICE_REMOVED   EventType = 12
+	EventType_EVENT_TYPE_REGISTRY_REPLACED EventType = 13
 )
 
 // Enum value maps for EventType.
 var (
 	EventType_name = map[int32]string{
-		0: "EVENT_TYPE_UNSPECIFIED",
-		1: "EVENT_TYPE_RESERVED",
-		2: "EVENT_TYPE_RELEASED",
-		3: "EVENT_TYPE_LISTENING",
-		4: "EVENT_TYPE_CLOSED",
-		5: "EVENT_TYPE_LOST",
-		6: "EVENT_TYPE_RECOVERED",
-		7: "EVENT_TYPE_EXPIRED",
-		8: "EVENT_TYPE_LEASE_CREATED",
-		9: "EVENT_TYPE_LEASE_ENDED",
+		0:  "EVENT_TYPE_UNSPECIFIED",
+		1:  "EVENT_TYPE_RESERVED",
+		2:  "EVENT_TYPE_RELEASED",
+		3:  "EVENT_TYPE_LISTENING",
+		4:  "EVENT_TYPE_CLOSED",
+		5:  "EVENT_TYPE_LOST",
+		6:  "EVENT_TYPE_RECOVERED",
+		7:  "EVENT_TYPE_EXPIRED",
+		8:  "EVENT_TYPE_LEASE_CREATED",
+		9:  "EVENT_TYPE_LEASE_ENDED",
+		10: "EVENT_TYPE_SERVICE_ADDED",
+		11: "EVENT_TYPE_SERVICE_EDITED",
+		12: "EVENT_TYPE_SERVICE_REMOVED",
+		13: "EVENT_TYPE_REGISTRY_REPLACED",
 	}
 	EventType_value = map[string]int32{
-		"EVENT_TYPE_UNSPECIFIED":   0,
-		"EVENT_TYPE_RESERVED":      1,
-		"EVENT_TYPE_RELEASED":      2,
-		"EVENT_TYPE_LISTENING":     3,
-		"EVENT_TYPE_CLOSED":        4,
-		"EVENT_TYPE_LOST":          5,
-		"EVENT_TYPE_RECOVERED":     6,
-		"EVENT_TYPE_EXPIRED":       7,
-		"EVENT_TYPE_LEASE_CREATED": 8,
-		"EVENT_TYPE_LEASE_ENDED":   9,
+		"EVENT_TYPE_UNSPECIFIED":       0,
+		"EVENT_TYPE_RESERVED":          1,
+		"EVENT_TYPE_RELEASED":          2,
+		"EVENT_TYPE_LISTENING":         3,
+		"EVENT_TYPE_CLOSED":            4,
+		"EVENT_TYPE_LOST":              5,
+		"EVENT_TYPE_RECOVERED":         6,
+		"EVENT_TYPE_EXPIRED":           7,
+		"EVENT_TYPE_LEASE_CREATED":     8,
+		"EVENT_TYPE_LEASE_ENDED":       9,
+		"EVENT_TYPE_SERVICE_ADDED":     10,
+		"EVENT_TYPE_SERVICE_EDITED":    11,
+		"EVENT_TYPE_SERVICE_REMOVED":   12,
+		"EVENT_TYPE_REGISTRY_REPLACED": 13,
 	}
 )
 
@@ -187,11 +249,11 @@ func (x EventType) String() string {
 }
 
 func (EventType) Descriptor() protoreflect.EnumDescriptor {
-	return file_internal_registry_boltstore_storepb_store_proto_enumTypes[2].Descriptor()
+	return file_internal_registry_boltstore_storepb_store_proto_enumTypes[3].Descriptor()
 }
 
 func (EventType) Type() protoreflect.EnumType {
-	return &file_internal_registry_boltstore_storepb_store_proto_enumTypes[2]
+	return &file_internal_registry_boltstore_storepb_store_proto_enumTypes[3]
 }
 
 func (x EventType) Number() protoreflect.EnumNumber {
@@ -200,7 +262,7 @@ func (x EventType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EventType.Descriptor instead.
 func (EventType) EnumDescriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{2}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{3}
 }
 
 // Meta is the store itself.
@@ -1235,6 +1297,395 @@ func (x *Request) GetRevision() int64 {
 	return 0
 }
 
+// Edition is IANA's registry as it was at some date, without what it says.
+type Edition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "current" or "previous".
+	Slot   string `protobuf:"bytes,1,opt,name=slot,proto3" json:"slot,omitempty"`
+	Origin Origin `protobuf:"varint,2,opt,name=origin,proto3,enum=portd.store.v1.Origin" json:"origin,omitempty"`
+	// "2006-01-02", or empty.
+	Date string `protobuf:"bytes,3,opt,name=date,proto3" json:"date,omitempty"`
+	// Of the file that it was made from: 32 bytes, or none.
+	Sha256  []byte `protobuf:"bytes,4,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	Records int64  `protobuf:"varint,5,opt,name=records,proto3" json:"records,omitempty"`
+	// Of an imported one.
+	From         string `protobuf:"bytes,6,opt,name=from,proto3" json:"from,omitempty"`
+	LastModified string `protobuf:"bytes,7,opt,name=last_modified,json=lastModified,proto3" json:"last_modified,omitempty"`
+	Etag         string `protobuf:"bytes,8,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Principal.
+	By            string                 `protobuf:"bytes,9,opt,name=by,proto3" json:"by,omitempty"`
+	Time          *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Edition) Reset() {
+	*x = Edition{}
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Edition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Edition) ProtoMessage() {}
+
+func (x *Edition) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Edition.ProtoReflect.Descriptor instead.
+func (*Edition) Descriptor() ([]byte, []int) {
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Edition) GetSlot() string {
+	if x != nil {
+		return x.Slot
+	}
+	return ""
+}
+
+func (x *Edition) GetOrigin() Origin {
+	if x != nil {
+		return x.Origin
+	}
+	return Origin_ORIGIN_UNSPECIFIED
+}
+
+func (x *Edition) GetDate() string {
+	if x != nil {
+		return x.Date
+	}
+	return ""
+}
+
+func (x *Edition) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
+func (x *Edition) GetRecords() int64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *Edition) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *Edition) GetLastModified() string {
+	if x != nil {
+		return x.LastModified
+	}
+	return ""
+}
+
+func (x *Edition) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *Edition) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Edition) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+// EditionRecord is an edition with what it says.
+type EditionRecord struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Edition *Edition               `protobuf:"bytes,1,opt,name=edition,proto3" json:"edition,omitempty"`
+	// Compiled, as package ianadb reads it; that has a version and a checksum of its own.
+	Blob          []byte `protobuf:"bytes,2,opt,name=blob,proto3" json:"blob,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EditionRecord) Reset() {
+	*x = EditionRecord{}
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EditionRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EditionRecord) ProtoMessage() {}
+
+func (x *EditionRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EditionRecord.ProtoReflect.Descriptor instead.
+func (*EditionRecord) Descriptor() ([]byte, []int) {
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *EditionRecord) GetEdition() *Edition {
+	if x != nil {
+		return x.Edition
+	}
+	return nil
+}
+
+func (x *EditionRecord) GetBlob() []byte {
+	if x != nil {
+		return x.Blob
+	}
+	return nil
+}
+
+// OwnService is an entry of the host's own in the service registry.
+type OwnService struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Entry *ServiceEntry          `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	// Principal.
+	By            string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	Time          *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
+	Revision      int64                  `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OwnService) Reset() {
+	*x = OwnService{}
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OwnService) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OwnService) ProtoMessage() {}
+
+func (x *OwnService) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OwnService.ProtoReflect.Descriptor instead.
+func (*OwnService) Descriptor() ([]byte, []int) {
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *OwnService) GetEntry() *ServiceEntry {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+func (x *OwnService) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *OwnService) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *OwnService) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+// ServiceEntry is the columns of a record of the registry.
+type ServiceEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// As written, and what that means.
+	PortNumber string     `protobuf:"bytes,2,opt,name=port_number,json=portNumber,proto3" json:"port_number,omitempty"`
+	Ports      *PortRange `protobuf:"bytes,3,opt,name=ports,proto3" json:"ports,omitempty"`
+	// IP protocol number; 0: any.
+	Protocol         uint32 `protobuf:"varint,4,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Description      string `protobuf:"bytes,5,opt,name=description,proto3" json:"description,omitempty"`
+	Assignee         string `protobuf:"bytes,6,opt,name=assignee,proto3" json:"assignee,omitempty"`
+	Contact          string `protobuf:"bytes,7,opt,name=contact,proto3" json:"contact,omitempty"`
+	RegistrationDate string `protobuf:"bytes,8,opt,name=registration_date,json=registrationDate,proto3" json:"registration_date,omitempty"`
+	ModificationDate string `protobuf:"bytes,9,opt,name=modification_date,json=modificationDate,proto3" json:"modification_date,omitempty"`
+	Reference        string `protobuf:"bytes,10,opt,name=reference,proto3" json:"reference,omitempty"`
+	ServiceCode      string `protobuf:"bytes,11,opt,name=service_code,json=serviceCode,proto3" json:"service_code,omitempty"`
+	UnauthorizedUse  string `protobuf:"bytes,12,opt,name=unauthorized_use,json=unauthorizedUse,proto3" json:"unauthorized_use,omitempty"`
+	Notes            string `protobuf:"bytes,13,opt,name=notes,proto3" json:"notes,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *ServiceEntry) Reset() {
+	*x = ServiceEntry{}
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceEntry) ProtoMessage() {}
+
+func (x *ServiceEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceEntry.ProtoReflect.Descriptor instead.
+func (*ServiceEntry) Descriptor() ([]byte, []int) {
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ServiceEntry) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ServiceEntry) GetPortNumber() string {
+	if x != nil {
+		return x.PortNumber
+	}
+	return ""
+}
+
+func (x *ServiceEntry) GetPorts() *PortRange {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *ServiceEntry) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *ServiceEntry) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *ServiceEntry) GetAssignee() string {
+	if x != nil {
+		return x.Assignee
+	}
+	return ""
+}
+
+func (x *ServiceEntry) GetContact() string {
+	if x != nil {
+		return x.Contact
+	}
+	return ""
+}
+
+func (x *ServiceEntry) GetRegistrationDate() string {
+	if x != nil {
+		return x.RegistrationDate
+	}
+	return ""
+}
+
+func (x *ServiceEntry) GetModificationDate() string {
+	if x != nil {
+		return x.ModificationDate
+	}
+	return ""
+}
+
+func (x *ServiceEntry) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *ServiceEntry) GetServiceCode() string {
+	if x != nil {
+		return x.ServiceCode
+	}
+	return ""
+}
+
+func (x *ServiceEntry) GetUnauthorizedUse() string {
+	if x != nil {
+		return x.UnauthorizedUse
+	}
+	return ""
+}
+
+func (x *ServiceEntry) GetNotes() string {
+	if x != nil {
+		return x.Notes
+	}
+	return ""
+}
+
 // Change is the events of one revision, which is its key.
 type Change struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1246,7 +1697,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[14]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1258,7 +1709,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[14]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1271,7 +1722,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{14}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Change) GetTime() *timestamppb.Timestamp {
@@ -1288,22 +1739,24 @@ func (x *Change) GetEvents() []*Event {
 	return nil
 }
 
-// Event is one durable change to one reservation or lease.
+// Event is one durable change to one reservation, lease or service, or of the service registry.
 type Event struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Type        EventType              `protobuf:"varint,1,opt,name=type,proto3,enum=portd.store.v1.EventType" json:"type,omitempty"`
 	Reservation *Reservation           `protobuf:"bytes,2,opt,name=reservation,proto3" json:"reservation,omitempty"`
 	Lease       *Lease                 `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`
 	// Principal: "uid:1000", or "portd".
-	Caller        string `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
-	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	Caller        string      `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
+	Reason        string      `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	Service       *OwnService `protobuf:"bytes,6,opt,name=service,proto3" json:"service,omitempty"`
+	Edition       *Edition    `protobuf:"bytes,7,opt,name=edition,proto3" json:"edition,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[15]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1315,7 +1768,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[15]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1328,7 +1781,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{15}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Event) GetType() EventType {
@@ -1364,6 +1817,20 @@ func (x *Event) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Event) GetService() *OwnService {
+	if x != nil {
+		return x.Service
+	}
+	return nil
+}
+
+func (x *Event) GetEdition() *Edition {
+	if x != nil {
+		return x.Edition
+	}
+	return nil
 }
 
 var File_internal_registry_boltstore_storepb_store_proto protoreflect.FileDescriptor
@@ -1456,16 +1923,55 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x123\n" +
 	"\x06result\x18\x06 \x01(\v2\x1b.portd.store.v1.ReservationR\x06result\x12+\n" +
 	"\x05lease\x18\a \x01(\v2\x15.portd.store.v1.LeaseR\x05lease\x12\x1a\n" +
-	"\brevision\x18\b \x01(\x03R\brevision\"g\n" +
+	"\brevision\x18\b \x01(\x03R\brevision\"\xa0\x02\n" +
+	"\aEdition\x12\x12\n" +
+	"\x04slot\x18\x01 \x01(\tR\x04slot\x12.\n" +
+	"\x06origin\x18\x02 \x01(\x0e2\x16.portd.store.v1.OriginR\x06origin\x12\x12\n" +
+	"\x04date\x18\x03 \x01(\tR\x04date\x12\x16\n" +
+	"\x06sha256\x18\x04 \x01(\fR\x06sha256\x12\x18\n" +
+	"\arecords\x18\x05 \x01(\x03R\arecords\x12\x12\n" +
+	"\x04from\x18\x06 \x01(\tR\x04from\x12#\n" +
+	"\rlast_modified\x18\a \x01(\tR\flastModified\x12\x12\n" +
+	"\x04etag\x18\b \x01(\tR\x04etag\x12\x0e\n" +
+	"\x02by\x18\t \x01(\tR\x02by\x12.\n" +
+	"\x04time\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"V\n" +
+	"\rEditionRecord\x121\n" +
+	"\aedition\x18\x01 \x01(\v2\x17.portd.store.v1.EditionR\aedition\x12\x12\n" +
+	"\x04blob\x18\x02 \x01(\fR\x04blob\"\x9c\x01\n" +
+	"\n" +
+	"OwnService\x122\n" +
+	"\x05entry\x18\x01 \x01(\v2\x1c.portd.store.v1.ServiceEntryR\x05entry\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\x12.\n" +
+	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x03R\brevision\"\xc4\x03\n" +
+	"\fServiceEntry\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
+	"\vport_number\x18\x02 \x01(\tR\n" +
+	"portNumber\x12/\n" +
+	"\x05ports\x18\x03 \x01(\v2\x19.portd.store.v1.PortRangeR\x05ports\x12\x1a\n" +
+	"\bprotocol\x18\x04 \x01(\rR\bprotocol\x12 \n" +
+	"\vdescription\x18\x05 \x01(\tR\vdescription\x12\x1a\n" +
+	"\bassignee\x18\x06 \x01(\tR\bassignee\x12\x18\n" +
+	"\acontact\x18\a \x01(\tR\acontact\x12+\n" +
+	"\x11registration_date\x18\b \x01(\tR\x10registrationDate\x12+\n" +
+	"\x11modification_date\x18\t \x01(\tR\x10modificationDate\x12\x1c\n" +
+	"\treference\x18\n" +
+	" \x01(\tR\treference\x12!\n" +
+	"\fservice_code\x18\v \x01(\tR\vserviceCode\x12)\n" +
+	"\x10unauthorized_use\x18\f \x01(\tR\x0funauthorizedUse\x12\x14\n" +
+	"\x05notes\x18\r \x01(\tR\x05notes\"g\n" +
 	"\x06Change\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12-\n" +
-	"\x06events\x18\x02 \x03(\v2\x15.portd.store.v1.EventR\x06events\"\xd2\x01\n" +
+	"\x06events\x18\x02 \x03(\v2\x15.portd.store.v1.EventR\x06events\"\xbb\x02\n" +
 	"\x05Event\x12-\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x19.portd.store.v1.EventTypeR\x04type\x12=\n" +
 	"\vreservation\x18\x02 \x01(\v2\x1b.portd.store.v1.ReservationR\vreservation\x12+\n" +
 	"\x05lease\x18\x03 \x01(\v2\x15.portd.store.v1.LeaseR\x05lease\x12\x16\n" +
 	"\x06caller\x18\x04 \x01(\tR\x06caller\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason*>\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x124\n" +
+	"\aservice\x18\x06 \x01(\v2\x1a.portd.store.v1.OwnServiceR\aservice\x121\n" +
+	"\aedition\x18\a \x01(\v2\x17.portd.store.v1.EditionR\aedition*>\n" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tMODE_HELD\x10\x01\x12\x11\n" +
@@ -1474,7 +1980,11 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\x16LEASE_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12LEASE_KIND_SESSION\x10\x01\x12\x12\n" +
 	"\x0eLEASE_KIND_TTL\x10\x02\x12\x16\n" +
-	"\x12LEASE_KIND_PROCESS\x10\x03*\x8b\x02\n" +
+	"\x12LEASE_KIND_PROCESS\x10\x03*J\n" +
+	"\x06Origin\x12\x16\n" +
+	"\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fORIGIN_EMBEDDED\x10\x01\x12\x13\n" +
+	"\x0fORIGIN_IMPORTED\x10\x02*\x8a\x03\n" +
 	"\tEventType\x12\x1a\n" +
 	"\x16EVENT_TYPE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13EVENT_TYPE_RESERVED\x10\x01\x12\x17\n" +
@@ -1485,7 +1995,12 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\x14EVENT_TYPE_RECOVERED\x10\x06\x12\x16\n" +
 	"\x12EVENT_TYPE_EXPIRED\x10\a\x12\x1c\n" +
 	"\x18EVENT_TYPE_LEASE_CREATED\x10\b\x12\x1a\n" +
-	"\x16EVENT_TYPE_LEASE_ENDED\x10\tB<Z:github.com/portd/portd/internal/registry/boltstore/storepbb\x06proto3"
+	"\x16EVENT_TYPE_LEASE_ENDED\x10\t\x12\x1c\n" +
+	"\x18EVENT_TYPE_SERVICE_ADDED\x10\n" +
+	"\x12\x1d\n" +
+	"\x19EVENT_TYPE_SERVICE_EDITED\x10\v\x12\x1e\n" +
+	"\x1aEVENT_TYPE_SERVICE_REMOVED\x10\f\x12 \n" +
+	"\x1cEVENT_TYPE_REGISTRY_REPLACED\x10\rB<Z:github.com/portd/portd/internal/registry/boltstore/storepbb\x06proto3"
 
 var (
 	file_internal_registry_boltstore_storepb_store_proto_rawDescOnce sync.Once
@@ -1499,64 +2014,77 @@ func file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP() []byte {
 	return file_internal_registry_boltstore_storepb_store_proto_rawDescData
 }
 
-var file_internal_registry_boltstore_storepb_store_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_internal_registry_boltstore_storepb_store_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_internal_registry_boltstore_storepb_store_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_internal_registry_boltstore_storepb_store_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_internal_registry_boltstore_storepb_store_proto_goTypes = []any{
 	(Mode)(0),                     // 0: portd.store.v1.Mode
 	(LeaseKind)(0),                // 1: portd.store.v1.LeaseKind
-	(EventType)(0),                // 2: portd.store.v1.EventType
-	(*Meta)(nil),                  // 3: portd.store.v1.Meta
-	(*Boot)(nil),                  // 4: portd.store.v1.Boot
-	(*Reservation)(nil),           // 5: portd.store.v1.Reservation
-	(*Spec)(nil),                  // 6: portd.store.v1.Spec
-	(*EndpointSpec)(nil),          // 7: portd.store.v1.EndpointSpec
-	(*PortRange)(nil),             // 8: portd.store.v1.PortRange
-	(*AnyPorts)(nil),              // 9: portd.store.v1.AnyPorts
-	(*BindOptions)(nil),           // 10: portd.store.v1.BindOptions
-	(*ListenOptions)(nil),         // 11: portd.store.v1.ListenOptions
-	(*Assigned)(nil),              // 12: portd.store.v1.Assigned
-	(*Endpoint)(nil),              // 13: portd.store.v1.Endpoint
-	(*LeaseSpec)(nil),             // 14: portd.store.v1.LeaseSpec
-	(*Lease)(nil),                 // 15: portd.store.v1.Lease
-	(*Request)(nil),               // 16: portd.store.v1.Request
-	(*Change)(nil),                // 17: portd.store.v1.Change
-	(*Event)(nil),                 // 18: portd.store.v1.Event
-	nil,                           // 19: portd.store.v1.Meta.RecordsEntry
-	nil,                           // 20: portd.store.v1.Reservation.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
+	(Origin)(0),                   // 2: portd.store.v1.Origin
+	(EventType)(0),                // 3: portd.store.v1.EventType
+	(*Meta)(nil),                  // 4: portd.store.v1.Meta
+	(*Boot)(nil),                  // 5: portd.store.v1.Boot
+	(*Reservation)(nil),           // 6: portd.store.v1.Reservation
+	(*Spec)(nil),                  // 7: portd.store.v1.Spec
+	(*EndpointSpec)(nil),          // 8: portd.store.v1.EndpointSpec
+	(*PortRange)(nil),             // 9: portd.store.v1.PortRange
+	(*AnyPorts)(nil),              // 10: portd.store.v1.AnyPorts
+	(*BindOptions)(nil),           // 11: portd.store.v1.BindOptions
+	(*ListenOptions)(nil),         // 12: portd.store.v1.ListenOptions
+	(*Assigned)(nil),              // 13: portd.store.v1.Assigned
+	(*Endpoint)(nil),              // 14: portd.store.v1.Endpoint
+	(*LeaseSpec)(nil),             // 15: portd.store.v1.LeaseSpec
+	(*Lease)(nil),                 // 16: portd.store.v1.Lease
+	(*Request)(nil),               // 17: portd.store.v1.Request
+	(*Edition)(nil),               // 18: portd.store.v1.Edition
+	(*EditionRecord)(nil),         // 19: portd.store.v1.EditionRecord
+	(*OwnService)(nil),            // 20: portd.store.v1.OwnService
+	(*ServiceEntry)(nil),          // 21: portd.store.v1.ServiceEntry
+	(*Change)(nil),                // 22: portd.store.v1.Change
+	(*Event)(nil),                 // 23: portd.store.v1.Event
+	nil,                           // 24: portd.store.v1.Meta.RecordsEntry
+	nil,                           // 25: portd.store.v1.Reservation.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
 }
 var file_internal_registry_boltstore_storepb_store_proto_depIdxs = []int32{
-	19, // 0: portd.store.v1.Meta.records:type_name -> portd.store.v1.Meta.RecordsEntry
-	20, // 1: portd.store.v1.Reservation.labels:type_name -> portd.store.v1.Reservation.LabelsEntry
-	6,  // 2: portd.store.v1.Reservation.spec:type_name -> portd.store.v1.Spec
-	12, // 3: portd.store.v1.Reservation.assigned:type_name -> portd.store.v1.Assigned
-	21, // 4: portd.store.v1.Reservation.created:type_name -> google.protobuf.Timestamp
-	7,  // 5: portd.store.v1.Spec.endpoints:type_name -> portd.store.v1.EndpointSpec
+	24, // 0: portd.store.v1.Meta.records:type_name -> portd.store.v1.Meta.RecordsEntry
+	25, // 1: portd.store.v1.Reservation.labels:type_name -> portd.store.v1.Reservation.LabelsEntry
+	7,  // 2: portd.store.v1.Reservation.spec:type_name -> portd.store.v1.Spec
+	13, // 3: portd.store.v1.Reservation.assigned:type_name -> portd.store.v1.Assigned
+	26, // 4: portd.store.v1.Reservation.created:type_name -> google.protobuf.Timestamp
+	8,  // 5: portd.store.v1.Spec.endpoints:type_name -> portd.store.v1.EndpointSpec
 	0,  // 6: portd.store.v1.Spec.mode:type_name -> portd.store.v1.Mode
-	10, // 7: portd.store.v1.Spec.options:type_name -> portd.store.v1.BindOptions
-	8,  // 8: portd.store.v1.EndpointSpec.exact:type_name -> portd.store.v1.PortRange
-	9,  // 9: portd.store.v1.EndpointSpec.any:type_name -> portd.store.v1.AnyPorts
-	8,  // 10: portd.store.v1.AnyPorts.within:type_name -> portd.store.v1.PortRange
-	13, // 11: portd.store.v1.Assigned.endpoint:type_name -> portd.store.v1.Endpoint
-	11, // 12: portd.store.v1.Assigned.listen:type_name -> portd.store.v1.ListenOptions
-	8,  // 13: portd.store.v1.Assigned.lost:type_name -> portd.store.v1.PortRange
-	8,  // 14: portd.store.v1.Endpoint.ports:type_name -> portd.store.v1.PortRange
+	11, // 7: portd.store.v1.Spec.options:type_name -> portd.store.v1.BindOptions
+	9,  // 8: portd.store.v1.EndpointSpec.exact:type_name -> portd.store.v1.PortRange
+	10, // 9: portd.store.v1.EndpointSpec.any:type_name -> portd.store.v1.AnyPorts
+	9,  // 10: portd.store.v1.AnyPorts.within:type_name -> portd.store.v1.PortRange
+	14, // 11: portd.store.v1.Assigned.endpoint:type_name -> portd.store.v1.Endpoint
+	12, // 12: portd.store.v1.Assigned.listen:type_name -> portd.store.v1.ListenOptions
+	9,  // 13: portd.store.v1.Assigned.lost:type_name -> portd.store.v1.PortRange
+	9,  // 14: portd.store.v1.Endpoint.ports:type_name -> portd.store.v1.PortRange
 	1,  // 15: portd.store.v1.LeaseSpec.kind:type_name -> portd.store.v1.LeaseKind
-	14, // 16: portd.store.v1.Lease.spec:type_name -> portd.store.v1.LeaseSpec
-	21, // 17: portd.store.v1.Lease.created:type_name -> google.protobuf.Timestamp
-	21, // 18: portd.store.v1.Request.time:type_name -> google.protobuf.Timestamp
-	5,  // 19: portd.store.v1.Request.result:type_name -> portd.store.v1.Reservation
-	15, // 20: portd.store.v1.Request.lease:type_name -> portd.store.v1.Lease
-	21, // 21: portd.store.v1.Change.time:type_name -> google.protobuf.Timestamp
-	18, // 22: portd.store.v1.Change.events:type_name -> portd.store.v1.Event
-	2,  // 23: portd.store.v1.Event.type:type_name -> portd.store.v1.EventType
-	5,  // 24: portd.store.v1.Event.reservation:type_name -> portd.store.v1.Reservation
-	15, // 25: portd.store.v1.Event.lease:type_name -> portd.store.v1.Lease
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	15, // 16: portd.store.v1.Lease.spec:type_name -> portd.store.v1.LeaseSpec
+	26, // 17: portd.store.v1.Lease.created:type_name -> google.protobuf.Timestamp
+	26, // 18: portd.store.v1.Request.time:type_name -> google.protobuf.Timestamp
+	6,  // 19: portd.store.v1.Request.result:type_name -> portd.store.v1.Reservation
+	16, // 20: portd.store.v1.Request.lease:type_name -> portd.store.v1.Lease
+	2,  // 21: portd.store.v1.Edition.origin:type_name -> portd.store.v1.Origin
+	26, // 22: portd.store.v1.Edition.time:type_name -> google.protobuf.Timestamp
+	18, // 23: portd.store.v1.EditionRecord.edition:type_name -> portd.store.v1.Edition
+	21, // 24: portd.store.v1.OwnService.entry:type_name -> portd.store.v1.ServiceEntry
+	26, // 25: portd.store.v1.OwnService.time:type_name -> google.protobuf.Timestamp
+	9,  // 26: portd.store.v1.ServiceEntry.ports:type_name -> portd.store.v1.PortRange
+	26, // 27: portd.store.v1.Change.time:type_name -> google.protobuf.Timestamp
+	23, // 28: portd.store.v1.Change.events:type_name -> portd.store.v1.Event
+	3,  // 29: portd.store.v1.Event.type:type_name -> portd.store.v1.EventType
+	6,  // 30: portd.store.v1.Event.reservation:type_name -> portd.store.v1.Reservation
+	16, // 31: portd.store.v1.Event.lease:type_name -> portd.store.v1.Lease
+	20, // 32: portd.store.v1.Event.service:type_name -> portd.store.v1.OwnService
+	18, // 33: portd.store.v1.Event.edition:type_name -> portd.store.v1.Edition
+	34, // [34:34] is the sub-list for method output_type
+	34, // [34:34] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_internal_registry_boltstore_storepb_store_proto_init() }
@@ -1569,8 +2097,8 @@ func file_internal_registry_boltstore_storepb_store_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_registry_boltstore_storepb_store_proto_rawDesc), len(file_internal_registry_boltstore_storepb_store_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   18,
+			NumEnums:      4,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
