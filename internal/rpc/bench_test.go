@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -85,6 +86,45 @@ func BenchmarkUnary(b *testing.B) {
 			b.ReportMetric(0, "ns/op") // of all together, which nobody asks for
 		})
 	}
+}
+
+// BenchmarkLookup asks for a port that is asked for all the time, and reports how much longer that takes than a call that does
+// nothing, the health check of the same server. They take turns as in BenchmarkUnary; the figure is the median of the turns'
+// ratios.
+func BenchmarkLookup(b *testing.B) {
+	conn := start(b, nil).grpc(b)
+	health, services := grpc_health_v1.NewHealthClient(conn), pb.NewServiceRegistryServiceClient(conn)
+	nothing, port := &grpc_health_v1.HealthCheckRequest{}, &pb.LookupServicesRequest{Query: &pb.LookupServicesRequest_Port{Port: 443}}
+	ways := []func() error{
+		func() error { _, err := health.Check(b.Context(), nothing); return err },
+		func() error { _, err := services.LookupServices(b.Context(), port); return err },
+	}
+	const turn = 100
+	var empty, lookup []time.Duration
+	var ratios []float64
+	for n := 0; b.Loop(); n++ {
+		if n%turn != 0 {
+			continue
+		}
+		var took [2]time.Duration
+		for k := range ways {
+			i := (k + n/turn) % 2 // neither is always the one that follows
+			begin := time.Now()
+			for range turn {
+				if err := ways[i](); err != nil {
+					b.Fatal(err)
+				}
+			}
+			took[i] = time.Since(begin) / turn
+		}
+		empty, lookup = append(empty, took[0]), append(lookup, took[1])
+		ratios = append(ratios, float64(took[1])/float64(took[0]))
+	}
+	slices.Sort(ratios)
+	b.ReportMetric(median(empty), "empty-ns")
+	b.ReportMetric(median(lookup), "lookup-ns")
+	b.ReportMetric(ratios[len(ratios)/2], "lookup/empty")
+	b.ReportMetric(0, "ns/op")
 }
 
 // median is in nanoseconds.

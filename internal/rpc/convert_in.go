@@ -8,7 +8,6 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/portd/portd/internal/ianadb"
 	"github.com/portd/portd/internal/registry"
 	pb "github.com/portd/portd/proto/portd/v1"
 )
@@ -228,45 +227,4 @@ func toWatch(req *pb.WatchReservationsRequest) (w registry.WatchRequest, err err
 	}
 	w.Progress, err = toDuration("progress_interval", req.GetProgressInterval())
 	return w, err
-}
-
-// A question is what LookupServices and Whois ask: a port, or a name where that is not empty.
-type question struct {
-	port  uint16
-	name  string
-	proto registry.Protocol // 0: all
-}
-
-func toQuestion[Q interface {
-	GetPort() uint32
-	GetName() string
-	GetProtocol() pb.Protocol
-}](req Q, byPort, byName bool,
-) (q question, err error) {
-	switch {
-	case byPort && req.GetPort() > 65535:
-		return q, invalid("port", "%d is not a port; allowed are 0 to 65535", req.GetPort())
-	case byName && req.GetName() == "":
-		return q, invalid("name", "is empty")
-	case !byPort && !byName:
-		return q, invalid("query", "is missing; a port or a name is wanted")
-	}
-	q.port, q.name = uint16(req.GetPort()), req.GetName()
-	q.proto, err = toProtocol("protocol", req.GetProtocol())
-	return q, err
-}
-
-// iana is p in the registry's words. UDP-Lite has the ports that UDP has (RFC 3828 section 3.1).
-func iana(p registry.Protocol) ianadb.Protocol {
-	switch p {
-	case registry.TCP:
-		return ianadb.TCP
-	case registry.UDP, registry.UDPLite:
-		return ianadb.UDP
-	case registry.SCTP:
-		return ianadb.SCTP
-	case registry.DCCP:
-		return ianadb.DCCP
-	}
-	return ianadb.AnyProtocol
 }

@@ -1,7 +1,6 @@
 package rpc
 
 import (
-	"encoding/hex"
 	"os/user"
 	"slices"
 	"strconv"
@@ -10,7 +9,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/portd/portd/internal/ianadb"
 	"github.com/portd/portd/internal/registry"
 	pb "github.com/portd/portd/proto/portd/v1"
 )
@@ -194,51 +192,6 @@ func fromTime(t time.Time) *timestamppb.Timestamp {
 		return nil
 	}
 	return timestamppb.New(t)
-}
-
-var statuses = [...]pb.AssignmentStatus{
-	ianadb.StatusNone:       pb.AssignmentStatus_ASSIGNMENT_STATUS_NONE,
-	ianadb.StatusAssigned:   pb.AssignmentStatus_ASSIGNMENT_STATUS_ASSIGNED,
-	ianadb.StatusUnassigned: pb.AssignmentStatus_ASSIGNMENT_STATUS_UNASSIGNED,
-	ianadb.StatusReserved:   pb.AssignmentStatus_ASSIGNMENT_STATUS_RESERVED,
-	ianadb.StatusPrivate:    pb.AssignmentStatus_ASSIGNMENT_STATUS_PRIVATE,
-	ianadb.StatusRetired:    pb.AssignmentStatus_ASSIGNMENT_STATUS_RETIRED,
-	ianadb.StatusOther:      pb.AssignmentStatus_ASSIGNMENT_STATUS_OTHER,
-	ianadb.StatusDynamic:    pb.AssignmentStatus_ASSIGNMENT_STATUS_DYNAMIC,
-}
-
-var classes = [...]pb.PortClass{
-	ianadb.System:  pb.PortClass_PORT_CLASS_SYSTEM,
-	ianadb.User:    pb.PortClass_PORT_CLASS_USER,
-	ianadb.Dynamic: pb.PortClass_PORT_CLASS_DYNAMIC,
-}
-
-var entryProtocols = [...]pb.Protocol{
-	ianadb.AnyProtocol: pb.Protocol_PROTOCOL_UNSPECIFIED,
-	ianadb.TCP:         pb.Protocol_PROTOCOL_TCP,
-	ianadb.UDP:         pb.Protocol_PROTOCOL_UDP,
-	ianadb.SCTP:        pb.Protocol_PROTOCOL_SCTP,
-	ianadb.DCCP:        pb.Protocol_PROTOCOL_DCCP,
-}
-
-func fromEntry(e ianadb.Entry) *pb.ServiceEntry {
-	out := &pb.ServiceEntry{
-		Name: e.Name, Protocol: entryProtocols[e.Protocol], Description: e.Description, Assignee: e.Assignee, Contact: e.Contact,
-		RegistrationDate: e.RegistrationDate, ModificationDate: e.ModificationDate, Reference: e.Reference,
-		ServiceCode: e.ServiceCode, UnauthorizedUse: e.UnauthorizedUse, Notes: e.Notes, AliasOf: e.AliasOf(),
-		Source: pb.EntrySource_ENTRY_SOURCE_IANA,
-	}
-	if e.HasPort() {
-		out.Ports = fromPortRange(registry.PortRange{First: e.First, Last: e.Last})
-	}
-	return out
-}
-
-func fromSource(db *ianadb.DB) *pb.ServiceRegistryStatus {
-	src := db.Source()
-	return &pb.ServiceRegistryStatus{
-		Date: src.Date, Digest: hex.EncodeToString(src.SHA256[:]), Records: uint32(db.Len()), Source: "embedded",
-	}
 }
 
 func fromFeatures(features []Feature) (out []*pb.KernelFeature) {

@@ -13,7 +13,6 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/portd/portd/internal/ianadb"
 	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/rpc"
 	pb "github.com/portd/portd/proto/portd/v1"
@@ -147,25 +146,6 @@ func TestSameNumbers(t *testing.T) {
 		if have != pb.WorkerState(want) {
 			t.Errorf("%v is %d in the hand-off", have, want)
 		}
-	}
-}
-
-// Every record of the IANA registry fits into a message as it is.
-func TestEveryEntryIsSent(t *testing.T) {
-	n := 0
-	for r := range ianadb.Embedded().All() {
-		e := r.Entry()
-		sent := rpc.FromEntry(e)
-		if _, err := proto.Marshal(sent); err != nil {
-			t.Fatalf("%v: %v", e, err)
-		}
-		if ports, ok := r.Ports(); ok != (sent.GetPorts() != nil) || uint32(ports.First) != sent.GetPorts().GetFirst() || uint32(ports.Last) != sent.GetPorts().GetLast() {
-			t.Errorf("%v is sent with %v", e, sent.GetPorts())
-		}
-		n++
-	}
-	if n < 14_000 {
-		t.Errorf("only %d entries", n)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/services"
 	pb "github.com/portd/portd/proto/portd/v1"
 )
 
@@ -20,7 +21,7 @@ func (s *daemon) GetStatus(ctx context.Context, _ *pb.GetStatusRequest) (*pb.Get
 		Version: s.info.Version, Pid: int32(s.info.PID), Uid: s.info.UID, StartTime: fromTime(s.info.Started),
 		StoreId: st.StoreID, BootId: st.BootID, Revision: int64(st.Revision), OldestRevision: int64(st.Oldest), SchemaVersion: st.Schema,
 		StateDir: s.info.StateDir, ControlSocket: s.info.ControlSocket, HandoffSocket: s.info.HandoffSocket,
-		ServiceRegistry: fromSource(s.reg.Services().IANA), KernelFeatures: fromFeatures(s.info.Features),
+		ServiceRegistry: services.Status(s.reg.Services()), KernelFeatures: fromFeatures(s.info.Features),
 		Reservations: uint32(st.Reservations), Lost: uint32(st.Lost), Listeners: uint32(st.Listeners),
 		Workers: uint32(len(s.workers.Workers())),
 		Caller:  string(me.Principal()), Admin: s.reg.Policy().Admin(me),

@@ -9,7 +9,6 @@ import (
 var (
 	ToEndpointSpec   = toEndpointSpec
 	FromEndpointSpec = fromEndpointSpec
-	FromEntry        = fromEntry
 	ToListenOptions  = toListenOptions
 	ToWatch          = toWatch
 )

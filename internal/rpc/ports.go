@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/portd/portd/internal/ianadb"
 	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/services"
 	pb "github.com/portd/portd/proto/portd/v1"
 )
 
@@ -20,18 +20,12 @@ type ports struct {
 }
 
 func (s *ports) Whois(ctx context.Context, req *pb.WhoisRequest) (*pb.WhoisResponse, error) {
-	_, byPort := req.GetQuery().(*pb.WhoisRequest_Port)
-	_, byName := req.GetQuery().(*pb.WhoisRequest_Name)
-	q, err := toQuestion(req, byPort, byName)
-	if err != nil {
-		return nil, err
-	}
-	found, err := lookup(s.reg.Services().IANA, q)
+	found, err := services.Lookup(s.reg.Services(), toLookup(req))
 	if err != nil {
 		return nil, err
 	}
 	me, out := callerOf(ctx), &pb.WhoisResponse{Lookup: found}
-	wanted := wantedBy(s.reg.Services().IANA, q)
+	wanted := wantedBy(req, found)
 	if len(wanted) > maxWhois {
 		out.Hidden = append(out.Hidden, fmt.Sprintf("only the first %d of %d ports were looked at: ask for one", maxWhois, len(wanted)))
 		wanted = wanted[:maxWhois]
@@ -64,20 +58,47 @@ func (s *ports) Whois(ctx context.Context, req *pb.WhoisRequest) (*pb.WhoisRespo
 	return out, nil
 }
 
-// wantedBy are the ports that a question is about, one at a time, each once.
-func wantedBy(db *ianadb.DB, q question) (wanted []question) {
-	if q.name == "" {
-		return []question{q}
+// toLookup is the registry's part of the question.
+func toLookup(req *pb.WhoisRequest) *pb.LookupServicesRequest {
+	out := &pb.LookupServicesRequest{Protocol: req.GetProtocol()}
+	switch q := req.GetQuery().(type) {
+	case *pb.WhoisRequest_Port:
+		out.Query = &pb.LookupServicesRequest_Port{Port: q.Port}
+	case *pb.WhoisRequest_Ports:
+		out.Query = &pb.LookupServicesRequest_Ports{Ports: q.Ports}
+	case *pb.WhoisRequest_Name:
+		out.Query = &pb.LookupServicesRequest_Name{Name: q.Name}
+	case *pb.WhoisRequest_ServiceCode:
+		out.Query = &pb.LookupServicesRequest_ServiceCode{ServiceCode: q.ServiceCode}
 	}
-	for r := range db.ByName(q.name, iana(q.proto)) {
-		ports, ok := r.Ports()
-		if !ok {
-			continue
-		}
-		for p := int(ports.First); p <= int(ports.Last); p++ {
-			w := question{port: uint16(p), proto: or(q.proto, protocols[entryProtocols[r.Protocol()]])}
-			if !slices.Contains(wanted, w) {
+	return out
+}
+
+// A place is a port of one protocol, or (0) of every one.
+type place struct {
+	proto registry.Protocol
+	port  uint16
+}
+
+// wantedBy are the ports that a question is about, one at a time, each once: those it names, or else those of the entries found.
+func wantedBy(req *pb.WhoisRequest, found *pb.ServiceLookup) (wanted []place) {
+	add := func(p pb.Protocol, ports *pb.PortRange) {
+		for port := ports.GetFirst(); port <= max(ports.GetFirst(), ports.GetLast()); port++ {
+			if w := (place{protocols[p], uint16(port)}); !slices.Contains(wanted, w) {
 				wanted = append(wanted, w)
+			}
+		}
+	}
+	asked := req.GetProtocol()
+	switch q := req.GetQuery().(type) {
+	case *pb.WhoisRequest_Port:
+		add(asked, &pb.PortRange{First: q.Port})
+	case *pb.WhoisRequest_Ports:
+		add(asked, q.Ports)
+	default:
+		for _, e := range found.GetEntries() {
+			if e.GetPorts() != nil {
+				add(or(asked, e.GetProtocol()), e.GetPorts())
 			}
 		}
 	}

@@ -96,7 +96,7 @@ func New(cfg Config) *Server {
 func register(cfg Config, to grpc.ServiceRegistrar) {
 	pb.RegisterReservationServiceServer(to, &reservations{reg: cfg.Registry, log: cfg.Log})
 	pb.RegisterLeaseServiceServer(to, &leases{reg: cfg.Registry})
-	pb.RegisterServiceRegistryServiceServer(to, &services{db: cfg.Registry.Services().IANA})
+	pb.RegisterServiceRegistryServiceServer(to, &serviceRegistry{reg: cfg.Registry})
 	pb.RegisterPortServiceServer(to, &ports{reg: cfg.Registry, workers: cfg.Workers})
 	pb.RegisterHandoffServiceServer(to, &handoffs{reg: cfg.Registry, workers: cfg.Workers})
 	pb.RegisterDaemonServiceServer(to, &daemon{reg: cfg.Registry, workers: cfg.Workers, info: cfg.Info})
