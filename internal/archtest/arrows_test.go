@@ -23,6 +23,7 @@ var arrows = map[string][]string{
 	"api":                                 nil,
 	"api/openapi":                         nil,
 	"internal/archtest":                   nil,
+	"internal/etcservices":                {"internal/ianadb"},
 	"internal/fdpass":                     nil,
 	"internal/ianadb":                     nil,
 	"internal/ianadb/gen":                 {"internal/ianadb"},
@@ -51,7 +52,7 @@ var arrows = map[string][]string{
 	"client": {
 		"internal/fdpass", "internal/paths", "internal/peercred", "internal/registry", "internal/wire", "proto/portd/v1",
 	},
-	"cmd/portd":   {"internal/daemon"},
+	"cmd/portd": {"internal/daemon"},
 	"cmd/portctl": {
 		"client", "internal/etcservices", "internal/ianadb", "internal/paths", "internal/registry", "internal/services", "proto/portd/v1",
 	},
