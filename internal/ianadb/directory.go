@@ -36,7 +36,7 @@ func (d Directory) All() iter.Seq[Record] {
 	}
 }
 
-// As in DB, the two below are only a closure each: a loop over one allocates nothing.
+// As in DB, the iterators over ports and names are only a closure each: a loop over one allocates nothing.
 
 // ByPort is DB.ByPort over both registries.
 func (d Directory) ByPort(port uint16, p Protocol) iter.Seq[Record] {
@@ -103,15 +103,12 @@ func (d Directory) ByServiceCode(code uint32) iter.Seq[Record] {
 
 // Names is DB.Names over both registries; a name that the host gives the port is not said again for IANA's record.
 func (d Directory) Names(port uint16, p Protocol) iter.Seq[string] {
-	if d.Own == nil {
-		return d.IANA.Names(port, p)
-	}
 	return func(yield func(string) bool) { d.names(port, p, yield) }
 }
 
 func (d Directory) names(port uint16, p Protocol, yield func(string) bool) {
 	for r := range d.ByPort(port, p) {
-		if r.Status() != StatusAssigned || r.db == d.IANA && d.Own.named(port, p, r.Name()) {
+		if r.Status() != StatusAssigned || d.Own != nil && r.db == d.IANA && d.Own.named(port, p, r.Name()) {
 			continue
 		}
 		if !yield(r.Name()) {

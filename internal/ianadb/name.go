@@ -1,6 +1,7 @@
 package ianadb
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strconv"
@@ -16,7 +17,7 @@ func CheckName(name string) error {
 	case name == "":
 		return errors.New("a service name has at least one character (RFC 6335, section 5.1)")
 	case len(name) > maxName:
-		return fmt.Errorf("service name %.40q has %d characters, %d are the most (RFC 6335, section 5.1)", name, len(name), maxName)
+		return fmt.Errorf("service name %.40q has %d bytes, %d characters are the most (RFC 6335, section 5.1)", name, len(name), maxName)
 	}
 	letter := false
 	for _, c := range name {
@@ -40,41 +41,47 @@ func CheckName(name string) error {
 }
 
 // ParseServiceCode reads a DCCP service code as RFC 4340, section 8.1.2, writes it, by its characters, in decimal or in
-// hexadecimal: SC:DISC, SC=1145656131, SC=x44495343; and the bare decimal number of the registry. Characters are at
-// most four letters, digits and any of -_+.*/?@, blanks fill up on the right.
+// hexadecimal: SC:DISC, SC=1145656131, SC=x44495343; and as the registry does, the bare number. Characters are letters,
+// digits, blanks and any of -_+.*/?@; blanks fill up what has fewer than four. The case of SC and x does not matter.
 func ParseServiceCode(s string) (uint32, error) {
-	if text, ok := strings.CutPrefix(s, "SC:"); ok {
-		return packServiceCode(s, strings.TrimRight(text, " "))
+	if text, ok := cutPrefix(s, "SC:"); ok {
+		return packServiceCode(s, text)
 	}
-	digits, base := strings.TrimPrefix(s, "SC="), 10
-	if hex, ok := strings.CutPrefix(digits, "x"); ok && len(digits) < len(s) {
-		digits, base = hex, 16
+	digits, base := s, 10
+	if number, ok := cutPrefix(s, "SC="); ok {
+		digits = number
+		if hex, ok := cutPrefix(number, "x"); ok {
+			digits, base = hex, 16
+		}
 	}
 	n, err := strconv.ParseUint(digits, base, 32)
 	switch {
 	case errors.Is(err, strconv.ErrRange):
 		return 0, fmt.Errorf("service code %.40q is more than 32 bits hold (RFC 4340, section 8.1.2)", s)
 	case err != nil:
-		return 0, fmt.Errorf("service code %.40q is none of SC:DISC, SC=1145656131, SC=x44495343, 1145656131 (RFC 4340, section 8.1.2)", s)
+		return 0, fmt.Errorf("service code %.40q is none of SC:DISC, SC=1145656131, SC=x44495343 and 1145656131 (RFC 4340, section 8.1.2)", s)
 	}
 	return uint32(n), nil
 }
 
+func cutPrefix(s, prefix string) (rest string, ok bool) {
+	if !hasPrefix(s, prefix) {
+		return s, false
+	}
+	return s[len(prefix):], true
+}
+
 func packServiceCode(s, text string) (code uint32, err error) {
+	text = strings.TrimRight(text, " ")
 	if text == "" || len(text) > 4 {
-		return 0, fmt.Errorf("service code %.40q: want one to four characters after SC: (RFC 4340, section 8.1.2)", s)
+		return 0, fmt.Errorf("service code %.40q has not one to four characters after SC: (RFC 4340, section 8.1.2)", s)
 	}
-	for i := range 4 {
-		c := byte(' ')
-		if i < len(text) {
-			c = text[i]
-			if !isAlnum(c) && !strings.ContainsRune("-_+.*/?@", rune(c)) {
-				return 0, fmt.Errorf("service code %.40q has %q, want letters, digits and -_+.*/?@ (RFC 4340, section 8.1.2)", s, c)
-			}
+	for _, c := range []byte(text) {
+		if !isAlnum(c) && strings.IndexByte("-_+.*/?@ ", c) < 0 {
+			return 0, fmt.Errorf("service code %.40q has %q, only letters, digits and -_+.*/?@ may be in one (RFC 4340, section 8.1.2)", s, c)
 		}
-		code = code<<8 | uint32(c)
 	}
-	return code, nil
+	return binary.BigEndian.Uint32([]byte((text + "   ")[:4])), nil
 }
 
 func isAlnum(c byte) bool { return '0' <= c && c <= '9' || 'a' <= lower(c) && lower(c) <= 'z' }
