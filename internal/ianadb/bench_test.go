@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/portd/portd/internal/ianadb"
 )
@@ -77,6 +79,105 @@ func BenchmarkUnassigned(b *testing.B) {
 		}
 		port += 7919
 	}
+}
+
+func BenchmarkDirectory(b *testing.B) {
+	for own, d := range map[string]ianadb.Directory{
+		"none": directory(b),
+		"some": directory(b, "http 80 tcp", "orders 8123 tcp", "intranet 8124-8130 "),
+	} {
+		for _, port := range []uint16{443, 80, 8123} {
+			b.Run(fmt.Sprintf("ByPort/own=%s/%d,tcp", own, port), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					for r := range d.ByPort(port, ianadb.TCP) {
+						sink += len(r.Name())
+					}
+				}
+			})
+		}
+		for _, name := range []string{"https", "HTTP-Alt", "orders", "htpps"} {
+			b.Run(fmt.Sprintf("ByName/own=%s/%s", own, name), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					for r := range d.ByName(name, ianadb.TCP) {
+						sink += len(r.Name())
+					}
+				}
+			})
+		}
+		b.Run("Status/own="+own, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				sink += int(d.Status(8123, ianadb.TCP))
+			}
+		})
+	}
+	d := directory(b)
+	for what, f := range map[string]func(){
+		"ByServiceCode": func() {
+			for r := range d.ByServiceCode(1145656131) {
+				sink += len(r.Name())
+			}
+		},
+		"ByPorts": func() {
+			for r := range d.ByPorts(everyPort, ianadb.AnyProtocol) {
+				sink += len(r.Name())
+			}
+		},
+		"Free": func() { sink += len(d.Free(everyPort, ianadb.TCP, ianadb.UDP)) },
+		"Near": func() { sink += len(d.Near("htpps")) },
+		"NearLong": func() {
+			sink += len(d.Near("server-services-x"))
+		},
+		"Prepare": func() {
+			d := ianadb.Directory{IANA: ianadb.Embedded()}
+			d.Prepare()
+		},
+	} {
+		b.Run(what, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				f()
+			}
+		})
+	}
+}
+
+func BenchmarkSearch(b *testing.B) {
+	d := directory(b)
+	d.Prepare()
+	for _, words := range []string{"mail tls", "http", "postgres", "e"} {
+		b.Run(words, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				_, total := d.Search(words, ianadb.AnyProtocol, 0, 50)
+				sink += total
+			}
+		})
+	}
+	// Of each nasty search the median time, and of these the worst: what no search takes longer than.
+	b.Run("worst", func(b *testing.B) {
+		var worst time.Duration
+		var which string
+		for b.Loop() {
+			worst = 0
+			for _, words := range nasty {
+				var times []time.Duration
+				for range 9 {
+					start := time.Now()
+					_, total := d.Search(words, ianadb.AnyProtocol, 0, 50)
+					times = append(times, time.Since(start))
+					sink += total
+				}
+				if slices.Sort(times); times[4] > worst {
+					worst, which = times[4], words
+				}
+			}
+		}
+		b.ReportMetric(float64(worst.Microseconds()), "worst-µs")
+		b.Logf("worst: %v, %.40q", worst, which)
+	})
 }
 
 func BenchmarkEmbedded(b *testing.B) {
