@@ -145,10 +145,10 @@ func typoCost(wanted, have []byte) int {
 func apart(a, b []byte) int {
 	var inA, inB uint64
 	for _, c := range a {
-		inA |= byteBit(c)
+		inA |= byteBits[c]
 	}
 	for _, c := range b {
-		inB |= byteBit(c)
+		inB |= byteBits[c]
 	}
 	return max(bits.OnesCount64(inA&^inB), bits.OnesCount64(inB&^inA))
 }

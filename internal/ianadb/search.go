@@ -77,7 +77,7 @@ func (d Directory) Search(words string, p Protocol, skip, limit int) (matches []
 		if !r.isIANA() {
 			db = d.Own
 		}
-		matches = append(matches, Match{db.sameButProtocol(r.document(), p), r.kind()})
+		matches = append(matches, Match{db.sameButProtocol(&db.text.documents[r.document()], p), r.kind()})
 	}
 	return matches, total
 }
@@ -100,13 +100,13 @@ func (db *DB) search(ranks []rank, words []string, p Protocol, isIANA bool) []ra
 	var bytes uint64
 	for _, word := range words {
 		for i := range len(word) {
-			bytes |= byteBit(word[i])
+			bytes |= byteBits[word[i]]
 		}
 	}
 documents:
 	for i := range len(s.documents) - 1 {
 		d, next := &s.documents[i], &s.documents[i+1]
-		if bytes&^d.bytes != 0 {
+		if bytes&^d.bytes != 0 || !d.meets(p) {
 			continue
 		}
 		var sum hits
@@ -117,27 +117,24 @@ documents:
 			}
 			sum.add(h)
 		}
-		var first Record
-		for _, n := range s.records[d.records:next.records] {
-			if r := (Record{db, n}); r.Protocol().meets(p) {
-				first = r
-				break
-			}
-		}
-		if first.db != nil {
-			ranks = append(ranks, newRank(sum, first, isIANA, int(d.name-d.start), i))
-		}
+		ranks = append(ranks, newRank(sum, Record{db, d.record}, isIANA, i))
 	}
 	return ranks
 }
 
-func (db *DB) sameButProtocol(document uint32, p Protocol) (all []Record) {
-	s := db.searchable()
-	for _, n := range s.records[s.documents[document].records:s.documents[document+1].records] {
-		if r := (Record{db, n}); r.Protocol().meets(p) {
+// sameButProtocol returns the records of a document that say something about a protocol.
+func (db *DB) sameButProtocol(d *document, p Protocol) (all []Record) {
+	first := Record{db, d.record}
+	list := db.find(first.Name())
+	if ports, ok := first.Ports(); ok {
+		list = db.holders(ports.First)
+	}
+	db.walk(list, p, func(r Record) bool {
+		if r.cells() == first.cells() {
 			all = append(all, r)
 		}
-	}
+		return true
+	})
 	return all
 }
 
@@ -182,7 +179,8 @@ const (
 	worstAt      = kindsAt + 5
 )
 
-func newRank(s hits, r Record, isIANA bool, nameLen, document int) rank {
+func newRank(s hits, r Record, isIANA bool, document int) rank {
+	nameLen := len(r.Name())
 	n := rank(s.worst)<<worstAt | s.kinds<<kindsAt | s.wheres<<wheresAt | rank(document)
 	if isIANA {
 		n |= 1 << ianaAt

@@ -7,94 +7,97 @@ import (
 	"unicode/utf8"
 )
 
-// A searchText is what Search reads of a DB: one document per set of cells, in file order, all of them one string.
+// A searchText is what Search reads of a DB: a document per set of cells, in file order, all of them in one string.
 type searchText struct {
 	text      string // folded: the name, a line feed, the description, a line feed, and the other cells
 	documents []document
-	records   []uint32 // of all documents, each in file order
 }
 
 // A document is what records that differ in nothing but the protocol say.
 type document struct {
-	start, name, description uint32 // where it starts in text, and where those cells of it end
-	bytes                    uint64 // which it has: a word with another is not in it
-	alone                    uint64 // those that may be words of their own, so that one letter is not looked for at all its places
-	records                  uint32 // where its own start in records; they end where those of the next document start
+	bytes, alone      uint64 // which bytes it has, and which may be words: most words are ruled out by these
+	start, name, rest uint32 // where it starts in text, where its name ends, and where its description does
+	record            uint32 // the first of them
+	protocols         uint8  // a bit for each that they are for
 }
 
 // newSearchText takes the columns that people search by. Contacts repeat the assignees, and dates, references and codes
 // are not text.
 func newSearchText(db *DB) *searchText {
-	s := &searchText{records: make([]uint32, 0, db.Len())}
-	seen := make(map[uint32]uint32, db.Len()) // by where the cells are, which records with equal ones share
-	of := make([]uint32, db.Len())
-	for i := range of {
-		at := Record{db, uint32(i)}.cells()
-		n, ok := seen[at]
-		if !ok {
-			n = uint32(len(seen))
-			seen[at] = n
-		}
-		of[i] = n
-	}
-	s.documents = make([]document, len(seen)+1) // the last only ends the one before
-	for _, n := range of {
-		s.documents[n+1].records++
-	}
-	for i := range len(seen) {
-		s.documents[i+1].records += s.documents[i].records
-	}
-	s.records = make([]uint32, db.Len())
-	next := slices.Clone(s.documents)
+	documents := make([]document, 0, db.Len()+1)
 	text := make([]byte, 0, len(db.cells))
-	for i, n := range of {
-		s.records[next[n].records] = uint32(i)
-		next[n].records++
-		if d := &s.documents[n]; next[n].records == d.records+1 {
-			e := Record{db, uint32(i)}.Entry()
-			description, alias, _ := strings.Cut(e.Description, "\n") // `IANA assigned this well-formed service name …`
-			d.start = uint32(len(text))
-			text = append(appendFolded(text, e.Name), '\n')
-			d.name = uint32(len(text) - 1)
-			text = append(appendFolded(text, description), '\n')
-			d.description = uint32(len(text) - 1)
-			for _, cell := range [...]string{alias, e.Assignee, e.UnauthorizedUse, e.Notes} {
-				if cell != "" {
-					text = append(appendFolded(text, cell), '\n')
-				}
-			}
-			d.bytes, d.alone = bytesOf(text[d.start:])
+	known := make(map[uint32]int, db.Len()) // by where their cells are, which are the same for tcp and udp
+	for i := range uint32(db.Len()) {
+		r := Record{db, i}
+		n, ok := known[r.cells()]
+		if !ok {
+			n = len(documents)
+			known[r.cells()] = n
+			d := document{record: i, start: uint32(len(text))}
+			text = d.appendTo(text, r.Entry())
+			documents = append(documents, d)
+		}
+		documents[n].protocols |= 1 << r.Protocol()
+	}
+	documents = append(documents, document{start: uint32(len(text))}) // only ends the last one
+	return &searchText{string(text), slices.Clone(documents)}
+}
+
+func (d *document) appendTo(text []byte, e Entry) []byte {
+	// Most descriptions of more than one line end "IANA assigned this well-formed service name as a replacement for …".
+	description, more, _ := strings.Cut(e.Description, "\n")
+	text = append(appendFolded(text, e.Name), '\n')
+	d.name = uint32(len(text) - 1)
+	text = append(appendFolded(text, description), '\n')
+	d.rest = uint32(len(text) - 1)
+	for _, cell := range [...]string{more, e.Assignee, e.UnauthorizedUse, e.Notes} {
+		if cell != "" {
+			text = append(appendFolded(text, cell), '\n')
 		}
 	}
-	s.documents[len(seen)].start = uint32(len(text))
-	s.text = string(text)
-	return s
+	d.bytes, d.alone = bytesOf(text[d.start:])
+	return text
+}
+
+// meets reports whether a document has a record that says something about a protocol.
+func (d *document) meets(p Protocol) bool {
+	return p == AnyProtocol || d.protocols&(1<<p|1<<AnyProtocol) != 0
 }
 
 // bytesOf returns which bytes there are in folded text, and which of them may be words of their own.
 func bytesOf(text []byte) (have, alone uint64) {
-	before := false // was a letter or digit
-	for i, c := range text {
-		b, joins := byteBit(c), isAlnum(c)
+	last, before := uint64(0), false // the byte read last if it may yet be alone; whether it was a letter or digit
+	for _, c := range text {
+		b, joins := byteBits[c], isAlnum(c)
 		have |= b
-		if !joins || !before && (i+1 == len(text) || !isAlnum(text[i+1])) {
-			alone |= b
+		switch {
+		case !joins:
+			alone |= last | b
+			last = 0
+		case before:
+			last = 0
+		default:
+			last = b
 		}
 		before = joins
 	}
-	return have, alone
+	return have, alone | last
 }
 
-// byteBit has a bit for each letter and digit; the other bytes share the rest.
-func byteBit(c byte) uint64 {
-	switch {
-	case 'a' <= c && c <= 'z':
-		return 1 << (c - 'a')
-	case '0' <= c && c <= '9':
-		return 1 << (26 + c - '0')
+// byteBits has a bit for each letter and digit; the other bytes share the rest.
+var byteBits = func() (bits [256]uint64) {
+	for i := range bits {
+		switch c := byte(i); {
+		case 'a' <= c && c <= 'z':
+			bits[i] = 1 << (c - 'a')
+		case '0' <= c && c <= '9':
+			bits[i] = 1 << (26 + c - '0')
+		default:
+			bits[i] = 1 << (36 + c%28)
+		}
 	}
-	return 1 << (36 + c%28)
-}
+	return bits
+}()
 
 // appendFolded appends s with white space collapsed and letters folded, so that equal bytes are equal but for case.
 func appendFolded(b []byte, s string) []byte {
@@ -105,9 +108,12 @@ func appendFolded(b []byte, s string) []byte {
 			c, n = utf8.DecodeRuneInString(s[i:])
 		}
 		i += n
-		if unicode.IsSpace(c) {
-			blank = true
-			continue
+		if c <= ' ' || c >= utf8.RuneSelf {
+			if unicode.IsSpace(c) {
+				blank = true
+				continue
+			}
+			c = fold(c)
 		}
 		if blank {
 			b, blank = append(b, ' '), false
@@ -115,7 +121,7 @@ func appendFolded(b []byte, s string) []byte {
 		if c < utf8.RuneSelf {
 			b = append(b, lower(byte(c)))
 		} else {
-			b = utf8.AppendRune(b, fold(c))
+			b = utf8.AppendRune(b, c)
 		}
 	}
 	return b
@@ -147,7 +153,7 @@ func (s *searchText) find(d, next *document, word string) (h hit, ok bool) {
 		return hit{}, false
 	}
 	h.kind = Substring
-	for i := at; len(word) > 1 || d.alone&byteBit(word[0]) != 0; {
+	for i := at; len(word) > 1 || d.alone&byteBits[word[0]] != 0; {
 		if isWord(text, i, i+len(word)) {
 			h.kind, at = WholeWord, i
 			break
@@ -161,7 +167,7 @@ func (s *searchText) find(d, next *document, word string) (h hit, ok bool) {
 	switch {
 	case at < name:
 		h.where = inName
-	case at < int(d.description-d.start):
+	case at < int(d.rest-d.start):
 		h.where = inDescription
 	default:
 		h.where = inNotes
