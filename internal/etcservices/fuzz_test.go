@@ -19,6 +19,8 @@ func FuzzWrite(f *testing.F) {
 	f.Add("a\x00b", "", []byte{0, 0, 1, 0, 1, 0, 1, 2, 0, 1, 0, 1, 1, 0, 1, 8, 0, 1, 0, 2, 8, 1, 1, 0, 1}) // b on 2, then on 1
 	f.Add(long(114)+"\x00"+long(115)+"\x00a/b\x00+x", long(300), []byte{0, 0, 15, 1, 0, 8, 1, 15, 0, 0, 0, 2, 3, 3, 0, 8, 3, 3, 3, 0})
 	f.Add("a\x00A\x00aA", "De-Registered", []byte{8, 0, 1, 0, 0, 8, 1, 1, 0, 0, 0, 1, 2, 0, 2, 0, 0, 3, 0, 1, 0, 1, 3, 1, 2})
+	f.Add("a\x00A", strings.Repeat("é", 100), []byte{0, 1, 1, 0, 1, 0, 0, 2, 0, 1, 8, 0, 3, 0, 1})       // both spellings are own
+	f.Add(long(60)+"\x00y"+long(53), "x"+strings.Repeat("é", 100), []byte{0, 0, 1, 0, 1, 0, 1, 1, 0, 1}) // a byte more than a line
 	f.Fuzz(func(t *testing.T, names, description string, shape []byte) {
 		if len(shape) > 200 {
 			return // the walk is slow, and forty records have met in every way

@@ -113,7 +113,7 @@ func TestOwn(t *testing.T) {
 		{name: "c"}:                        "none",
 		{port: 50009}:                      "none",
 	}
-	file, report := write(t, own, entries(ianadb.Embedded()))
+	file, report := write(own, entries(ianadb.Embedded()))
 	parse(t, file)
 	g := newGlibc(t, file)
 	for q, got := range g.ask(t, slices.Collect(maps.Keys(want))) {
@@ -187,9 +187,10 @@ func ExampleWrite() {
 func TestWriteError(t *testing.T) {
 	t.Parallel()
 	full := errors.New("no space left on device")
-	for _, room := range []int{0, 100, 100_000} {
+	some := slices.Collect(entries(ianadb.Embedded()))[:500]
+	for _, room := range []int{0, 10_000} {
 		w := &disk{room: room, err: full}
-		r, err := etcservices.Write(w, nil, entries(ianadb.Embedded()), etcservices.Head{})
+		r, err := etcservices.Write(w, nil, slices.Values(some), etcservices.Head{})
 		if !errors.Is(err, full) || r != nil {
 			t.Errorf("room for %d bytes: %v, %v", room, r, err)
 		}

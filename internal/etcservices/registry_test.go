@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -30,21 +31,20 @@ func entries(db *ianadb.DB) iter.Seq[ianadb.Entry] {
 	}
 }
 
-// write returns the file of a registry.
-func write(t testing.TB, own []ianadb.Entry, iana iter.Seq[ianadb.Entry]) ([]byte, *etcservices.Report) {
-	t.Helper()
+// write returns the file of a registry. A buffer refuses nothing.
+func write(own []ianadb.Entry, iana iter.Seq[ianadb.Entry]) ([]byte, *etcservices.Report) {
 	var b bytes.Buffer
 	r, err := etcservices.Write(&b, slices.Values(own), iana, etcservices.Head{
 		Date: "2026-08-17", Records: ianadb.Embedded().Len(), Written: time.Date(2026, 9, 1, 12, 0, 0, 0, time.UTC),
 	})
 	if err != nil {
-		t.Fatal(err)
+		panic(err)
 	}
 	return b.Bytes(), r
 }
 
 // right is what the registry answers to a question, found by its own indexes: of the records that are in the file, the
-// first. A zero port or empty name in the answer is not asked for.
+// first.
 func right(db *ianadb.DB, q question) servent {
 	p, _ := ianadb.ParseProtocol(q.proto)
 	records := db.ByPort(q.port, p)
@@ -70,24 +70,34 @@ func right(db *ianadb.DB, q question) servent {
 	return servent{}
 }
 
-// check compares an answer of the C library's, which to a name says which others the port has.
+// check compares an answer of the C library's.
 func check(t *testing.T, db *ianadb.DB, q question, got servent) {
 	t.Helper()
 	want := right(db, q)
-	if q.name != "" && slices.Contains(got.Names, q.name) {
-		got.Names = []string{q.name}
+	same := got.Port == want.Port && got.Proto == want.Proto && (got.Names == nil) == (want.Names == nil)
+	if same && want.Names != nil {
+		if q.name != "" {
+			same = slices.Contains(got.Names, q.name) // the first one is the port's
+		} else {
+			same = got.Names[0] == want.Names[0]
+		}
 	}
-	if got.String() != want.String() {
+	if !same {
 		t.Errorf("%v: the C library says %v, the registry %v", q, got, want)
 	}
 }
+
+// ianaFile is the file of the registry that portd is shipped with.
+var ianaFile = sync.OnceValues(func() ([]byte, *etcservices.Report) {
+	return write(nil, entries(ianadb.Embedded()))
+})
 
 // The C library reads the file from the top for each question, which takes it a millisecond. Here it reads it once, by
 // getservent, and the first line that fits answers; TestByKey shows that it is no different with the real questions.
 func TestWholeRegistry(t *testing.T) {
 	t.Parallel()
 	db := ianadb.Embedded()
-	file, report := write(t, nil, entries(db))
+	file, report := ianaFile()
 	lines := newGlibc(t, file).all(t)
 	if diff := cmp.Diff(parse(t, file), lines); diff != "" {
 		t.Fatalf("the C library reads other lines than are written (-written +read):\n%s", diff)
@@ -180,7 +190,7 @@ func TestByKey(t *testing.T) {
 	}
 	some = append(some, rest[:sample]...)
 
-	file, _ := write(t, nil, entries(db))
+	file, _ := ianaFile()
 	found := 0
 	for q, got := range newGlibc(t, file).ask(t, some) {
 		check(t, db, q, got)
@@ -254,7 +264,7 @@ func TestKnownServices(t *testing.T) {
 		{name: "HTTPS", proto: "tcp"}:          "none", // the case of the registry alone
 		{name: "3Com-nsd", proto: "tcp"}:       "3Com-nsd 1742/tcp",
 	}
-	file, _ := write(t, nil, entries(ianadb.Embedded()))
+	file, _ := ianaFile()
 	answers := newGlibc(t, file).ask(t, slices.Collect(maps.Keys(want)))
 	for q, got := range answers {
 		if got.String() != want[q] {
