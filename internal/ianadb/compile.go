@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/bits"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -149,7 +150,11 @@ func (c *compiler) addRecords(entries []Entry) {
 	}
 }
 
+// lowerName returns most names as they are, for few have capitals.
 func lowerName(name string) string {
+	if !strings.ContainsFunc(name, func(r rune) bool { return 'A' <= r && r <= 'Z' }) {
+		return name
+	}
 	b := []byte(name)
 	for i, c := range b {
 		b[i] = lower(c)

@@ -1,10 +1,12 @@
 package ianadb
 
 import (
+	"bufio"
 	"encoding/csv"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,44 +14,114 @@ import (
 	"unicode/utf8"
 )
 
+// columns is the header of the CSV, in the order of a row.
 var columns = []string{
 	"Service Name", "Port Number", "Transport Protocol", "Description", "Assignee", "Contact", "Registration Date",
 	"Modification Date", "Reference", "Service Code", "Unauthorized Use Reported", "Assignment Notes",
 }
 
+const (
+	nameColumn = iota
+	portColumn
+	protocolColumn
+	descriptionColumn
+	assigneeColumn
+	contactColumn
+	registeredColumn
+	modifiedColumn
+	referenceColumn
+	serviceCodeColumn
+	unauthorizedColumn
+	notesColumn
+	columnCount
+)
+
 // ParseCSV reads the registry in the form that IANA publishes (RFC 4180), in file order. It is strict: what it does
-// not know it refuses, naming line and reason. An error of r is wrapped.
-func ParseCSV(r io.Reader) ([]Entry, error) {
-	in := csv.NewReader(r) // FieldsPerRecord 0: all records are as long as the header
-	header, err := in.Read()
+// not know it refuses, naming line and reason, and so it does with a record that comes twice and with a file that does
+// not end as it should. It reads at most MaxFile bytes; an error of r is wrapped.
+func ParseCSV(r io.Reader) ([]Entry, error) { return parseCSV(newInput(r)) }
+
+func parseCSV(in input) ([]Entry, error) {
+	rows := csv.NewReader(in.buf) // FieldsPerRecord 0: all records are as long as the header
+	header, err := rows.Read()
 	switch {
 	case errors.Is(err, io.EOF):
 		return nil, errors.New("line 1: empty, want the registry's header")
 	case err != nil:
-		return nil, fmt.Errorf("read header: %w", err)
+		return nil, csvError(err, in)
 	case !slices.Equal(header, columns):
 		return nil, fmt.Errorf("line 1: header %.80q, want %q", strings.Join(header, ","), strings.Join(columns, ","))
 	}
-	in.ReuseRecord = true
-	var entries []Entry
+	rows.ReuseRecord = true
+	var all collector
 	for {
-		row, err := in.Read()
+		row, err := rows.Read()
 		if errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
-			return nil, err // a csv.ParseError: it has the line
+			return nil, csvError(err, in)
 		}
 		e, column, err := parseRow(row)
+		line, _ := rows.FieldPos(column)
 		if err != nil {
-			line, _ := in.FieldPos(column)
 			return nil, fmt.Errorf("line %d: %s: %w", line, columns[column], err)
 		}
-		entries = append(entries, e)
+		if err := all.add(e, line); err != nil {
+			return nil, err
+		}
 	}
-	if len(entries) == 0 {
+	if len(all.entries) == 0 {
 		return nil, errors.New("line 2: no record follows the header")
 	}
-	return entries, nil
+	if in.source.last != '\n' { // the last record may be whole or not: its last cell alone could tell
+		line, _ := rows.FieldPos(columnCount - 1)
+		return nil, fmt.Errorf("line %d: no line break after the last record: the file looks cut off", line)
+	}
+	return all.entries, nil
+}
+
+// csvError puts the line first. A file that breaks off within a record is far more likely than one with a stray quote.
+func csvError(err error, in input) error {
+	var at *csv.ParseError
+	if !errors.As(err, &at) {
+		return readError(err)
+	}
+	if in.atEnd() && (in.source.last != '\n' || errors.Is(err, csv.ErrQuote)) {
+		return fmt.Errorf("line %d: %w: the file looks cut off within a record", at.StartLine, at.Err)
+	}
+	return fmt.Errorf("line %d: %w", at.StartLine, at.Err)
+}
+
+// WriteCSV writes records as IANA does, so that what ParseCSV read comes out byte for byte: records end in CRLF, line
+// breaks within a cell are LF, and only a cell that needs quotes has them. (csv.Writer knows either line break alone.)
+func WriteCSV(w io.Writer, entries iter.Seq[Entry]) error {
+	out := bufio.NewWriter(w)
+	writeRow := func(cells *[columnCount]string) {
+		for i, cell := range cells {
+			if i > 0 {
+				out.WriteByte(',')
+			}
+			if strings.ContainsAny(cell, ",\"\r\n") {
+				cell = `"` + strings.ReplaceAll(cell, `"`, `""`) + `"`
+			}
+			out.WriteString(cell)
+		}
+		out.WriteString("\r\n")
+	}
+	writeRow((*[columnCount]string)(columns))
+	for e := range entries {
+		cells := e.row()
+		writeRow(&cells)
+	}
+	return out.Flush() // which returns the first error of all the writes
+}
+
+// row returns the columns of e; parseRow is its inverse.
+func (e *Entry) row() [columnCount]string {
+	return [columnCount]string{
+		e.Name, e.Port, e.Protocol.String(), e.Description, e.Assignee, e.Contact, e.RegistrationDate, e.ModificationDate,
+		e.Reference, e.ServiceCode, e.UnauthorizedUse, e.Notes,
+	}
 }
 
 // parseRow returns the column to blame with its error.
@@ -60,18 +132,20 @@ func parseRow(row []string) (e Entry, column int, err error) {
 		}
 	}
 	e = Entry{
-		Name: row[0], Port: row[1], Description: row[3], Assignee: row[4], Contact: row[5], RegistrationDate: row[6],
-		ModificationDate: row[7], Reference: row[8], ServiceCode: row[9], UnauthorizedUse: row[10], Notes: row[11],
+		Name: row[nameColumn], Port: row[portColumn], Description: row[descriptionColumn], Assignee: row[assigneeColumn],
+		Contact: row[contactColumn], RegistrationDate: row[registeredColumn], ModificationDate: row[modifiedColumn],
+		Reference: row[referenceColumn], ServiceCode: row[serviceCodeColumn], UnauthorizedUse: row[unauthorizedColumn],
+		Notes: row[notesColumn],
 	}
 	if e.First, e.Last, err = parsePort(e.Port); err != nil {
-		return Entry{}, 1, err
+		return Entry{}, portColumn, err
 	}
 	if e.Name == "" && !e.HasPort() {
-		return Entry{}, 0, errors.New("neither a name nor a port")
+		return Entry{}, nameColumn, errors.New("neither a name nor a port")
 	}
 	var known bool
-	if e.Protocol, known = ParseProtocol(row[2]); !known {
-		return Entry{}, 2, fmt.Errorf("%.20q, want tcp, udp, sctp, dccp or nothing", row[2])
+	if e.Protocol, known = ParseProtocol(row[protocolColumn]); !known {
+		return Entry{}, protocolColumn, fmt.Errorf("%.20q, want tcp, udp, sctp, dccp or nothing", row[protocolColumn])
 	}
 	return e, 0, nil
 }

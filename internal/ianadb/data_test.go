@@ -18,7 +18,7 @@ func TestEveryByte(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := writeCSV(entriesOf(ianadb.Embedded()))
+	got := writeCSV(t, entriesOf(ianadb.Embedded()))
 	if bytes.Equal(got, want) {
 		return
 	}

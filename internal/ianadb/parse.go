@@ -1,0 +1,132 @@
+package ianadb
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	digest "hash" // the package has a function hash
+	"io"
+	"strings"
+)
+
+// A File is an edition of the registry as it was read from outside.
+type File struct {
+	Format  string   // "csv" or "xml"
+	Date    string   // YYYY-MM-DD, of the XML; empty for a CSV, which does not say
+	SHA256  [32]byte // of the bytes read
+	Size    int64    // their number
+	Entries []Entry  // in file order
+}
+
+// MaxFile is the size in bytes beyond which no file is read on: four times the XML of 2026.
+const MaxFile = 16 << 20
+
+// Parse reads IANA's registry from r, to its end: the CSV or the XML, told apart by how they begin. It is as strict as
+// ParseCSV and ParseXML, and says of other things what they look like. An error of r is wrapped.
+func Parse(r io.Reader) (*File, error) {
+	in := newInput(r)
+	f := &File{}
+	begin, err := in.buf.Peek(sniffed)
+	switch {
+	case err != nil && !errors.Is(err, io.EOF):
+		return nil, readError(err)
+	case looksLike(begin) != "":
+		return nil, fmt.Errorf("line 1: %s, want the registry as CSV or XML from %s", looksLike(begin), origin)
+	case bytes.HasPrefix(bytes.TrimSpace(begin), []byte("<")):
+		f.Format = "xml"
+		f.Entries, f.Date, err = parseXML(in)
+	default:
+		f.Format = "csv"
+		f.Entries, err = parseCSV(in)
+	}
+	if err != nil {
+		return nil, err
+	}
+	in.source.sum.Sum(f.SHA256[:0])
+	f.Size = in.source.size
+	return f, nil
+}
+
+const (
+	sniffed = 512 // bytes, of which Parse says what it looks at
+	origin  = "https://www.iana.org/assignments/service-names-port-numbers/"
+)
+
+// looksLike names what people import by mistake, "" for what may be the registry. Proxies and portals answer a download
+// with a page, browsers and archives compress, and a spreadsheet that saves the CSV leaves its mark.
+func looksLike(begin []byte) string {
+	for _, known := range [...]struct{ magic, is string }{
+		{"\x1f\x8b", "this is compressed by gzip"},
+		{"BZh", "this is compressed by bzip2"},
+		{"\xfd7zXZ\x00", "this is compressed by xz"},
+		{"\x28\xb5\x2f\xfd", "this is compressed by zstd"},
+		{"PK\x03\x04", "this is a zip archive or a spreadsheet"},
+		{"%PDF-", "this is a PDF"},
+		{"\xef\xbb\xbf", "this begins with a byte order mark, so some program has rewritten it"},
+		{"\xff\xfe", "this is UTF-16, so some program has rewritten it"},
+		{"\xfe\xff", "this is UTF-16, so some program has rewritten it"},
+		{magic, "this is a registry that was compiled already"},
+	} {
+		if bytes.HasPrefix(begin, []byte(known.magic)) {
+			return known.is
+		}
+	}
+	text := strings.ToLower(string(bytes.TrimSpace(begin)))
+	switch {
+	case text == "":
+		return "this is empty"
+	case strings.HasPrefix(text, "{"), strings.HasPrefix(text, "["):
+		return "this is JSON"
+	case strings.HasPrefix(text, "<") && (strings.HasPrefix(text, "<!doctype html") || strings.Contains(text, "<html")):
+		return "this is an HTML page"
+	case strings.ContainsRune(text, 0):
+		return "this is not text"
+	}
+	return ""
+}
+
+// An input is a file on its way into a parser, which reads from buf.
+type input struct {
+	buf    *bufio.Reader
+	source *source
+}
+
+// A source counts and digests what is read through it, and ends at MaxFile.
+type source struct {
+	r    io.Reader
+	sum  digest.Hash
+	size int64
+	last byte  // the byte read last
+	err  error // what ended it before its end
+}
+
+func newInput(r io.Reader) input {
+	s := &source{r: r, sum: sha256.New()}
+	return input{bufio.NewReaderSize(s, 64<<10), s}
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if n > 0 {
+		s.sum.Write(p[:n])
+		s.size += int64(n)
+		s.last = p[n-1]
+	}
+	if s.size > MaxFile {
+		n, err = 0, fmt.Errorf("more than %d MiB, which is no registry", MaxFile>>20)
+	}
+	if !errors.Is(err, io.EOF) {
+		s.err = err
+	}
+	return n, err
+}
+
+// atEnd reports whether a parser has read all there is.
+func (in input) atEnd() bool {
+	_, err := in.buf.Peek(1)
+	return errors.Is(err, io.EOF)
+}
+
+func readError(err error) error { return fmt.Errorf("read the registry: %w", err) }
