@@ -153,9 +153,18 @@ func TestByPorts(t *testing.T) {
 	all := rows(t)
 	d := directory(t, "late 7776 tcp", "early 7000-7750 udp", "wide 1-65535 ")
 	for _, tt := range []ianadb.Range{
-		{First: 0, Last: 65535}, {First: 0, Last: 0}, {First: 65535, Last: 65535}, {First: 80, Last: 80},
-		{First: 6005, Last: 6005}, {First: 6060, Last: 6070}, {First: 7700, Last: 7800}, {First: 7775, Last: 7776},
-		{First: 7990, Last: 8000}, {First: 27003, Last: 27020}, {First: 29300, Last: 29301}, {First: 440, Last: 430},
+		{First: 0, Last: 65535},
+		{First: 0, Last: 0},
+		{First: 65535, Last: 65535},
+		{First: 80, Last: 80},
+		{First: 6005, Last: 6005},
+		{First: 6060, Last: 6070},
+		{First: 7700, Last: 7800},
+		{First: 7775, Last: 7776},
+		{First: 7990, Last: 8000},
+		{First: 27003, Last: 27020},
+		{First: 29300, Last: 29301},
+		{First: 440, Last: 430},
 	} {
 		for _, p := range []ianadb.Protocol{any_, tcp, udp, sctp} {
 			var want [][]string

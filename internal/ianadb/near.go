@@ -11,6 +11,7 @@ import (
 const (
 	maxNear     = 5
 	maxNearName = 32 // a longer name has none near it
+	maxTypos    = 2
 )
 
 // Near returns the names that someone may have meant by this one, best first, as the registries spell them and at most
@@ -117,7 +118,7 @@ func typoCost(wanted, have []byte) int {
 	allowed := 0
 	switch n := len(wanted); {
 	case n >= 7:
-		allowed = 2
+		allowed = maxTypos
 	case n >= 3:
 		allowed = 1
 	}
@@ -155,7 +156,7 @@ func apart(a, b []byte) int {
 
 // distance is how many letters to insert, delete, replace or swap with their neighbours: optimal string alignment.
 func distance(a, b []byte) int {
-	var rows [3][maxNearName + 1]int // of the names read so far: two and one letters of a ago, and now
+	var rows [3][maxNearName + maxTypos + 1]int // of the names read so far: two and one letters of a ago, and now
 	before, last, now := &rows[0], &rows[1], &rows[2]
 	for j := range len(b) + 1 {
 		last[j] = j

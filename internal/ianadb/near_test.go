@@ -58,6 +58,19 @@ func TestNear(t *testing.T) {
 	}
 }
 
+// TestNearLongNames: a registry may bring longer names than IANA's.
+func TestNearLongNames(t *testing.T) {
+	long := strings.Repeat("abcdefgh", 5)
+	d := directory(t, long[:31]+" 1 tcp", long[:32]+" 2 tcp", long[:34]+" 3 tcp", long+" 4 tcp")
+	want := []string{long[:32], long[:31], long[:34], long}
+	if diff := cmp.Diff(want, d.Near(long[:32])); diff != "" {
+		t.Errorf("32 letters (-want +got):\n%s", diff)
+	}
+	if got := d.Near(long[:33]); got != nil {
+		t.Errorf("33 letters: %v, want none", got)
+	}
+}
+
 // TestNearFindsBack: every name is near itself, and to whoever swaps two of its letters.
 func TestNearFindsBack(t *testing.T) {
 	d := directory(t)
