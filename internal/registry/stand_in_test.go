@@ -137,6 +137,19 @@ func (p *pegboard) Options(registry.SocketKey) (o registry.ListenOptions, _ erro
 func (p *pegboard) Holders(context.Context, ...registry.Endpoint) ([]registry.Holder, error) {
 	return nil, nil
 }
+
+func (p *pegboard) PortsInUse(_ context.Context, proto registry.Protocol, _ registry.PortRange, found func(uint16)) (bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, eps := range p.bound {
+		for _, ep := range eps {
+			for port := int(ep.First); ep.Proto == proto && port <= int(ep.Last); port++ {
+				found(uint16(port))
+			}
+		}
+	}
+	return true, nil
+}
 func (p *pegboard) HasIPv6() bool { return true }
 func (p *pegboard) Ephemeral() registry.PortRange {
 	return registry.PortRange{First: 32768, Last: 60999}

@@ -1,6 +1,10 @@
 package registry
 
-import "context"
+import (
+	"cmp"
+	"context"
+	"slices"
+)
 
 // A Use is one use of a port on this host: a reservation's endpoint, or a socket that portd does not own.
 type Use struct {
@@ -10,18 +14,20 @@ type Use struct {
 	Holders []Holder
 }
 
-// Uses says who has a port now, of one protocol or (0) of any that the kernel shows.
-func (r *Registry) Uses(ctx context.Context, c Caller, netns string, proto Protocol, port uint16) ([]Use, error) {
+// Uses says who has a port, or any of several, now: of one protocol or (0) of any that the kernel shows. It looks at the
+// kernel's sockets once for each protocol, however many ports are asked for. Of 0, which is no port, it says nothing.
+func (r *Registry) Uses(ctx context.Context, c Caller, netns string, proto Protocol, ports PortRange) ([]Use, error) {
 	if err := checkNetns(c, &netns); err != nil {
 		return nil, err
 	}
-	if port == 0 {
+	ports.First = max(ports.First, 1)
+	if ports.Last < ports.First {
 		return nil, nil
 	}
 	var eps []Endpoint
 	for _, k := range protocols {
 		if proto == 0 || proto == k.p {
-			eps = append(eps, Endpoint{Netns: netns, Proto: k.p, Addr: AnyAddr, First: port, Last: port})
+			eps = append(eps, Endpoint{Netns: netns, Proto: k.p, Addr: AnyAddr, First: ports.First, Last: ports.Last})
 		}
 	}
 	holders, err := r.Holders(ctx, c, eps...)
@@ -50,7 +56,18 @@ func (r *Registry) Uses(ctx context.Context, c Caller, netns string, proto Proto
 			uses = append(uses, Use{Holders: []Holder{h}})
 		}
 	}
+	if ports.First != ports.Last {
+		slices.SortStableFunc(uses, func(a, b Use) int { return cmp.Compare(a.first(), b.first()) })
+	}
 	return uses, nil
+}
+
+// first is the first port of a use.
+func (u Use) first() uint16 {
+	if u.Reservation != nil {
+		return u.Reservation.Assigned[u.Index].Endpoint.First
+	}
+	return u.Holders[0].Endpoint.First
 }
 
 // standsIn is the use of a reservation that portd itself has no socket for, and that h overlaps.

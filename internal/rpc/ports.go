@@ -32,7 +32,7 @@ func (s *ports) Whois(ctx context.Context, req *pb.WhoisRequest) (*pb.WhoisRespo
 	}
 	var seen []registry.SocketKey
 	for _, w := range wanted {
-		uses, err := s.reg.Uses(ctx, me, req.GetNetns(), w.proto, w.port)
+		uses, err := s.reg.Uses(ctx, me, req.GetNetns(), w.proto, registry.PortRange{First: w.port, Last: w.port})
 		if err != nil {
 			return nil, err
 		}

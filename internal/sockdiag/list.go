@@ -2,6 +2,7 @@ package sockdiag
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -30,31 +31,65 @@ type Filter struct {
 // there are or pass: about half a millisecond for each family and TCP state group (bound-only; connected) with tables
 // of the usual size, a tenth of that for listening ones and UDP.
 func List(ctx context.Context, f Filter) ([]Socket, error) {
+	var sockets []Socket
+	err := each(ctx, f, func(l *lister, p Protocol) error {
+		return l.all(p, withInfo, func(m []byte) error {
+			s, err := l.socket(p, m)
+			sockets = append(sockets, s)
+			return err
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return sockets, nil
+}
+
+// each lets list list each protocol of f.
+func each(ctx context.Context, f Filter, list func(*lister, Protocol) error) error {
 	conn, err := netlink.Dial(unix.NETLINK_SOCK_DIAG, &netlink.Config{MessageBufferSize: maxChunk})
 	if err != nil {
-		return nil, fmt.Errorf("list sockets: %w", err)
+		return fmt.Errorf("list sockets: %w", err)
 	}
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 
-	l := lister{conn: conn, filter: f, devices: make(map[int]string)}
+	l := &lister{conn: conn, filter: f, devices: make(map[int]string)}
 	protocols := f.Protocols
 	if len(protocols) == 0 {
 		protocols = []Protocol{TCP, UDP, UDPLite}
 	}
 	for _, p := range protocols {
-		if err := l.list(p); err != nil {
+		err := ctx.Err() // the deadline may come too late for a short answer
+		if err == nil {
+			err = list(l, p)
+		}
+		if err != nil {
 			switch {
 			case ctx.Err() != nil:
 				err = ctx.Err()
 			case errors.Is(err, unix.ENOENT):
 				err = fmt.Errorf("this kernel does not monitor them (CONFIG_INET_DIAG): %w", err)
 			}
-			return nil, fmt.Errorf("list %v sockets: %w", p, err)
+			return fmt.Errorf("list %v sockets: %w", p, err)
 		}
 	}
-	return l.sockets, nil
+	return nil
+}
+
+// Ports calls found with the local port of every socket that List would return, and perhaps more than once. It is for those who
+// want to know of tens of thousands which ports they have, and nothing else.
+func Ports(ctx context.Context, f Filter, found func(port uint16)) error {
+	return each(ctx, f, func(l *lister, p Protocol) error {
+		return l.all(p, 0, func(m []byte) error {
+			if len(m) < messageSize {
+				return fmt.Errorf("socket description of %d bytes", len(m))
+			}
+			found(binary.BigEndian.Uint16(m[4:]))
+			return nil
+		})
+	})
 }
 
 // BoundOnlyVisible reports whether this kernel lists TCP sockets that are bound and do not listen; those before about 6.8 do not, and a port
@@ -87,15 +122,15 @@ func BoundOnlyVisible(ctx context.Context) (bool, error) {
 // maxChunk is the most that the kernel puts into one message of a dump (netlink_dump in net/netlink/af_netlink.c).
 const maxChunk = 32 << 10
 
-// A lister carries what the dumps of one List share.
+// A lister carries what the dumps of one call share.
 type lister struct {
 	conn    *netlink.Conn
 	filter  Filter
 	devices map[int]string // names by index
-	sockets []Socket
 }
 
-func (l *lister) list(p Protocol) error {
+// all calls yield with each socket of a protocol, as the kernel describes it with extensions.
+func (l *lister) all(p Protocol, extensions uint8, yield func(message []byte) error) error {
 	states := stateBits(p, l.filter.States)
 	if states == 0 {
 		return nil
@@ -105,7 +140,7 @@ func (l *lister) list(p Protocol) error {
 		last = l.filter.First
 	}
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		err := l.dump(p, request(family, p, states, l.filter.First, last))
+		err := l.dump(request(family, p, extensions, states, l.filter.First, last), yield)
 		if p == UDPLite && errors.Is(err, unix.ENOENT) {
 			return nil // a kernel without UDP-Lite has no such sockets
 		}
@@ -116,7 +151,7 @@ func (l *lister) list(p Protocol) error {
 	return nil
 }
 
-func (l *lister) dump(p Protocol, request []byte) error {
+func (l *lister) dump(request []byte, yield func(message []byte) error) error {
 	_, err := l.conn.Send(netlink.Message{
 		Header: netlink.Header{Type: unix.SOCK_DIAG_BY_FAMILY, Flags: netlink.Request | netlink.Dump},
 		Data:   request,
@@ -128,18 +163,25 @@ func (l *lister) dump(p Protocol, request []byte) error {
 		if err != nil {
 			return err
 		}
-		s, device, err := parse(m.Data)
-		if err != nil {
+		if err := yield(m.Data); err != nil {
 			return err
 		}
-		s.Protocol = p
-		if p == TCP && s.State == Unconnected {
-			s.State = BoundOnly
-		}
-		l.locate(&s, device)
-		l.sockets = append(l.sockets, s)
 	}
 	return nil
+}
+
+// socket reads the description of one.
+func (l *lister) socket(p Protocol, message []byte) (Socket, error) {
+	s, device, err := parse(message)
+	if err != nil {
+		return Socket{}, err
+	}
+	s.Protocol = p
+	if p == TCP && s.State == Unconnected {
+		s.State = BoundOnly
+	}
+	l.locate(&s, device)
+	return s, nil
 }
 
 // locate fills in what depends on the device that s is bound to.

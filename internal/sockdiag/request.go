@@ -27,12 +27,12 @@ func stateBits(p Protocol, states []State) uint32 {
 	return bits & (1<<Established | 1<<Unconnected)
 }
 
-// request asks for the sockets in states whose local port is from first to last, 0 and 0 for all.
-func request(family uint8, p Protocol, states uint32, first, last uint16) []byte {
+// request asks for the sockets in states whose local port is from first to last, 0 and 0 for all. Only TCP has extensions.
+func request(family uint8, p Protocol, extensions uint8, states uint32, first, last uint16) []byte {
 	b := make([]byte, requestSize, 88)
 	b[0], b[1] = family, uint8(p)
 	if p == TCP {
-		b[2] = withInfo
+		b[2] = extensions
 	}
 	binary.NativeEndian.PutUint32(b[4:], states)
 	for i := range b[48:] {
