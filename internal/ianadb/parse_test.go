@@ -187,5 +187,8 @@ func FuzzParse(f *testing.F) {
 				t.Errorf("not found again: %+v", e)
 			}
 		}
+		if changes := ianadb.Diff(db, db); len(changes) > 0 {
+			t.Errorf("differs from itself: %v", changes)
+		}
 	})
 }

@@ -1,0 +1,280 @@
+package ianadb
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+)
+
+// A Change is one difference between two editions of the registry, as an operator would tell it.
+type Change struct {
+	Kind    ChangeKind
+	Old     Entry    // what was there; of an Added name the nameless record of its ports, if it had one
+	New     Entry    // what is there; of a Removed name the nameless record now in its place, if there is one
+	Columns []string // of Renamed and Changed: which differ, by their names in the CSV's header
+}
+
+// A ChangeKind says what happened to a record.
+type ChangeKind uint8
+
+const (
+	Added   ChangeKind = iota // New came; Old, if any, said that its ports were unassigned or reserved
+	Removed                   // Old went; New, if any, says what became of its ports
+	Renamed                   // another name on the same ports and protocol, one for one
+	Changed                   // same name, ports and protocol; or a nameless record of one status whose range grew or shrank
+)
+
+// String returns "added", "removed", "renamed" or "changed".
+func (k ChangeKind) String() string {
+	return [...]string{"added", "removed", "renamed", "changed"}[k]
+}
+
+// Diff returns what changed between two editions: ordered by port, then the names without a port in alphabetical order,
+// and at one place what went before what came. The order of the records is no difference.
+//
+// A port assigned out of an unassigned range splits it. That is an Added name, the range Changed to the first piece that
+// is left of it, and the other piece Added.
+func Diff(old, new *DB) []Change {
+	d := differ{was: undecided(old), is: undecided(new)}
+	d.sameRecord()
+	d.samePorts()
+	d.sameStatus()
+	for i := range d.was {
+		if c := &d.was[i]; !c.decided {
+			d.add(Change{Kind: Removed, Old: c.Entry}, i)
+		}
+	}
+	for i := range d.is {
+		if c := &d.is[i]; !c.decided {
+			d.add(Change{Kind: Added, New: c.Entry}, i)
+		}
+	}
+	return d.sorted()
+}
+
+// A differ pairs the records of two editions, the surest pairs first; a step looks at what those before left undecided.
+type differ struct {
+	was, is []candidate
+	changes []placedChange
+}
+
+type candidate struct {
+	Entry
+	decided bool // paired, or told of in a change
+}
+
+// A placedChange knows its record's place in its file, to be sorted by.
+type placedChange struct {
+	Change
+	place int
+}
+
+func undecided(db *DB) []candidate {
+	all := make([]candidate, 0, db.Len())
+	for r := range db.All() {
+		all = append(all, candidate{Entry: r.Entry()})
+	}
+	return all
+}
+
+func (d *differ) add(c Change, place int) { d.changes = append(d.changes, placedChange{c, place}) }
+
+// pair tells of two records as one, unless they are equal.
+func (d *differ) pair(kind ChangeKind, old, new int) {
+	was, is := &d.was[old], &d.is[new]
+	was.decided, is.decided = true, true
+	if was.Entry == is.Entry {
+		return
+	}
+	c := Change{Kind: kind, Old: was.Entry, New: is.Entry}
+	before, after := was.row(), is.row()
+	for i, name := range columns {
+		if before[i] != after[i] {
+			c.Columns = append(c.Columns, name)
+		}
+	}
+	d.add(c, new)
+}
+
+// sameRecord pairs by name, ports and protocol. What several records have in common (rdp twice) is decided by the
+// description first, then by order.
+func (d *differ) sameRecord() {
+	byIdentity := make(map[identity]int, len(d.was))
+	for i := range d.was {
+		byIdentity[d.was[i].identity()] = i
+	}
+	for i := range d.is {
+		if j, ok := byIdentity[d.is[i].identity()]; ok && !d.was[j].decided {
+			d.pair(Changed, j, i)
+		}
+	}
+	portless := make(map[identity][]int)
+	for i := range d.was {
+		if c := &d.was[i]; !c.decided && !c.HasPort() {
+			id := c.identity()
+			id.description = ""
+			portless[id] = append(portless[id], i)
+		}
+	}
+	for i := range d.is {
+		if c := &d.is[i]; !c.decided && !c.HasPort() {
+			id := c.identity()
+			id.description = ""
+			if left := portless[id]; len(left) > 0 {
+				d.pair(Changed, left[0], i)
+				portless[id] = left[1:]
+			}
+		}
+	}
+}
+
+// samePorts tells what became of ports: one name in place of another, of nothing, or nothing in place of a name.
+func (d *differ) samePorts() {
+	type group struct{ named, nameless []int }
+	byPorts := func(all []candidate) map[Range]group {
+		groups := make(map[Range]group)
+		for i := range all {
+			c := &all[i]
+			if c.decided || !c.HasPort() {
+				continue
+			}
+			g := groups[Range{c.First, c.Last}]
+			if c.Name != "" {
+				g.named = append(g.named, i)
+			} else {
+				g.nameless = append(g.nameless, i)
+			}
+			groups[Range{c.First, c.Last}] = g
+		}
+		return groups
+	}
+	was, is := byPorts(d.was), byPorts(d.is)
+	for ports, now := range is {
+		before := was[ports]
+		for p := AnyProtocol; p <= DCCP; p++ {
+			old, oldOnly := only(d.was, before.named, p)
+			new, newOnly := only(d.is, now.named, p)
+			if oldOnly && newOnly {
+				d.pair(Renamed, old, new)
+			}
+		}
+		for _, i := range now.named {
+			if c := &d.is[i]; !c.decided {
+				if j, ok := standIn(d.was, before.nameless, c.Protocol); ok {
+					d.add(Change{Kind: Added, Old: d.was[j].Entry, New: c.Entry}, i)
+					c.decided, d.was[j].decided = true, true
+				}
+			}
+		}
+		for _, j := range before.named {
+			if c := &d.was[j]; !c.decided {
+				if i, ok := standIn(d.is, now.nameless, c.Protocol); ok {
+					d.add(Change{Kind: Removed, Old: c.Entry, New: d.is[i].Entry}, j)
+					c.decided, d.is[i].decided = true, true
+				}
+			}
+		}
+	}
+}
+
+// only returns the one candidate of a protocol, or false if there are none or several.
+func only(all []candidate, of []int, p Protocol) (at int, ok bool) {
+	for _, i := range of {
+		if all[i].Protocol == p {
+			if ok {
+				return 0, false
+			}
+			at, ok = i, true
+		}
+	}
+	return at, ok
+}
+
+// standIn returns the nameless candidate that speaks for a protocol: its own, else one for every protocol or for one of
+// those that the name was for.
+func standIn(all []candidate, of []int, p Protocol) (at int, ok bool) {
+	for _, i := range of {
+		switch {
+		case all[i].Protocol == p:
+			return i, true
+		case all[i].Protocol.meets(p) && !ok:
+			at, ok = i, true
+		}
+	}
+	return at, ok
+}
+
+// sameStatus pairs nameless records of one status and protocol that overlap, from the lowest port on.
+func (d *differ) sameStatus() {
+	type kind struct {
+		protocol Protocol
+		status   Status
+	}
+	byKind := func(all []candidate) map[kind][]int {
+		groups := make(map[kind][]int)
+		for i := range all {
+			if c := &all[i]; !c.decided && c.Name == "" {
+				k := kind{c.Protocol, c.Status()}
+				groups[k] = append(groups[k], i)
+			}
+		}
+		for _, g := range groups {
+			slices.SortStableFunc(g, func(a, b int) int { return cmp.Compare(all[a].First, all[b].First) })
+		}
+		return groups
+	}
+	was, is := byKind(d.was), byKind(d.is)
+	for k, now := range is {
+		before := was[k]
+		for len(before) > 0 && len(now) > 0 {
+			switch old, new := &d.was[before[0]], &d.is[now[0]]; {
+			case old.Last < new.First:
+				before = before[1:]
+			case new.Last < old.First:
+				now = now[1:]
+			default:
+				d.pair(Changed, before[0], now[0])
+				before, now = before[1:], now[1:]
+			}
+		}
+	}
+}
+
+func (d *differ) sorted() []Change {
+	slices.SortFunc(d.changes, func(a, b placedChange) int {
+		x, y := a.subject(), b.subject()
+		if byPort := cmp.Or(-compareBool(x.HasPort(), y.HasPort()), cmp.Compare(x.First, y.First)); byPort != 0 {
+			return byPort
+		}
+		if !x.HasPort() {
+			if byName := strings.Compare(lowerName(x.Name), lowerName(y.Name)); byName != 0 {
+				return byName
+			}
+		}
+		return cmp.Or(-compareBool(a.Kind == Removed, b.Kind == Removed), cmp.Compare(a.place, b.place))
+	})
+	changes := make([]Change, len(d.changes))
+	for i, c := range d.changes {
+		changes[i] = c.Change
+	}
+	return changes
+}
+
+// subject is the record that a change is about.
+func (c *placedChange) subject() *Entry {
+	if c.Kind == Removed {
+		return &c.Old
+	}
+	return &c.New
+}
+
+// compareBool puts false before true.
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}
