@@ -12,6 +12,7 @@ import (
 type Match struct {
 	Records []Record // equal but for the protocol, in file order
 	Kind    MatchKind
+	Missing int // how many of the words it does not have: as few as any service
 }
 
 // A MatchKind says how well a word matches, the best first. That of several words is their worst.
@@ -68,6 +69,13 @@ func (d Directory) Search(words string, p Protocol, skip, limit int) (matches []
 	for _, db := range d.both() {
 		ranks = db.search(ranks, ws, p, db == d.IANA)
 	}
+	missing := 0
+	if len(ranks) == 0 {
+		missing = len(ws)
+		for _, db := range d.both() {
+			ranks, missing = db.searchMost(ranks, ws, p, db == d.IANA, missing)
+		}
+	}
 	slices.Sort(ranks)
 	total = len(ranks)
 	ranks = ranks[min(max(skip, 0), total):]
@@ -77,7 +85,7 @@ func (d Directory) Search(words string, p Protocol, skip, limit int) (matches []
 		if !r.isIANA() {
 			db = d.Own
 		}
-		matches = append(matches, Match{db.sameButProtocol(&db.text.documents[r.document()], p), r.kind()})
+		matches = append(matches, Match{db.sameButProtocol(&db.text.documents[r.document()], p), r.kind(), missing})
 	}
 	return matches, total
 }
@@ -120,6 +128,35 @@ documents:
 		ranks = append(ranks, newRank(sum, Record{db, d.record}, isIANA, i))
 	}
 	return ranks
+}
+
+// searchMost is search for the documents that lack the fewest words, one at least less than all. Those in ranks lack
+// missing ones; when a document lacks fewer they are dropped.
+func (db *DB) searchMost(ranks []rank, words []string, p Protocol, isIANA bool, missing int) ([]rank, int) {
+	s := db.searchable()
+	for i := range len(s.documents) - 1 {
+		d, next := &s.documents[i], &s.documents[i+1]
+		if !d.meets(p) {
+			continue
+		}
+		var sum hits
+		lacks := 0
+		for _, word := range words {
+			if h, ok := s.find(d, next, word); ok {
+				sum.add(h)
+			} else if lacks++; lacks > missing {
+				break
+			}
+		}
+		if lacks == len(words) || lacks > missing {
+			continue
+		}
+		if lacks < missing {
+			ranks, missing = ranks[:0], lacks
+		}
+		ranks = append(ranks, newRank(sum, Record{db, d.record}, isIANA, i))
+	}
+	return ranks, missing
 }
 
 // sameButProtocol returns the records of a document that say something about a protocol.

@@ -60,6 +60,9 @@ func TestSearchFirst(t *testing.T) {
 		{"private terminal", any_, []string{"57 tcp,udp"}},
 		{"unassigned frp-released", any_, []string{"2925"}},
 		{"e-mail-nowhere", any_, nil},
+		{"e-mail-nowhere no-such-thing", any_, nil},
+		{"mail nowhere-at-all", any_, []string{"mail", "mailq 174 tcp,udp", "mailbox 2004 tcp"}}, // none has both
+		{"message submission nowhere-at-all", any_, []string{"submission 587 tcp,udp", "submissions 465 tcp"}},
 		{"http http HTTP", sctp, []string{"http 80 sctp", "https 443 sctp"}},
 	} {
 		matches, total := d.Search(tt.words, tt.protocol, 0, max(len(tt.want), 1))
@@ -79,18 +82,28 @@ type matched struct {
 	records string // the protocols
 }
 
-// naiveSearch groups the rows and looks for each word in the five columns, of which texts has the lower-cased cells.
+// naiveSearch groups the rows and looks for each word in the five columns, of which texts has the lower-cased cells. It
+// takes those that lack the fewest words.
 func naiveSearch(all, texts [][]string, words string, p ianadb.Protocol) map[matched]bool {
 	groups := map[string][]string{}
-rows:
+	distinct := slices.Compact(slices.Sorted(slices.Values(strings.Fields(strings.ToLower(words)))))
+	fewest := len(distinct) - 1
 	for i, r := range all {
 		if p != any_ && r[2] != "" && r[2] != p.String() {
 			continue
 		}
-		for _, word := range strings.Fields(strings.ToLower(words)) {
+		lacks := 0
+		for _, word := range distinct {
 			if !slices.ContainsFunc(texts[i], func(cell string) bool { return strings.Contains(cell, word) }) {
-				continue rows
+				lacks++
 			}
+		}
+		if lacks > fewest {
+			continue
+		}
+		if lacks < fewest {
+			fewest = lacks
+			clear(groups)
 		}
 		key := fmt.Sprintf("%q", append(slices.Clone(r[:2]), r[3:]...))
 		groups[key] = append(groups[key], r[2])

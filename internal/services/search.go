@@ -15,7 +15,8 @@ var matchKinds = [...]pb.MatchKind{
 	ianadb.Substring:  pb.MatchKind_MATCH_KIND_SUBSTRING,
 }
 
-// Search gives a page of the services in which all words of the query occur, the best first. None is no error.
+// Search gives a page of the services in which all words of the query occur, or as many as in any, the best first. None is no
+// error.
 func Search(s *registry.Services, req *pb.SearchServicesRequest) (*pb.SearchServicesResponse, error) {
 	p, err := ToProtocol("protocol", req.GetProtocol())
 	if err != nil {
@@ -31,6 +32,7 @@ func Search(s *registry.Services, req *pb.SearchServicesRequest) (*pb.SearchServ
 	matches, total := s.Search(req.GetQuery(), p, at.skip, at.size)
 	out := &pb.SearchServicesResponse{Total: uint32(total), RegistryDate: s.Current.Date}
 	for _, m := range matches {
+		out.MissingWords = uint32(m.Missing)
 		found := &pb.ServiceMatch{Kind: matchKinds[m.Kind]}
 		for _, r := range m.Records {
 			found.Entries = append(found.Entries, Entry(s, r))

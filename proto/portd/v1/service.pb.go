@@ -882,7 +882,8 @@ func (x *ServiceMatch) GetKind() MatchKind {
 
 type SearchServicesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Words, separated by blanks; all of them must be found. At most 8, and 256 bytes in all.
+	// Words, separated by blanks, which are all to be found; where no service has every word, the answer is those that have
+	// the most of them. At most 8, and 256 bytes in all.
 	Query string `protobuf:"bytes,1,opt,name=query,proto3" json:"query,omitempty"`
 	// Only this protocol; unspecified means all.
 	Protocol Protocol `protobuf:"varint,2,opt,name=protocol,proto3,enum=portd.v1.Protocol" json:"protocol,omitempty"`
@@ -957,8 +958,10 @@ type SearchServicesResponse struct {
 	Matches       []*ServiceMatch        `protobuf:"bytes,1,rep,name=matches,proto3" json:"matches,omitempty"`
 	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	// How many matches there are on all pages.
-	Total         uint32 `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
-	RegistryDate  string `protobuf:"bytes,4,opt,name=registry_date,json=registryDate,proto3" json:"registry_date,omitempty"`
+	Total        uint32 `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
+	RegistryDate string `protobuf:"bytes,4,opt,name=registry_date,json=registryDate,proto3" json:"registry_date,omitempty"`
+	// How many of the words each match lacks; no service lacks fewer.
+	MissingWords  uint32 `protobuf:"varint,5,opt,name=missing_words,json=missingWords,proto3" json:"missing_words,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1019,6 +1022,13 @@ func (x *SearchServicesResponse) GetRegistryDate() string {
 		return x.RegistryDate
 	}
 	return ""
+}
+
+func (x *SearchServicesResponse) GetMissingWords() uint32 {
+	if x != nil {
+		return x.MissingWords
+	}
+	return 0
 }
 
 type ListServicesRequest struct {
@@ -2106,12 +2116,13 @@ const file_portd_v1_service_proto_rawDesc = "" +
 	"\bprotocol\x18\x02 \x01(\x0e2\x12.portd.v1.ProtocolR\bprotocol\x12\x1b\n" +
 	"\tpage_size\x18\x03 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x04 \x01(\tR\tpageToken\"\xad\x01\n" +
+	"page_token\x18\x04 \x01(\tR\tpageToken\"\xd2\x01\n" +
 	"\x16SearchServicesResponse\x120\n" +
 	"\amatches\x18\x01 \x03(\v2\x16.portd.v1.ServiceMatchR\amatches\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x14\n" +
 	"\x05total\x18\x03 \x01(\rR\x05total\x12#\n" +
-	"\rregistry_date\x18\x04 \x01(\tR\fregistryDate\"\xb0\x01\n" +
+	"\rregistry_date\x18\x04 \x01(\tR\fregistryDate\x12#\n" +
+	"\rmissing_words\x18\x05 \x01(\rR\fmissingWords\"\xb0\x01\n" +
 	"\x13ListServicesRequest\x12-\n" +
 	"\x06source\x18\x01 \x01(\x0e2\x15.portd.v1.EntrySourceR\x06source\x12.\n" +
 	"\bprotocol\x18\x02 \x01(\x0e2\x12.portd.v1.ProtocolR\bprotocol\x12\x1b\n" +
