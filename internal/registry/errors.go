@@ -68,6 +68,18 @@ func (e *TakenError) Error() string {
 	return fmt.Sprintf("%v is taken: %s", e.Want, strings.Join(why, "; "))
 }
 
+// A ClashError says which services have the ports or the name of an entry that was to be the host's own. It is an
+// ErrTaken; an entry that is to override them is not refused for them.
+type ClashError struct {
+	Entry   string   // "myapp 443/tcp"
+	Clashes []string // sentences: "443/tcp is https (IANA)"
+}
+
+func (e *ClashError) Is(target error) bool { return target == ErrTaken }
+func (e *ClashError) Error() string {
+	return fmt.Sprintf("%s clashes: %s; override has the host's own entry win", e.Entry, strings.Join(e.Clashes, "; "))
+}
+
 // A DeniedError says which rule denies what. It is an ErrDenied.
 type DeniedError struct {
 	Caller Principal

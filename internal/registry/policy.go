@@ -4,7 +4,8 @@ import "fmt"
 
 // Policy says what callers may do. Every door asks it through the Registry, so that gRPC, REST and the hand-off agree.
 // The zero Policy is the default one for a portd that runs as root: root and portd's own user may do everything; others
-// may reserve unprivileged ports for themselves, and change and serve what is theirs only.
+// may reserve unprivileged ports for themselves, and change and serve what is theirs only. The service registry is for all to
+// read.
 type Policy struct {
 	UID uint32 // portd's own user
 	// FirstUnprivileged is the first port that everybody may reserve (net.ipv4.ip_unprivileged_port_start); 0 means 1024.
@@ -39,6 +40,14 @@ func (p Policy) Change(c Caller, owner Principal, act string) error {
 		return nil
 	}
 	return &DeniedError{c.Principal(), act, fmt.Sprintf("it belongs to %s; only its owner, root and the user that portd runs as may", owner)}
+}
+
+// EditServices says whether c may do act to the service registry, which is everybody's.
+func (p Policy) EditServices(c Caller, act string) error {
+	if p.Admin(c) {
+		return nil
+	}
+	return &DeniedError{c.Principal(), act, "the service registry is for root and the user that portd runs as to change"}
 }
 
 // SeeWork says whether c may see the workers and connections of what owner owns.

@@ -42,6 +42,7 @@ type Registry struct {
 	rearm   chan struct{} // tells the lease keeper of a new deadline; capacity 1
 
 	services atomic.Pointer[Services] // stored with mu held, loaded without
+	changing chan struct{}            // capacity 1: who is in it changes the services
 
 	mu       sync.RWMutex // guards all below; never held over a system call of the Binder or the Store
 	entries  map[string]*entry
@@ -84,6 +85,7 @@ func New(cfg Config) *Registry {
 		queue:    make(chan *commit, maxBatch),
 		stopped:  make(chan struct{}),
 		rearm:    make(chan struct{}, 1),
+		changing: make(chan struct{}, 1),
 		entries:  map[string]*entry{},
 		names:    map[string]*entry{},
 		claims:   table{},
@@ -116,6 +118,7 @@ func (r *Registry) Start(ctx context.Context) error {
 		r.requests[q.Key()] = &request{stored: q}
 	}
 	restored := &commit{by: Self}
+	r.seed(st, restored)
 	for _, e := range r.order {
 		if after, ev, changed := r.restore(ctx, e.res, true); changed {
 			restored.update(e, after, ev)
@@ -142,6 +145,10 @@ func (r *Registry) Run(ctx context.Context) error {
 	keepers, kctx := errgroup.WithContext(ctx)
 	keepers.Go(func() error { return r.keepLeases(kctx) })
 	keepers.Go(func() error { return r.retryLost(kctx) })
+	keepers.Go(func() error {
+		r.Services().Prepare() // or the first search would wait for it
+		return nil
+	})
 	committer := make(chan struct{})
 	stop := make(chan struct{})
 	go func() {

@@ -119,13 +119,14 @@ func (r *Registry) remembered(from Revision) []Change {
 	return r.recent[from-r.recent[0].Revision:]
 }
 
-// events are those that a filter selects and the caller may see: of reservations all, of leases its own.
+// events are those that a filter selects and the caller may see: of reservations and services all, of leases its own.
 func (r *Registry) events(c Caller, f Filter, all []Event) []Event {
 	var some []Event
 	for _, ev := range all {
 		switch {
 		case ev.Reservation != nil && f.Match(ev.Reservation):
 		case ev.Lease != nil && f.matchLease(ev.Lease) && r.seesLease(c, ev.Lease):
+		case (ev.Service != nil || ev.Edition != nil) && f.matchServices(ev.Caller):
 		default:
 			continue
 		}
@@ -136,6 +137,15 @@ func (r *Registry) events(c Caller, f Filter, all []Event) []Event {
 
 // matchLease: a lease has no endpoints to match.
 func (f Filter) matchLease(l *Lease) bool {
-	return (f.Owner == "" || f.Owner == l.Owner) && (f.Lease == "" || f.Lease == l.ID) &&
-		f.Proto == 0 && f.Ports == (PortRange{}) && len(f.Labels) == 0 && len(f.States) == 0 && f.Netns == ""
+	return (f.Owner == "" || f.Owner == l.Owner) && (f.Lease == "" || f.Lease == l.ID) && f.anyEndpoint()
+}
+
+// matchServices: a change of the service registry has nothing to match but who made it.
+func (f Filter) matchServices(by Principal) bool {
+	return (f.Owner == "" || f.Owner == by) && f.Lease == "" && f.anyEndpoint()
+}
+
+// anyEndpoint says whether f has nothing to match against endpoints and labels.
+func (f Filter) anyEndpoint() bool {
+	return f.Proto == 0 && f.Ports == (PortRange{}) && len(f.Labels) == 0 && len(f.States) == 0 && f.Netns == ""
 }
