@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,9 +46,46 @@ func (c *ctl) completeReservations(cmd *cobra.Command, _ []string, prefix string
 	return out, cobra.ShellCompDirectiveNoFileComp
 }
 
-// completeServices offers the service names of the IANA registry.
-func completeServices(_ *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	return serviceNames("", prefix), cobra.ShellCompDirectiveNoFileComp
+// completeServices offers the service names of the registry, this host's own too, and protocols before them.
+func (c *ctl) completeServices(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	name, protos := prefix, ""
+	if p, rest, ok := strings.Cut(prefix, "/"); ok && isProtocols(p) {
+		protos, name = p+"/", rest
+	}
+	out := serviceNames(protos, name)
+	for _, own := range c.ownServices(cmd.Context()) {
+		if word := protos + own; strings.HasPrefix(own, name) && !slices.Contains(out, word) {
+			out = append(out, word)
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+// ownServices are the names of this host's own services, if a portd says them.
+func (c *ctl) ownServices(ctx context.Context) (names []string) {
+	ctx, cancel := context.WithTimeout(ctx, completionPatience)
+	defer cancel()
+	cl, err := c.dial(ctx)
+	if err != nil {
+		return nil
+	}
+	defer cl.Close()
+	page, err := cl.Services.ListServices(ctx, &pb.ListServicesRequest{Source: pb.EntrySource_ENTRY_SOURCE_HOST, PageSize: 1000})
+	if err != nil {
+		return nil
+	}
+	for _, e := range page.GetServices() {
+		names = append(names, e.GetName())
+	}
+	return names
+}
+
+// completeProtocols offers the protocols of the registry.
+func completeProtocols(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if slices.ContainsFunc(args, isProtocols) {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return []string{"tcp", "udp", "sctp", "dccp"}, cobra.ShellCompDirectiveNoFileComp
 }
 
 // completeEndpoints offers protocols, and service names after them.

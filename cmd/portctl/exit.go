@@ -33,6 +33,7 @@ var codeOf = []struct {
 	{registry.ErrInvalid, exitUsage, ""},
 	{client.ErrInvalid, exitUsage, ""},
 	{client.ErrNotFound, exitNotFound, "portctl list"},
+	{registry.ErrNotFound, exitNotFound, ""}, // portctl's own answer where no portd was asked
 	{client.ErrTaken, exitTaken, ""},
 	{client.ErrDenied, exitDenied, "portctl list --mine"},
 	{client.ErrNoDaemon, exitNoDaemon, "portd &"},

@@ -4,21 +4,30 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
+	"os"
 	"strconv"
 	"strings"
 	"text/tabwriter"
+	"unicode"
 
 	pb "github.com/portd/portd/proto/portd/v1"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // A table is columns that are as wide as they need to be.
-type table struct{ w *tabwriter.Writer }
+type table struct {
+	w    *tabwriter.Writer
+	text *bytes.Buffer
+	out  io.Writer
+}
 
 func (c *ctl) table(header ...string) table {
-	t := table{tabwriter.NewWriter(c.out, 0, 8, 2, ' ', 0)}
+	t := table{text: &bytes.Buffer{}, out: c.out}
+	t.w = tabwriter.NewWriter(t.text, 0, 8, 2, ' ', 0)
 	if len(header) > 0 {
 		t.row(header...)
 	}
@@ -39,15 +48,28 @@ func (c *ctl) listing(n int, header ...string) table {
 
 // row prints a dash where a cell is empty, but for the last.
 func (t table) row(cells ...string) {
-	for i, cell := range cells[:len(cells)-1] {
-		if cell == "" {
+	for i, cell := range cells {
+		cells[i] = printable(cell)
+		if cell == "" && i < len(cells)-1 {
 			cells[i] = "-"
 		}
 	}
 	fmt.Fprintln(t.w, strings.Join(cells, "\t"))
 }
 
-func (t table) flush() error { return t.w.Flush() }
+// flush prints the table, and no blanks at the ends of its lines.
+func (t table) flush() error {
+	if err := t.w.Flush(); err != nil {
+		return err
+	}
+	for line := range strings.Lines(t.text.String()) {
+		if _, err := fmt.Fprintln(t.out, strings.TrimRight(line, " \n")); err != nil {
+			return err
+		}
+	}
+	t.text.Reset()
+	return nil
+}
 
 // printJSON prints one message on one line. protojson spaces its output at random, lest somebody compare bytes.
 func (c *ctl) printJSON(m proto.Message) error {
@@ -94,4 +116,34 @@ func portsText(r *pb.PortRange) string {
 		return strconv.Itoa(int(r.GetFirst()))
 	}
 	return fmt.Sprintf("%d-%d", r.GetFirst(), r.GetLast())
+}
+
+// printable is s with a question mark for all that a terminal might obey or hide. Imported registries and the names of
+// programs may hold anything.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+const (
+	usualWidth = 100 // of a line that goes to no terminal
+	mostWidth  = 120 // that is still pleasant to read
+	leastWidth = 40
+)
+
+// width is how many columns lines of prose may have.
+func (c *ctl) width() int {
+	f, ok := c.stdout.(*os.File)
+	if !ok {
+		return usualWidth
+	}
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	if err != nil || size.Col == 0 {
+		return usualWidth
+	}
+	return min(max(int(size.Col), leastWidth), mostWidth)
 }

@@ -2,147 +2,161 @@ package main
 
 import (
 	"context"
-	"errors"
-	"strconv"
-	"strings"
-	"time"
+	"fmt"
 
-	"github.com/portd/portd/client"
-	"github.com/portd/portd/internal/registry"
 	pb "github.com/portd/portd/proto/portd/v1"
 	"github.com/spf13/cobra"
 )
 
 const whoisHelp = `Whois says what the IANA registry has a port or a service name for, and who has
-the port on this host now. Without a portd the registry's part is answered from the
-copy inside portctl.
+the port on this host now. Services that this host has added to the registry come first
+and are marked. Without a portd the registry's part is answered from what portd last
+kept, where you may read that, else from the copy inside portctl.
 
 That IANA has assigned a port says nothing about what really listens there; that it
 has not does not make the port yours. "here" is what really is: reservations, and
 sockets of other programs as far as you may see them.
 
-A port always has an answer; a name that the registry does not have is exit code 3.
-A word that is both a protocol and a service (tcp, udp) is the service. With -q the
-bare value: the names of a port, or the ports of a name.`
+A question is a port, a range of ports, a name, or a DCCP service code as RFC 4340
+writes it (SC:DISC, SC=1145656131, SC=x44495343). A protocol stands before or after it:
+443/tcp, "tcp 443", "443 tcp". There may be several questions; protocols that stand
+apart then all stand before theirs, or all after. A word that is both a protocol and a
+service (tcp, udp) is the service when nothing else is asked.
+
+The details of a service (assignee, dates, reference, notes) are shown where a question
+has one answer; --long shows them for all, --short for none.
+
+A port always has an answer; a name that the registry does not have is exit code 3, and
+the other questions are answered. With -q the bare value: the names of a port, or the
+ports of a name. With -o json an answer of the API on each line.`
+
+type whoisFlags struct {
+	long, short bool
+	codes       []string
+}
 
 func (c *ctl) whoisCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "whois PORT | NAME | PORT/PROTOCOL | NAME/PROTOCOL",
+	var f whoisFlags
+	cmd := &cobra.Command{
+		Use:   "whois PORT | FIRST-LAST | NAME | SC:CODE, each with /PROTOCOL or without …",
 		Short: "Say what a port is meant for, and who has it here",
 		Long:  whoisHelp,
 		Example: `  portctl whois 443
   portctl whois 514/udp
   portctl whois tcp 8080
   portctl whois https
+  portctl whois 6000-6010
+  portctl whois 22 80/tcp imaps --long
+  portctl whois SC:DISC
   portctl whois -q https/tcp`,
-		Args:              wants(1, 2, "a port or the name of a service"),
-		ValidArgsFunction: completeServices,
+		ValidArgsFunction: c.completeServices,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			sep := " " // "tcp 443", and "443 tcp" as well
-			if !isProtocols(args[0]) {
-				sep = "/"
+			questions, err := parseQuestions(args, f.codes)
+			switch {
+			case err != nil:
+				return err
+			case f.long && f.short:
+				return usagef("--long and --short: it is one or the other")
 			}
-			return c.whois(cmd.Context(), strings.Join(args, sep))
+			return c.whois(cmd.Context(), questions, f)
 		},
 	}
+	flags := cmd.Flags()
+	flags.BoolVarP(&f.long, "long", "l", false, "show the details of every service")
+	flags.BoolVarP(&f.short, "short", "s", false, "show no details and no notes")
+	flags.StringArrayVar(&f.codes, "service-code", nil, "ask for this DCCP service `code`, a number too; may be repeated")
+	return cmd
 }
 
-func (c *ctl) whois(ctx context.Context, text string) error {
-	q, err := parseQuestion(text)
-	if err != nil {
+// whois answers one question after the other. What has no answer does not keep the others from theirs.
+func (c *ctl) whois(ctx context.Context, questions []question, f whoisFlags) error {
+	source := c.openSource(ctx)
+	defer source.close()
+	var failed error
+	last := (*pb.ServiceLookup)(nil)
+	for _, q := range questions {
+		answer, err := source.whois(ctx, q)
+		switch {
+		case err != nil && len(questions) == 1:
+			return c.noAnswer(ctx, source, err, q)
+		case err != nil:
+			// Said at once, where it would stand among the answers.
+			if err := c.out.Flush(); err != nil {
+				return err
+			}
+			c.complain(c.noAnswer(ctx, source, err, q))
+			if code := exitCode(err); failed == nil || code != exitNotFound {
+				failed = status(code)
+			}
+			continue
+		case c.json():
+			err = c.printJSON(answer)
+		case c.quiet:
+			c.printBare(answer.GetLookup(), q)
+		default:
+			if last != nil {
+				fmt.Fprintln(c.out)
+			}
+			last = answer.GetLookup()
+			err = c.printWhois(answer, q, source, f, len(questions) > 1)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if last != nil && len(questions) > 1 {
+		fmt.Fprintf(c.out, "\niana: %s\n", source.registryText(last))
+	}
+	return failed
+}
+
+// noAnswer adds what to ask instead.
+func (c *ctl) noAnswer(ctx context.Context, source *source, err error, q question) error {
+	if exitCode(err) != exitNotFound {
+		return try(err, "portctl whois PORT")
+	}
+	if near := nearNames(err); len(near) > 0 {
+		return try(err, "portctl whois "+near[0])
+	}
+	if q.code != nil {
+		return try(err, "portctl search dccp")
+	}
+	if _, err2 := source.whois(ctx, question{name: q.name}); err2 == nil { // for another protocol
+		return try(err, "portctl whois "+q.name)
+	}
+	return try(err, "portctl search "+q.name)
+}
+
+// printWhois prints the answer to one question: a line per service, what more there is to say of it, and who has it here.
+func (c *ctl) printWhois(answer *pb.WhoisResponse, q question, source *source, f whoisFlags, several bool) error {
+	l := answer.GetLookup()
+	if err := c.printLines(l, q); err != nil {
 		return err
 	}
-	answer, err := c.askWhois(ctx, q)
-	asked := err == nil
-	if errors.Is(err, errNotAsked) {
-		c.say("%v; this is the IANA registry's part alone", err)
-		answer, err = embeddedWhois(q)
+	switch blocks := detailsOf(l, q, f.long); {
+	case f.short:
+	case f.long || !several && len(blocks) > 0 && !q.isRange():
+		c.printBlocks(blocks)
+	default:
+		for _, n := range notes(l, q) {
+			fmt.Fprintln(c.out, "note:", printable(n))
+		}
+	}
+	// The date of the registry is the same for all of several answers, and said after them.
+	class := ""
+	if q.isPorts() {
+		class = classText(q)
 	}
 	switch {
-	case err != nil:
-		return try(err, "portctl whois PORT")
-	case c.json():
-		return c.printJSON(answer)
-	case c.quiet:
-		return c.printBare(answer.GetLookup(), q)
+	case !several && class != "":
+		fmt.Fprintf(c.out, "iana: %s, %s\n", class, source.registryText(l))
+	case !several:
+		fmt.Fprintf(c.out, "iana: %s\n", source.registryText(l))
+	case class != "":
+		fmt.Fprintf(c.out, "iana: %s\n", class)
 	}
-	if err := c.printLookup(answer.GetLookup(), q); err != nil || !asked {
-		return err
+	if source.alone() {
+		return nil
 	}
-	return c.printUses(answer, q)
-}
-
-// errNotAsked is why portd could not be asked, whatever the reason: whois answers even so.
-var errNotAsked = errors.New("portd was not asked")
-
-type notAsked struct{ error }
-
-func (e notAsked) Is(target error) bool { return target == errNotAsked }
-
-// whoisPatience is how long whois waits for a portd that does not answer.
-const whoisPatience = 10 * time.Second
-
-func (c *ctl) askWhois(ctx context.Context, q question) (*pb.WhoisResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, whoisPatience)
-	defer cancel()
-	cl, err := c.dial(ctx)
-	if err != nil {
-		return nil, notAsked{err}
-	}
-	defer cl.Close()
-	req := &pb.WhoisRequest{Protocol: q.proto}
-	if q.name != "" {
-		req.Query = &pb.WhoisRequest_Name{Name: q.name}
-	} else {
-		req.Query = &pb.WhoisRequest_Port{Port: uint32(q.port)}
-	}
-	answer, err := cl.Ports.Whois(ctx, req)
-	if errors.Is(err, client.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
-		return nil, notAsked{err}
-	}
-	return answer, err
-}
-
-// A question is what whois asks: a port, or a name where that is not empty.
-type question struct {
-	port  uint16
-	name  string
-	proto pb.Protocol // unspecified: all
-}
-
-func parseQuestion(text string) (q question, err error) {
-	protos, rest := registry.SplitProtocol(text)
-	if protos != "" {
-		var ok bool
-		if q.proto, ok = parseProtocol(protos); !ok {
-			return q, usagef("%q names several protocols; leave them out to see all", text)
-		}
-	}
-	if port, err := strconv.ParseUint(rest, 10, 16); err == nil {
-		q.port = uint16(port)
-		return q, nil
-	}
-	// An endpoint with an address is asked about as often; its port is meant.
-	if ep, err := registry.ParseEndpoint(text); err == nil && ep.Ports() == 1 {
-		q.port = ep.First
-		return q, nil
-	}
-	if !isName(rest) {
-		return q, usagef("%q is neither a port, 0 to 65535, nor the name of a service", rest)
-	}
-	q.name = rest
-	return q, nil
-}
-
-// isName says whether s can be the name of a service: it has a letter (RFC 6335 section 5.1), and no blanks. The
-// registry has some with slashes, stars and dots.
-func isName(s string) bool {
-	letter := false
-	for _, r := range s {
-		if r <= ' ' || r >= 0x7f {
-			return false
-		}
-		letter = letter || 'a' <= r|0x20 && r|0x20 <= 'z'
-	}
-	return letter
+	return c.printUses(answer, q, several)
 }

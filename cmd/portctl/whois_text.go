@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -12,74 +11,98 @@ import (
 	pb "github.com/portd/portd/proto/portd/v1"
 )
 
-// An assignment is a line of whois: what the registry says of some ports for some protocols.
-type assignment struct {
-	ports, name string
-	protos      []string
-	texts       []string
+// A line of whois is what the registry says of some ports for some protocols.
+type line struct {
+	ports  *pb.PortRange // nil: a name without a port
+	name   string        // empty: nobody's
+	own    bool          // this host's own
+	protos []string
+	texts  []string
 }
 
-// printLookup prints the registry's answer: a line per name, then one per status of the protocols that have none.
-func (c *ctl) printLookup(l *pb.ServiceLookup, q question) error {
+func (l *line) cells() []string {
+	ports := ""
+	if l.ports != nil {
+		ports = portsText(l.ports)
+	}
+	text := strings.Join(l.texts, "; ")
+	if l.own {
+		text = strings.TrimSpace(text + " (this host's own)")
+	}
+	return []string{ports, l.name, strings.Join(l.protos, " "), text}
+}
+
+// printLines prints a line per name, then one per status of the protocols that have none. A range is in order of its ports.
+func (c *ctl) printLines(l *pb.ServiceLookup, q question) error {
+	lines := append(named(l.GetEntries()), unnamed(l, q)...)
+	if q.isRange() {
+		slices.SortStableFunc(lines, func(a, b *line) int { return cmp.Compare(a.ports.GetFirst(), b.ports.GetFirst()) })
+	}
 	t := c.table()
-	lines := append(assigned(l), unnamed(l, q)...)
-	for _, a := range lines {
-		t.row(a.ports, a.name, strings.Join(a.protos, " "), strings.Join(a.texts, "; "))
+	for _, line := range lines {
+		t.row(line.cells()...)
 	}
-	if err := t.flush(); err != nil {
-		return err
-	}
-	for _, n := range notes(l) {
-		fmt.Fprintln(c.out, "note:", n)
-	}
-	if q.name != "" {
-		fmt.Fprintf(c.out, "iana: registry of %s\n", l.GetRegistryDate())
-	} else {
-		fmt.Fprintf(c.out, "iana: %s port, registry of %s\n", word(l.GetPortClass()), l.GetRegistryDate())
-	}
-	return nil
+	return t.flush()
 }
 
-// assigned is the named records, those that differ in the protocol alone in one line.
-func assigned(l *pb.ServiceLookup) (lines []*assignment) {
-	for _, e := range l.GetEntries() {
+// named is the named entries, those that differ in the protocol alone in one line.
+func named(entries []*pb.ServiceEntry) (lines []*line) {
+	at := map[lineKey]*line{}
+	for _, e := range entries {
 		if e.GetName() == "" {
 			continue
 		}
-		ports := "-"
-		if e.GetPorts() != nil {
-			ports = portsText(e.GetPorts())
+		k := keyOf(e)
+		l := at[k]
+		if l == nil {
+			l = &line{ports: e.GetPorts(), name: e.GetName(), own: k.own}
+			at[k] = l
+			lines = append(lines, l)
 		}
-		i := slices.IndexFunc(lines, func(a *assignment) bool { return a.name == e.GetName() && a.ports == ports })
-		if i < 0 {
-			i = len(lines)
-			lines = append(lines, &assignment{ports: ports, name: e.GetName()})
-		}
-		a := lines[i]
-		if p := protoWord(e.GetProtocol()); !slices.Contains(a.protos, p) {
-			a.protos = append(a.protos, p)
+		if p := protoWord(e.GetProtocol()); !slices.Contains(l.protos, p) {
+			l.protos = append(l.protos, p)
 		}
 		text := describe(e)
-		if text != "" && !slices.ContainsFunc(a.texts, func(s string) bool { return contains(s, text) }) {
-			a.texts = append(a.texts, text)
+		if text != "" && !slices.ContainsFunc(l.texts, func(s string) bool { return contains(s, text) }) {
+			l.texts = append(l.texts, text)
 		}
 	}
-	for _, a := range lines {
-		if len(a.texts) > 1 { // "HTTPS" says nothing of https
-			a.texts = slices.DeleteFunc(a.texts, func(s string) bool { return strings.EqualFold(s, a.name) })
+	for _, l := range lines {
+		if len(l.texts) > 1 { // "HTTPS" says nothing of https
+			l.texts = slices.DeleteFunc(l.texts, func(s string) bool { return strings.EqualFold(s, l.name) })
 		}
 	}
 	return lines
 }
 
-// describe is a record's description on one line. The well-formed twin of an old name says so in many words, and the old
+// A lineKey is what entries on one line have in common.
+type lineKey struct {
+	first, last uint32
+	noPort, own bool
+	name        string
+}
+
+func keyOf(e *pb.ServiceEntry) lineKey {
+	return lineKey{
+		first: e.GetPorts().GetFirst(), last: e.GetPorts().GetLast(), noPort: e.GetPorts() == nil,
+		own: isOwn(e), name: e.GetName(),
+	}
+}
+
+func isOwn(e *pb.ServiceEntry) bool { return e.GetSource() == pb.EntrySource_ENTRY_SOURCE_HOST }
+
+// describe is an entry's description on one line. The well-formed twin of an old name says so in many words, and the old
 // name in a note; one of the two in few is enough.
 func describe(e *pb.ServiceEntry) string {
 	if of := e.GetAliasOf(); of != "" {
 		return "alias of " + of
 	}
-	text, _, _ := strings.Cut(ianadb.Collapse(e.GetDescription()), "IANA assigned this well-formed service name")
+	text, replaces, twin := strings.Cut(ianadb.Collapse(e.GetDescription()), "IANA assigned this well-formed service name")
 	text = strings.TrimSpace(text)
+	if _, old, ok := strings.Cut(replaces, `replacement for "`); twin && ok {
+		old, _, _ = strings.Cut(old, `"`)
+		text = strings.TrimSpace(strings.TrimSuffix(text, old) + " (replaces " + old + ")")
+	}
 	if e.GetPorts() == nil {
 		return strings.TrimSpace(text + " (no port)")
 	}
@@ -90,11 +113,11 @@ func contains(s, part string) bool {
 	return strings.Contains(strings.ToLower(s), strings.ToLower(part))
 }
 
-// unnamed is how the registry stands to a port for the protocols under which it has no name. For SCTP and DCCP it
+// unnamed is how the registry stands to ports for the protocols under which they have no name. For SCTP and DCCP it
 // seldom says anything; they are left out then.
-func unnamed(l *pb.ServiceLookup, q question) (lines []*assignment) {
+func unnamed(l *pb.ServiceLookup, q question) (lines []*line) {
 	for _, a := range l.GetAssignments() {
-		if hasName(l, a.GetProtocol()) {
+		if hasName(l, a) {
 			continue
 		}
 		rare := a.GetProtocol() == pb.Protocol_PROTOCOL_SCTP || a.GetProtocol() == pb.Protocol_PROTOCOL_DCCP
@@ -102,23 +125,31 @@ func unnamed(l *pb.ServiceLookup, q question) (lines []*assignment) {
 			continue
 		}
 		text := statusText(l, a)
-		i := slices.IndexFunc(lines, func(a *assignment) bool { return a.texts[0] == text })
+		i := slices.IndexFunc(lines, func(l *line) bool {
+			return l.texts[0] == text && l.ports.GetFirst() == a.GetPorts().GetFirst() && l.ports.GetLast() == a.GetPorts().GetLast()
+		})
 		if i < 0 {
 			i = len(lines)
-			lines = append(lines, &assignment{ports: strconv.Itoa(int(a.GetPort())), name: "-", texts: []string{text}})
+			lines = append(lines, &line{ports: a.GetPorts(), texts: []string{text}})
 		}
 		lines[i].protos = append(lines[i].protos, protoWord(a.GetProtocol()))
 	}
 	return lines
 }
 
-// hasName says whether a named record holds for p.
-func hasName(l *pb.ServiceLookup, p pb.Protocol) bool {
-	return slices.ContainsFunc(l.GetEntries(), func(e *pb.ServiceEntry) bool { return e.GetName() != "" && holdsFor(e, p) })
+// hasName says whether a named entry holds for the ports and protocol of a.
+func hasName(l *pb.ServiceLookup, a *pb.PortAssignment) bool {
+	return a.GetStatus() == pb.AssignmentStatus_ASSIGNMENT_STATUS_ASSIGNED ||
+		slices.ContainsFunc(l.GetEntries(), func(e *pb.ServiceEntry) bool { return e.GetName() != "" && covers(e, a) })
 }
 
-func holdsFor(e *pb.ServiceEntry, p pb.Protocol) bool {
-	return e.GetProtocol() == p || e.GetProtocol() == pb.Protocol_PROTOCOL_UNSPECIFIED
+// covers says whether an entry is about all ports and the protocol of a.
+func covers(e *pb.ServiceEntry, a *pb.PortAssignment) bool {
+	ports := e.GetPorts()
+	// UDP-Lite has the ports of UDP (RFC 3828 section 3.1), and the entries are UDP's.
+	proto := e.GetProtocol() == a.GetProtocol() || e.GetProtocol() == pb.Protocol_PROTOCOL_UNSPECIFIED ||
+		e.GetProtocol() == pb.Protocol_PROTOCOL_UDP && a.GetProtocol() == pb.Protocol_PROTOCOL_UDPLITE
+	return proto && ports != nil && ports.GetFirst() <= a.GetPorts().GetFirst() && a.GetPorts().GetLast() <= ports.GetLast()
 }
 
 // statusText is a status in words, and in the registry's own where those say more.
@@ -133,10 +164,10 @@ func statusText(l *pb.ServiceLookup, a *pb.PortAssignment) string {
 	if a.GetStatus() == pb.AssignmentStatus_ASSIGNMENT_STATUS_PRIVATE {
 		status = "in use without a name"
 	}
-	// The narrowest record is the right one: ranges still cover ports that were assigned since.
+	// The narrowest entry is the right one: ranges still cover ports that were assigned since.
 	var own *pb.ServiceEntry
 	for _, e := range l.GetEntries() {
-		if e.GetName() == "" && holdsFor(e, a.GetProtocol()) && (own == nil || width(e) < width(own)) {
+		if e.GetName() == "" && covers(e, a) && (own == nil || width(e) < width(own)) {
 			own = e
 		}
 	}
@@ -153,10 +184,13 @@ func statusText(l *pb.ServiceLookup, a *pb.PortAssignment) string {
 func width(e *pb.ServiceEntry) uint32 { return e.GetPorts().GetLast() - e.GetPorts().GetFirst() }
 
 // notes is what the registry's notes say beyond the description, in short. Those of DNS-SD's TXT keys are about no port.
-func notes(l *pb.ServiceLookup) (out []string) {
+func notes(l *pb.ServiceLookup, q question) (out []string) {
 	add := func(e *pb.ServiceEntry, text string) {
-		if e.GetName() != "" {
+		switch {
+		case e.GetName() != "":
 			text = e.GetName() + ": " + text
+		case q.isRange():
+			text = placeOf(e) + ": " + text
 		}
 		if text = shorten(text, 100); !slices.Contains(out, text) {
 			out = append(out, text)
@@ -186,70 +220,36 @@ func shorten(s string, most int) string {
 }
 
 // printBare prints the names of a port or the ports of a name, each once.
-func (c *ctl) printBare(l *pb.ServiceLookup, q question) error {
-	var seen []string
-	for _, a := range assigned(l) {
-		v := a.name
-		if q.name != "" {
-			v = a.ports
-		}
-		if v != "-" && !slices.Contains(seen, v) {
-			seen = append(seen, v)
-			fmt.Fprintln(c.out, v)
-		}
-	}
-	return nil
-}
-
-// printUses prints who has the ports of a question here.
-func (c *ctl) printUses(answer *pb.WhoisResponse, q question) error {
-	if q.name != "" && !slices.ContainsFunc(answer.GetLookup().GetEntries(), func(e *pb.ServiceEntry) bool { return e.GetPorts() != nil }) {
-		return nil // a name without a port is nowhere
-	}
-	uses := summarize(answer.GetUses())
-	if len(uses) == 0 {
-		fmt.Fprintln(c.out, "here: nobody has it")
-	}
-	for _, u := range uses {
-		fmt.Fprintln(c.out, "here:", u)
-	}
-	for _, h := range answer.GetHidden() {
-		c.say("%s", h)
-	}
-	return nil
-}
-
-// summarize says a line per use: reservations first, then what listens and is bound; the connections of a program
-// together, for a busy server has thousands.
-func summarize(uses []*pb.PortUse) (lines []string) {
-	var others []*pb.PortUse
-	for _, u := range uses {
-		if r := u.GetReservation(); r != nil {
-			lines = append(lines, u.GetEndpoint().GetText()+" "+useText(r))
-		} else if u.GetHolder() != nil {
-			others = append(others, u)
-		}
-	}
-	slices.SortStableFunc(others, func(a, b *pb.PortUse) int { return cmp.Compare(a.GetHolder().GetState(), b.GetHolder().GetState()) })
-	connections, order := map[string]int{}, []string(nil)
-	for _, u := range others {
-		h := u.GetHolder()
-		port := protoWord(h.GetEndpoint().GetProtocol()) + "/" + portsText(h.GetEndpoint().GetPorts())
-		switch h.GetState() {
-		case pb.SocketState_SOCKET_STATE_CONNECTED, pb.SocketState_SOCKET_STATE_LEFTOVER:
-			what := port + " is the port of connections of " + holderName(h)
-			if h.GetState() == pb.SocketState_SOCKET_STATE_LEFTOVER {
-				what = port + " is the port of connections that are closed, and that the kernel still remembers"
-			}
-			if connections[what]++; connections[what] == 1 {
-				order = append(order, what)
-			}
+func (c *ctl) printBare(l *pb.ServiceLookup, q question) {
+	seen := map[string]bool{}
+	for _, line := range named(l.GetEntries()) {
+		v := line.name
+		switch {
+		case q.isPorts():
+		case line.ports == nil:
+			continue
 		default:
-			lines = append(lines, fmt.Sprintf("%s %s: %s on %s", port, word(h.GetState()), holderName(h), holderAddr(h)))
+			v = portsText(line.ports)
+		}
+		if !seen[v] {
+			seen[v] = true
+			fmt.Fprintln(c.out, printable(v))
 		}
 	}
-	for _, what := range order {
-		lines = append(lines, fmt.Sprintf("%s (%d)", what, connections[what]))
+}
+
+// classText is the classes of the ports of a question (RFC 6335 section 6).
+func classText(q question) string {
+	first, last := ianadb.ClassOf(q.first), ianadb.ClassOf(q.last)
+	switch {
+	case !q.isRange():
+		return first.String() + " port"
+	case first == last:
+		return first.String() + " ports"
 	}
-	return lines
+	var all []string
+	for class := first; class <= last; class++ {
+		all = append(all, class.String())
+	}
+	return strings.Join(all, ", ") + " ports"
 }

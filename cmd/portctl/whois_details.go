@@ -1,0 +1,265 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/portd/portd/internal/ianadb"
+	pb "github.com/portd/portd/proto/portd/v1"
+)
+
+// A block is all that the registry says of one service, or of the ports of nobody's.
+type block struct {
+	title  string
+	fields []field
+}
+
+// A field is a column of the registry, with its values: one where all entries of a service agree.
+type field struct {
+	label  string
+	values []value
+}
+
+type value struct {
+	lines []string
+	of    []string // the entries that it is of, where that are not all: "tcp", "443/tcp", "no port"
+}
+
+// columns are what the lines of whois leave out, as people call it.
+var columns = []struct {
+	label string
+	cell  func(*pb.ServiceEntry) []string
+}{
+	{"assignee", func(e *pb.ServiceEntry) []string { return brackets(e.GetAssignee()) }},
+	{"contact", func(e *pb.ServiceEntry) []string { return brackets(e.GetContact()) }},
+	{"registered", func(e *pb.ServiceEntry) []string { return cell(e.GetRegistrationDate()) }},
+	{"modified", func(e *pb.ServiceEntry) []string { return cell(e.GetModificationDate()) }},
+	{"added here", addedHere},
+	{"reference", func(e *pb.ServiceEntry) []string { return brackets(e.GetReference()) }},
+	{"service code", func(e *pb.ServiceEntry) []string { return serviceCode(e.GetServiceCode()) }},
+	{"unauthorized use", func(e *pb.ServiceEntry) []string { return cell(e.GetUnauthorizedUse()) }},
+	{"notes", func(e *pb.ServiceEntry) []string { return cell(e.GetNotes()) }},
+}
+
+// detailsOf is a block per service of an answer, and one per status of its ports that says more than that. Unless all are
+// wanted there are none where the answer has several services; an alias is none beside the service that replaces it.
+func detailsOf(l *pb.ServiceLookup, q question, all bool) (blocks []*block) {
+	var names []string
+	groups := map[string][]*pb.ServiceEntry{}
+	add := func(title string, e *pb.ServiceEntry) {
+		if groups[title] == nil {
+			names = append(names, title)
+		}
+		groups[title] = append(groups[title], e)
+	}
+	services := 0
+	for _, e := range l.GetEntries() {
+		isAlias := e.GetAliasOf() != "" && slices.ContainsFunc(l.GetEntries(), func(o *pb.ServiceEntry) bool { return o.GetName() == e.GetAliasOf() })
+		switch title := titleOf(e); {
+		case isAlias && !all:
+		case e.GetName() == "" && q.isRange() && e.GetNotes() == "":
+		default:
+			if groups[title] == nil && e.GetName() != "" {
+				services++
+			}
+			add(title, e)
+		}
+	}
+	if services > 1 && !all {
+		return nil
+	}
+	for _, title := range names {
+		if b := blockOf(title, groups[title]); len(b.fields) > 0 {
+			blocks = append(blocks, b)
+		}
+	}
+	return blocks
+}
+
+// titleOf is the name of a service, or the ports where they have none.
+func titleOf(e *pb.ServiceEntry) string {
+	switch {
+	case e.GetName() == "":
+		return portsText(e.GetPorts())
+	case isOwn(e):
+		return e.GetName() + " (this host's own)"
+	}
+	return e.GetName()
+}
+
+func blockOf(title string, entries []*pb.ServiceEntry) *block {
+	if e := entries[0]; e.GetName() == "" && len(entries) == 1 {
+		title = placeOf(e)
+	}
+	b := &block{title: title}
+	for _, col := range columns {
+		f, have := field{label: col.label}, 0
+		for _, e := range entries {
+			lines := col.cell(e)
+			if len(lines) == 0 {
+				continue
+			}
+			have++
+			i := slices.IndexFunc(f.values, func(v value) bool { return slices.Equal(v.lines, lines) })
+			if i < 0 {
+				i = len(f.values)
+				f.values = append(f.values, value{lines: lines})
+			}
+			f.values[i].of = append(f.values[i].of, placeAmong(e, entries))
+			f.values[i].of = slices.Compact(f.values[i].of)
+		}
+		switch {
+		case len(f.values) == 0:
+			continue
+		case len(f.values) == 1 && have == len(entries):
+			f.values[0].of = nil
+		}
+		b.fields = append(b.fields, f)
+	}
+	return b
+}
+
+// placeAmong tells an entry from the others of its service: by its protocol, and by its ports where they differ.
+func placeAmong(e *pb.ServiceEntry, entries []*pb.ServiceEntry) string {
+	if slices.ContainsFunc(entries, func(o *pb.ServiceEntry) bool { return !samePorts(o, e) }) {
+		return placeOf(e)
+	}
+	return protoWord(e.GetProtocol())
+}
+
+func samePorts(a, b *pb.ServiceEntry) bool {
+	return (a.GetPorts() == nil) == (b.GetPorts() == nil) && portsText(a.GetPorts()) == portsText(b.GetPorts())
+}
+
+// placeOf is the ports of an entry with its protocol, if it has one.
+func placeOf(e *pb.ServiceEntry) string {
+	switch {
+	case e.GetPorts() == nil:
+		return "no port"
+	case e.GetProtocol() == pb.Protocol_PROTOCOL_UNSPECIFIED:
+		return portsText(e.GetPorts())
+	}
+	return portsText(e.GetPorts()) + "/" + protoWord(e.GetProtocol())
+}
+
+// printBlocks prints details under the lines that they belong to. With several blocks each has a title.
+func (c *ctl) printBlocks(blocks []*block) {
+	labels := 0
+	for _, b := range blocks {
+		for _, f := range b.fields {
+			labels = max(labels, len(f.label))
+		}
+	}
+	width := c.width() - labels - 4
+	for _, b := range blocks {
+		if len(blocks) > 1 {
+			fmt.Fprintf(c.out, "%s:\n", printable(b.title))
+		}
+		for _, f := range b.fields {
+			label := f.label
+			for _, v := range f.values {
+				for _, l := range v.text() {
+					for _, part := range wrap(printable(l), width) {
+						fmt.Fprintf(c.out, "  %-*s  %s\n", labels, label, part)
+						label = ""
+					}
+				}
+			}
+		}
+	}
+}
+
+// text is the lines of a value with what it is of: after a short one, and before a long one.
+func (v value) text() []string {
+	of := strings.Join(v.of, ", ")
+	switch {
+	case of == "":
+		return v.lines
+	case len(v.lines) == 1:
+		return []string{v.lines[0] + " (" + of + ")"}
+	}
+	return append([]string{of + ":"}, v.lines...)
+}
+
+// cell is the lines of a cell, the white space in each collapsed. Those of a paragraph are one.
+func cell(s string) (lines []string) {
+	for l := range strings.Lines(s) {
+		l = ianadb.Collapse(l)
+		switch n := len(lines) - 1; {
+		case l == "":
+		case n >= 0 && goesOn(lines[n], l):
+			lines[n] += " " + l
+		default:
+			lines = append(lines, l)
+		}
+	}
+	return lines
+}
+
+// goesOn says that the registry broke a sentence after line for its width alone. In lists of keys and items, each stands on a
+// line of its own.
+func goesOn(line, next string) bool {
+	last, _ := utf8.DecodeLastRuneInString(line)
+	first, _, _ := strings.Cut(next, " ")
+	return len(line) >= 60 && (unicode.IsLetter(last) || last == ',' || last == '"') && !strings.ContainsAny(first, "=:*")
+}
+
+// brackets is a cell of people or documents, "[A][B]", on one line without its brackets.
+func brackets(s string) []string {
+	s = ianadb.Collapse(s)
+	if s == "" {
+		return nil
+	}
+	inner, ok := strings.CutPrefix(s, "[")
+	inner, ok2 := strings.CutSuffix(inner, "]")
+	items := strings.Split(inner, "][")
+	if !ok || !ok2 || slices.ContainsFunc(items, func(item string) bool { return strings.ContainsAny(item, "[]") }) {
+		return []string{s}
+	}
+	return []string{strings.Join(items, "; ")}
+}
+
+// serviceCode is a code of DCCP in the ways of RFC 4340 section 8.1.2.
+func serviceCode(s string) []string {
+	code, err := ianadb.ParseServiceCode(s)
+	if err != nil {
+		return cell(s)
+	}
+	text := strings.TrimRight(string([]byte{byte(code >> 24), byte(code >> 16), byte(code >> 8), byte(code)}), " ")
+	if back, err := ianadb.ParseServiceCode("SC:" + text); err == nil && back == code {
+		return []string{s + " (SC:" + text + ")"}
+	}
+	return []string{s}
+}
+
+func addedHere(e *pb.ServiceEntry) []string {
+	if e.GetChangeTime() == nil {
+		return nil
+	}
+	return []string{full(e.GetChangeTime()) + " by " + ownerName(e.GetChangedBy())}
+}
+
+// wrap breaks a line at blanks, so that no part of it is wider than width where that is possible.
+func wrap(s string, width int) (parts []string) {
+	for utf8.RuneCountInString(s) > width {
+		at := -1
+		n := 0
+		for i, r := range s {
+			if r == ' ' && (n <= width || at < 0) && i > 0 {
+				at = i
+			}
+			if n++; n > width && at >= 0 {
+				break
+			}
+		}
+		if at < 0 {
+			break
+		}
+		parts = append(parts, s[:at])
+		s = strings.TrimLeft(s[at:], " ")
+	}
+	return append(parts, s)
+}
