@@ -13,9 +13,11 @@ import (
 
 const listHelp = `List shows the reservations of this host, an endpoint on a line, in the order in which
 they were made. A protocol and a range of ports narrow it. A port that should be held
-and is not has a line of its own that says who has it.
+and is not has a line of its own that says who has it. With -q the ids alone.
 
-With -q the ids alone. With -o json the API's answer, all pages in one.`
+` + freeHelp + `
+
+With -o json the API's answer, all pages in one.`
 
 type listFlags struct {
 	owner  string
@@ -25,26 +27,62 @@ type listFlags struct {
 }
 
 func (c *ctl) listCommand() *cobra.Command {
-	var f listFlags
+	var (
+		f    listFlags
+		free freeFlags
+	)
 	cmd := &cobra.Command{
 		Use:   "list [PROTOCOL] [PORTS]",
-		Short: "List reservations",
+		Short: "List reservations, or free ports",
 		Long:  listHelp,
 		Example: `  portctl list
   portctl list tcp 8000-8999
   portctl list --mine --label team=web
-  portctl list --state lost`,
-		Args: wants(0, 2, ""),
-		RunE: func(cmd *cobra.Command, args []string) error { return c.list(cmd.Context(), args, f) },
+  portctl list --state lost
+  portctl list --free tcp
+  portctl list --free --both 8000-9999
+  portctl list -q --free tcp,udp --count 10`,
+		Args:              wants(0, 2, ""),
+		ValidArgsFunction: completeProtocols,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := notTogether(cmd, free.free); err != nil {
+				return err
+			}
+			if free.free {
+				return c.listFree(cmd.Context(), args, free, cmd.Flags().Changed("count"))
+			}
+			return c.list(cmd.Context(), args, f)
+		},
 	}
-	cmd.ValidArgsFunction = cobra.FixedCompletions([]string{"tcp", "udp"}, cobra.ShellCompDirectiveNoFileComp)
 	flags := cmd.Flags()
 	flags.StringVar(&f.owner, "owner", "", "only this `user`'s: a name, a uid, or a principal like uid:1000")
 	flags.BoolVar(&f.mine, "mine", false, "only your own")
 	flags.StringArrayVar(&f.labels, "label", nil, "only with this label, `key=value`; may be repeated")
 	flags.StringSliceVar(&f.states, "state", nil, "only with an endpoint that is held, listening, recorded or lost; may be repeated")
 	_ = cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(states, cobra.ShellCompDirectiveNoFileComp))
+	flags.BoolVar(&free.free, "free", false, "list free ports")
+	flags.BoolVar(&free.both, "both", false, "with --free: for tcp and udp")
+	flags.IntVar(&free.count, "count", 0, "with --free: only the first `N` ports in a row")
+	flags.BoolVar(&free.all, "all", false, "with --free: all of them, in order")
 	return cmd
+}
+
+// notTogether says which flags are of the other one of list's two questions.
+func notTogether(cmd *cobra.Command, free bool) error {
+	if free {
+		for _, name := range []string{"owner", "mine", "label", "state"} {
+			if cmd.Flags().Changed(name) {
+				return usagef("--%s is about reservations, and --free lists free ports", name)
+			}
+		}
+		return nil
+	}
+	for _, name := range []string{"both", "count", "all"} {
+		if cmd.Flags().Changed(name) {
+			return usagef("--%s goes with --free", name)
+		}
+	}
+	return nil
 }
 
 var states = []string{"held", "listening", "recorded", "lost"}

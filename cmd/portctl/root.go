@@ -71,7 +71,7 @@ func (c *ctl) root() *cobra.Command {
 		}
 		root.AddCommand(cmds...)
 	}
-	add("look", c.whoisCommand(), c.listCommand(), c.showCommand(), c.watchCommand(), c.listenersCommand(), c.workersCommand(),
+	add("look", c.whoisCommand(), c.searchCommand(), c.listCommand(), c.showCommand(), c.watchCommand(), c.listenersCommand(), c.workersCommand(),
 		c.connectionsCommand(), c.statusCommand(), c.versionCommand())
 	add("change", c.reserveCommand(), c.releaseCommand(), c.listenCommand(), c.closeCommand(), c.runCommand())
 	root.AddCommand(c.programCommand())
