@@ -253,9 +253,14 @@ func checkEntry(e *ianadb.Entry) error {
 	e.Port = portsText(e.First, e.Last)
 	size := 0
 	for _, cell := range []struct{ field, text string }{
-		{"description", e.Description}, {"assignee", e.Assignee}, {"contact", e.Contact}, {"reference", e.Reference},
-		{"unauthorized_use", e.UnauthorizedUse}, {"notes", e.Notes},
-		{"registration_date", e.RegistrationDate}, {"modification_date", e.ModificationDate},
+		{"description", e.Description},
+		{"assignee", e.Assignee},
+		{"contact", e.Contact},
+		{"reference", e.Reference},
+		{"unauthorized_use", e.UnauthorizedUse},
+		{"notes", e.Notes},
+		{"registration_date", e.RegistrationDate},
+		{"modification_date", e.ModificationDate},
 	} {
 		if err := checkText("services."+cell.field, cell.text); err != nil {
 			return err
