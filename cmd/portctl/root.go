@@ -73,7 +73,8 @@ func (c *ctl) root() *cobra.Command {
 	}
 	add("look", c.whoisCommand(), c.searchCommand(), c.listCommand(), c.showCommand(), c.watchCommand(), c.listenersCommand(), c.workersCommand(),
 		c.connectionsCommand(), c.statusCommand(), c.versionCommand())
-	add("change", c.reserveCommand(), c.releaseCommand(), c.listenCommand(), c.closeCommand(), c.runCommand())
+	add("change", c.reserveCommand(), c.releaseCommand(), c.listenCommand(), c.closeCommand(), c.runCommand(),
+		c.importCommand())
 	root.AddCommand(c.programCommand())
 	return root
 }

@@ -6,12 +6,14 @@ import (
 	"runtime/debug"
 	"strings"
 
+	"github.com/portd/portd/internal/registry"
 	pb "github.com/portd/portd/proto/portd/v1"
 	"github.com/spf13/cobra"
 )
 
 const statusHelp = `Status says which portd answers, who you are to it, what it has, which IANA registry it
-answers from, and what this kernel lacks for it. With -q the control socket alone.`
+answers from, with where and when it was imported and what portctl import --undo would
+bring back, and what this kernel lacks for it. With -q the control socket alone.`
 
 func (c *ctl) statusCommand() *cobra.Command {
 	return &cobra.Command{
@@ -57,8 +59,7 @@ func (c *ctl) printStatus(st *pb.GetStatusResponse, socket string) error {
 		has += fmt.Sprintf("; %d lost (portctl list --state lost)", st.GetLost())
 	}
 	t.row("has", has)
-	reg := st.GetServiceRegistry()
-	t.row("iana", fmt.Sprintf("registry of %s, %d records, %s", reg.GetDate(), reg.GetRecords(), reg.GetSource()))
+	registryRows(t, st.GetServiceRegistry())
 	var missing []*pb.KernelFeature
 	for _, f := range st.GetKernelFeatures() {
 		if !f.GetAvailable() {
@@ -72,6 +73,28 @@ func (c *ctl) printStatus(st *pb.GetStatusResponse, socket string) error {
 		t.row("kernel", "lacks "+f.GetName()+": "+f.GetConsequence())
 	}
 	return t.flush()
+}
+
+// registryRows says which IANA registry answers, since when, and what others there are.
+func registryRows(t table, reg *pb.ServiceRegistryStatus) {
+	t.row("iana", registryLine(reg))
+	if reg.GetFrom() != "" {
+		t.row("imported", fmt.Sprintf("from %s by %s, %s", oneLine(reg.GetFrom()), oneLine(ownerName(reg.GetImportedBy())), full(reg.GetImportTime())))
+	}
+	if p := reg.GetPrevious(); p != nil {
+		t.row("previous", registryLine(p)+" (portctl import --undo)")
+	}
+	// Both are days as 2006-01-02, which sort as they are.
+	if built := reg.GetEmbeddedDate(); reg.GetSource() != registry.Embedded.String() && reg.GetDate() != "" && built > reg.GetDate() {
+		t.row("built in", fmt.Sprintf("registry of %s, which is newer (portctl import --embedded)", oneLine(built)))
+	}
+	if n := int(reg.GetHostEntries()); n > 0 {
+		t.row("own", count(n, "service")+" of this host's own (portctl service list)")
+	}
+}
+
+func registryLine(reg *pb.ServiceRegistryStatus) string {
+	return fmt.Sprintf("%s, %s records, %s, %s", registryDate(reg.GetDate()), thousands(reg.GetRecords()), oneLine(reg.GetSource()), digestText(reg))
 }
 
 func (c *ctl) versionCommand() *cobra.Command {

@@ -11,9 +11,10 @@ import (
 	"github.com/spf13/cobra"
 )
 
-const watchHelp = `Watch prints every change of the reservations as it happens, each once and in order: its
-revision, the time, what happened, the endpoints, the name or id, and who did it. It
-goes on until it is interrupted or portd stops. With --from it begins at an earlier
+const watchHelp = `Watch prints every change as it happens, of reservations, of this host's own services and
+of the registry that answers, each once and in order: its revision, the time, what
+happened, the ports, the name or id, and who did it. It goes on until it is interrupted
+or portd stops. With --from it begins at an earlier
 revision, and nothing since is missing; a revision that is no longer kept is an error.
 
 With -o json every answer of the API is a line, the progress marks without events too.`
@@ -86,13 +87,7 @@ func watchHint(err error, seen int64, begun bool) error {
 
 func (c *ctl) printEvents(m *pb.WatchReservationsResponse) error {
 	for _, e := range m.GetEvents() {
-		what, who := "", e.GetLease().GetId()
-		if r := e.GetReservation(); r != nil {
-			what, who = endpointsText(r), r.GetName()
-			if who == "" {
-				who = r.GetId()
-			}
-		}
+		what, who := eventText(e)
 		cells := []string{fmt.Sprint(m.GetRevision()), full(m.GetTime()), strings.ReplaceAll(word(e.GetType()), "_", " ")}
 		for _, s := range []string{what, who} {
 			if s != "" {
@@ -108,4 +103,17 @@ func (c *ctl) printEvents(m *pb.WatchReservationsResponse) error {
 		}
 	}
 	return nil
+}
+
+// eventText says to what something happened, and how that is called.
+func eventText(e *pb.Event) (what, who string) {
+	switch {
+	case e.GetReservation() != nil:
+		return endpointsText(e.GetReservation()), nameOrID(e.GetReservation())
+	case e.GetService() != nil:
+		return placeText(e.GetService().GetPorts(), e.GetService().GetProtocol()), oneLine(e.GetService().GetName())
+	case e.GetServiceRegistry() != nil:
+		return registryDate(e.GetServiceRegistry().GetDate()), thousands(e.GetServiceRegistry().GetRecords()) + " records"
+	}
+	return "", e.GetLease().GetId()
 }

@@ -1,0 +1,39 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// again is the command line once more, with extra words, as a line for the shell.
+func again(cmd *cobra.Command, args []string, extra ...string) string {
+	line := []string{cmd.CommandPath()}
+	for _, a := range args {
+		line = append(line, quote(a))
+	}
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		switch {
+		case f.Value.Type() == "bool" && f.Value.String() == "true":
+			line = append(line, "--"+f.Name)
+		case f.Value.Type() == "bool":
+			line = append(line, "--"+f.Name+"=false")
+		default:
+			line = append(line, "--"+f.Name, quote(f.Value.String()))
+		}
+	})
+	return strings.Join(append(line, extra...), " ")
+}
+
+// quote makes one word for a shell of s.
+func quote(s string) string {
+	plain := func(r rune) bool {
+		return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("-_./:,=@%+", r)
+	}
+	if s != "" && !strings.ContainsFunc(s, func(r rune) bool { return !plain(r) }) {
+		return s
+	}
+	s = oneLine(s)
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/portd/portd/client"
+	"github.com/portd/portd/internal/ianadb"
+	pb "github.com/portd/portd/proto/portd/v1"
+)
+
+// A registryFile is the bytes of a registry, unpacked, at most ianadb.MaxFile of them.
+type registryFile struct {
+	from string // its name or URL, for people
+	in   *bufio.Reader
+	left int64
+	file io.Closer
+}
+
+// openRegistry opens a file, or standard input for "-". The caller closes it.
+func (c *ctl) openRegistry(name string) (*registryFile, error) {
+	if name == "-" {
+		return newRegistryFile("standard input", c.stdin)
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	r, err := newRegistryFile(name, f)
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	r.file = f
+	return r, nil
+}
+
+// newRegistryFile unpacks in where it is gzipped (RFC 1952), whatever its name says.
+func newRegistryFile(from string, in io.Reader) (*registryFile, error) {
+	r := &registryFile{from: from, in: bufio.NewReader(in), left: ianadb.MaxFile}
+	head, err := r.in.Peek(2)
+	switch {
+	case err != nil && !errors.Is(err, io.EOF):
+		return nil, r.failed(err)
+	case !bytes.Equal(head, []byte{0x1f, 0x8b}):
+		return r, nil
+	}
+	unpacked, err := gzip.NewReader(r.in)
+	if err != nil {
+		return nil, r.failed(err)
+	}
+	r.in = bufio.NewReader(unpacked)
+	return r, nil
+}
+
+// isXML tells the two forms apart as portd does: by how they begin.
+func (r *registryFile) isXML() bool {
+	head, _ := r.in.Peek(64)
+	head = bytes.TrimLeft(bytes.TrimPrefix(head, []byte("\xef\xbb\xbf")), " \t\r\n")
+	return bytes.HasPrefix(head, []byte("<"))
+}
+
+// Read fails where the file goes on after what a registry may have; a small packed file can be very large.
+func (r *registryFile) Read(p []byte) (int, error) {
+	if r.left == 0 {
+		if _, err := r.in.Peek(1); err == nil {
+			return 0, fmt.Errorf("%s has more than %d MiB, which no registry has", r.from, ianadb.MaxFile>>20)
+		}
+	}
+	n, err := r.in.Read(p[:min(int64(len(p)), max(r.left, 1))])
+	r.left -= int64(n)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = r.failed(err)
+	}
+	return n, err
+}
+
+// failed says what is wrong with the file where the error alone speaks of bytes.
+func (r *registryFile) failed(err error) error {
+	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("%s is cut off in the middle of its gzip stream", r.from)
+	case errors.Is(err, gzip.ErrHeader), errors.Is(err, gzip.ErrChecksum):
+		return fmt.Errorf("%s is no sound gzip file: %w", r.from, err)
+	}
+	return fmt.Errorf("read %s: %w", r.from, err)
+}
+
+// Close closes what openRegistry opened.
+func (r *registryFile) Close() error {
+	if r.file == nil {
+		return nil
+	}
+	return r.file.Close()
+}
+
+// sendRegistry streams in to portd. When it fails before the end, portd has changed nothing.
+func sendRegistry(ctx context.Context, cl *client.Client, in io.Reader, opt *pb.ImportOptions) (*pb.ImportServicesResponse, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := cl.Services.ImportServices(ctx)
+	if err != nil {
+		return nil, err
+	}
+	part := &pb.ImportServicesRequest{Part: &pb.ImportServicesRequest_Options{Options: opt}}
+	for end := false; ; {
+		if err := stream.Send(part); errors.Is(err, io.EOF) || end && err == nil {
+			return stream.CloseAndRecv() // with an answer, or with the reason why portd hears no more
+		} else if err != nil {
+			return nil, err
+		}
+		buf := make([]byte, 64<<10) // a new one: gRPC may look at a message after Send
+		n, err := in.Read(buf)
+		if end = errors.Is(err, io.EOF); err != nil && !end {
+			return nil, err
+		}
+		part = &pb.ImportServicesRequest{Part: &pb.ImportServicesRequest_Data{Data: buf[:n]}}
+	}
+}

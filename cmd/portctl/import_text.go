@@ -1,0 +1,119 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/portd/portd/internal/ianadb"
+	"github.com/portd/portd/internal/registry"
+	pb "github.com/portd/portd/proto/portd/v1"
+)
+
+// printImport prints what an import or its undoing changed, and with a dry run all that it would.
+func (c *ctl) printImport(im *pb.ServiceImport) error {
+	if im.GetDryRun() {
+		if err := c.printChanges(im.GetChanges()); err != nil {
+			return err
+		}
+	}
+	summary := fmt.Sprintf("%s: %s", edition(im.GetAfter()), changesText(im))
+	switch {
+	case c.quiet && !im.GetDryRun():
+		fmt.Fprintln(c.out, oneLine(im.GetAfter().GetDate()))
+	case c.quiet:
+	case im.GetUnchanged():
+		_ = c.out.Flush()
+		c.say("the %s answers already (%s): nothing to do", edition(im.GetAfter()), digestText(im.GetAfter()))
+	case im.GetDryRun():
+		_ = c.out.Flush()
+		c.say("a dry run, nothing was changed; it would be the %s", summary)
+	default:
+		fmt.Fprintln(c.out, summary)
+	}
+	// Quiet or not: somebody wanted that name or port for something else, and is to hear that IANA has given it away.
+	_ = c.out.Flush()
+	for _, o := range im.GetOverridden() {
+		fmt.Fprintf(c.stderr, "portctl: note: %s\n", oneLine(o))
+	}
+	if len(im.GetOverridden()) > 0 && !c.quiet {
+		c.say("this host's own services still win; to see them: portctl service list")
+	}
+	return nil
+}
+
+// edition names a registry: "registry of 2026-08-17".
+func edition(s *pb.ServiceRegistryStatus) string {
+	if s.GetSource() == registry.Embedded.String() {
+		return registryDate(s.GetDate()) + " that portd was built with"
+	}
+	return registryDate(s.GetDate())
+}
+
+// changesText is the numbers of an import.
+func changesText(im *pb.ServiceImport) string {
+	text := fmt.Sprintf("%s records", thousands(im.GetAfter().GetRecords()))
+	var parts []string
+	for _, n := range []struct {
+		n    uint32
+		what string
+	}{{im.GetAdded(), "added"}, {im.GetRemoved(), "removed"}, {im.GetRenamed(), "renamed"}, {im.GetChanged(), "changed"}} {
+		if n.n > 0 {
+			parts = append(parts, thousands(n.n)+" "+n.what)
+		}
+	}
+	if len(parts) == 0 {
+		return text + ", none of them different"
+	}
+	return text + "; " + strings.Join(parts, ", ")
+}
+
+func (c *ctl) printChanges(changes []*pb.ServiceChange) error {
+	t := c.table()
+	for _, ch := range changes {
+		name := cmp.Or(oneLine(ch.GetName()), "-")
+		row := func(sign, text string) { t.row(sign+" "+placeText(ch.GetPorts(), ch.GetProtocol()), text) }
+		switch ch.GetKind() {
+		case pb.ServiceChangeKind_SERVICE_CHANGE_KIND_ADDED:
+			row("+", strings.TrimSpace(name+"  "+shorten(oneLine(ch.GetDescription()), 60)))
+		case pb.ServiceChangeKind_SERVICE_CHANGE_KIND_REMOVED:
+			row("-", strings.TrimSpace(name+"  "+shorten(oneLine(ch.GetDescription()), 60)))
+		case pb.ServiceChangeKind_SERVICE_CHANGE_KIND_RENAMED:
+			row("~", cmp.Or(oneLine(ch.GetOldName()), "-")+" → "+name)
+		default:
+			row("*", cmp.Or(oneLine(ch.GetName()), oneLine(ch.GetDescription()), "-")+": "+oneLine(strings.Join(ch.GetColumns(), ", ")))
+		}
+	}
+	return t.flush()
+}
+
+// placeText is where a service is: "443/tcp", "6000-6063/udp", "4200" for every protocol, a dash for no port.
+func placeText(ports *pb.PortRange, p pb.Protocol) string {
+	text := "-"
+	if ports != nil {
+		text = portsText(ports)
+	}
+	if p != pb.Protocol_PROTOCOL_UNSPECIFIED {
+		text += "/" + protoWord(p)
+	}
+	return text
+}
+
+// digestText is enough of a SHA-256 to tell files apart.
+func digestText(s *pb.ServiceRegistryStatus) string {
+	digest := oneLine(s.GetDigest())
+	return "sha256 " + digest[:min(len(digest), 12)]
+}
+
+// thousands writes 14533 as people do: 14,533.
+func thousands(n uint32) string {
+	s := strconv.FormatUint(uint64(n), 10)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+// oneLine is a text from elsewhere on one line, with nothing in it that a terminal would obey.
+func oneLine(s string) string { return printable(ianadb.Collapse(s)) }
