@@ -27,22 +27,34 @@ func TestCallerKeepsHisUID(t *testing.T) {
 	r := reserve(t, h.grpc(t), "roots")
 	denied := fmt.Sprintf("PermissionDenied: uid:65534 may not release %s: "+
 		"it belongs to uid:0; only its owner, root and the user that portd runs as may", r.GetAssigned()[0].GetEndpoint().GetText())
+	const notHis = "the service registry is for root and the user that portd runs as to change"
 	want := answers{
 		Status:  both("uid:65534 admin=false"),
 		Reserve: both("for uid:65534"),
 		Release: both(denied),
 		Workers: both("0"),
+		Add:     both("PermissionDenied: uid:65534 may not add services: " + notHis),
+		Import:  both("PermissionDenied: uid:65534 may not import a service registry: " + notHis),
+		Undo:    both("PermissionDenied: uid:65534 may not bring back another service registry: " + notHis),
 	}
 	if diff := cmp.Diff(want, h.asked(t, attr, r.GetId())); diff != "" {
 		t.Errorf("a stranger (-want +got):\n%s", diff)
 	}
+	root := h.asked(t, nil, r.GetId())
 	want = answers{
 		Status:  both("uid:0 admin=true"),
 		Reserve: both("for uid:0"),
 		Release: [2]string{"done", `NotFound: no reservation has the id or name "` + r.GetId() + `"`}, // REST came second
 		Workers: both("1"),
+		Add:     both("done"),
 	}
-	if diff := cmp.Diff(want, h.asked(t, nil, r.GetId())); diff != "" {
+	want.Import, want.Undo = root.Import, root.Undo // which say what is wrong
+	for _, s := range []string{root.Import[0], root.Import[1], root.Undo[0], root.Undo[1]} {
+		if !strings.HasPrefix(s, "InvalidArgument: ") && !strings.HasPrefix(s, "NotFound: ") {
+			t.Errorf("root is told %q", s)
+		}
+	}
+	if diff := cmp.Diff(want, root); diff != "" {
 		t.Errorf("root (-want +got):\n%s", diff)
 	}
 }

@@ -19,6 +19,9 @@ func invalid(field, format string, args ...any) error {
 	return &registry.InvalidError{Field: field, Reason: fmt.Sprintf(format, args...)}
 }
 
+// at is the path of an item of a repeated field.
+func at(field string, i int) string { return fmt.Sprintf("%s[%d]", field, i) }
+
 func toReserve(req *pb.ReserveRequest) (registry.ReserveRequest, error) {
 	spec, err := toSpec("spec", req.GetSpec())
 	if err != nil {

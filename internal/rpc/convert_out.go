@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/services"
 	pb "github.com/portd/portd/proto/portd/v1"
 )
 
@@ -180,6 +181,12 @@ func fromChange(storeID string, ch registry.Change) *pb.WatchReservationsRespons
 		}
 		if e.Lease != nil {
 			ev.Lease = fromLease(registry.LeaseStatus{Lease: e.Lease})
+		}
+		if e.Service != nil {
+			ev.Service = services.Own(e.Service)
+		}
+		if e.Edition != nil {
+			ev.ServiceRegistry = services.Edition(e.Edition)
 		}
 		out.Events = append(out.Events, ev)
 	}

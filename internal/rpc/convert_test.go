@@ -123,6 +123,11 @@ func TestSameNumbers(t *testing.T) {
 		pb.EventType_EVENT_TYPE_EXPIRED:       registry.EventExpired,
 		pb.EventType_EVENT_TYPE_LEASE_CREATED: registry.EventLeaseCreated,
 		pb.EventType_EVENT_TYPE_LEASE_ENDED:   registry.EventLeaseEnded,
+
+		pb.EventType_EVENT_TYPE_SERVICE_ADDED:     registry.EventServiceAdded,
+		pb.EventType_EVENT_TYPE_SERVICE_EDITED:    registry.EventServiceEdited,
+		pb.EventType_EVENT_TYPE_SERVICE_REMOVED:   registry.EventServiceRemoved,
+		pb.EventType_EVENT_TYPE_REGISTRY_REPLACED: registry.EventRegistryReplaced,
 	} {
 		if have != pb.EventType(want) {
 			t.Errorf("%v is %d in the registry", have, want)

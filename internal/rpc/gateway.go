@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 
@@ -18,14 +19,23 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/grpclog"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/portd/portd/api/openapi"
+	"github.com/portd/portd/internal/ianadb"
 	"github.com/portd/portd/internal/rpc/portdgw"
 	pb "github.com/portd/portd/proto/portd/v1"
 )
+
+// The gateway writes what strangers send to standard error, by way of gRPC's log. What the operator should read is in portd's own.
+func init() {
+	if os.Getenv("GRPC_GO_LOG_SEVERITY_LEVEL") == "" {
+		grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard)) // only here: later is a race
+	}
+}
 
 // newREST is the HTTP server of the connections that do not speak gRPC, for conns only.
 func newREST(to grpc.ClientConnInterface, log *slog.Logger) *http.Server {
@@ -44,6 +54,8 @@ const welcome = `This is portd, the port authority of this host. Its REST API:
 
   /v1/status              about portd, and who you are to it
   /v1/ports:whois?port=443
+  /v1/ports:free?protocols=PROTOCOL_TCP
+  /v1/services:search?query=mail
   /v1/reservations
   /openapi.json           the whole API (OpenAPI 3.1)
   /openapi/v2.json        the same in OpenAPI 2.0
@@ -71,8 +83,11 @@ func fixed(contentType string, content []byte) http.HandlerFunc {
 // a caller who has gone while his stream is still on.
 func bounded(mux *runtime.ServeMux, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Body != http.NoBody {
-			line := http.NewResponseController(w)
+		line := http.NewResponseController(w)
+		switch {
+		case r.URL.Path == importPath: // a file, which its reader takes piece by piece
+			r.Body = &patientBody{http.MaxBytesReader(w, r.Body, maxImport), line}
+		case r.Body != http.NoBody:
 			_ = line.SetReadDeadline(time.Now().Add(patience))
 			body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxMessage))
 			if err != nil {
@@ -85,6 +100,30 @@ func bounded(mux *runtime.ServeMux, next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+const (
+	importPath = "/v1/services:import"
+	maxImport  = 2 * ianadb.MaxFile // bytes of a body: the file in base64, and JSON around it
+	maxLine    = 2 << 20            // bytes of one message in it
+)
+
+// A patientBody waits a while for each piece of a body, and not for the whole.
+type patientBody struct {
+	io.ReadCloser
+	line *http.ResponseController
+}
+
+func (b *patientBody) Read(p []byte) (int, error) {
+	_ = b.line.SetReadDeadline(time.Now().Add(patience))
+	n, err := b.ReadCloser.Read(p)
+	if err != nil {
+		_ = b.line.SetReadDeadline(time.Time{}) // what comes next has its own
+	}
+	if tooBig := (*http.MaxBytesError)(nil); errors.As(err, &tooBig) {
+		err = fmt.Errorf("an import has at most %d bytes", tooBig.Limit)
+	}
+	return n, err
 }
 
 func badBody(err error) error {
@@ -131,6 +170,31 @@ func (l *lines) Marshal(v any) (b []byte, err error) {
 		b, err = l.JSONPb.Marshal(v)
 	}
 	return append(b, '\n'), err
+}
+
+// NewDecoder reads messages that follow one another. A stranger's has to be read before anybody can tell that he may not
+// send it, so that each is bounded by itself.
+func (l *lines) NewDecoder(r io.Reader) runtime.Decoder {
+	in := &bounds{r: r}
+	decoder := l.JSONPb.NewDecoder(in)
+	return runtime.DecoderFunc(func(v any) error {
+		in.left = maxLine
+		return decoder.Decode(v)
+	})
+}
+
+type bounds struct {
+	r    io.Reader
+	left int
+}
+
+func (b *bounds) Read(p []byte) (int, error) {
+	if b.left == 0 {
+		return 0, fmt.Errorf("a message has at most %d bytes; send more of them", maxLine)
+	}
+	n, err := b.r.Read(p[:min(len(p), b.left)])
+	b.left -= n
+	return n, err
 }
 
 func (l *lines) Delimiter() []byte { return nil } // the line has its end

@@ -83,6 +83,7 @@ func (l *local) NewStream(ctx context.Context, _ *grpc.StreamDesc, name string, 
 	}
 	p := &pipe{requests: make(chan any), answers: make(chan any), begun: make(chan struct{}), ended: make(chan struct{})}
 	p.begin = sync.OnceFunc(func() { close(p.begun) })
+	p.closeSend = sync.OnceFunc(func() { close(p.requests) })
 	p.ctx = arriving(ctx, &p.meta)
 	l.running.Go(func() {
 		p.err = l.onStream(st.impl, serverEnd{p}, &st.info, st.handle)
@@ -110,6 +111,8 @@ type pipe struct {
 	begun    chan struct{} // closed by begin, when the headers are known
 	ended    chan struct{} // closed when the handler has returned err
 	err      error
+
+	closeSend func() // closes requests; the gateway does so twice
 }
 
 type serverEnd struct{ *pipe }
@@ -152,7 +155,7 @@ func (c clientEnd) Context() context.Context { return c.ctx }
 func (c clientEnd) Trailer() metadata.MD     { return c.meta.Trailer() }
 
 func (c clientEnd) CloseSend() error {
-	close(c.requests)
+	c.closeSend()
 	return nil
 }
 

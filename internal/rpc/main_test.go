@@ -42,9 +42,9 @@ func (a actor) Run() int {
 }
 
 // Answers are what a caller was told, by gRPC and by REST.
-type answers struct{ Status, Reserve, Release, Workers [2]string }
+type answers struct{ Status, Reserve, Release, Workers, Add, Import, Undo [2]string }
 
-// ask asks portd who we are, for a port, for the end of a reservation, and for the workers.
+// ask asks portd who we are, for a port, for the end of a reservation, for the workers, and for changes of the service registry.
 func ask(socket, reservation string) (a answers, err error) {
 	conn, err := dialGRPC(socket)
 	if err != nil {
@@ -76,6 +76,23 @@ func ask(socket, reservation string) (a answers, err error) {
 	workers = &pb.ListWorkersResponse{}
 	err = rest.call(ctx, http.MethodGet, "/v1/workers", "", workers)
 	a.Workers[1] = outcome(err, "%d", len(workers.GetWorkers()))
+
+	services := pb.NewServiceRegistryServiceClient(conn)
+	_, err = services.AddServices(ctx, &pb.AddServicesRequest{Services: []*pb.ServiceEntry{myapp()}})
+	a.Add[0] = outcome(err, "done")
+	err = rest.call(ctx, http.MethodPost, "/v1/services",
+		`{"services": [{"name": "myapp", "protocol": "PROTOCOL_TCP", "ports": {"first": 8123}, "description": "what we make"}]}`, &pb.AddServicesResponse{})
+	a.Add[1] = outcome(err, "done")
+
+	_, err = send(ctx, services, []byte("x"))
+	a.Import[0] = outcome(err, "done")
+	_, err = sendREST(ctx, rest, []byte("x"))
+	a.Import[1] = outcome(err, "done")
+
+	_, err = services.UndoImport(ctx, &pb.UndoImportRequest{})
+	a.Undo[0] = outcome(err, "done")
+	err = rest.call(ctx, http.MethodPost, "/v1/services:undoImport", "{}", &pb.UndoImportResponse{})
+	a.Undo[1] = outcome(err, "done")
 	return a, nil
 }
 

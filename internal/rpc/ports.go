@@ -10,8 +10,11 @@ import (
 	pb "github.com/portd/portd/proto/portd/v1"
 )
 
-// maxWhois is how many ports of a name Whois looks at: each is a look at the kernel's sockets.
-const maxWhois = 64
+// Bounds of one answer of Whois: each run of ports is a look at the kernel's sockets, and a client takes so many bytes.
+const (
+	maxRuns = 64
+	maxUses = 1000
+)
 
 type ports struct {
 	pb.UnimplementedPortServiceServer
@@ -26,36 +29,47 @@ func (s *ports) Whois(ctx context.Context, req *pb.WhoisRequest) (*pb.WhoisRespo
 	}
 	me, out := callerOf(ctx), &pb.WhoisResponse{Lookup: found}
 	wanted := wantedBy(req, found)
-	if len(wanted) > maxWhois {
-		out.Hidden = append(out.Hidden, fmt.Sprintf("only the first %d of %d ports were looked at: ask for one", maxWhois, len(wanted)))
-		wanted = wanted[:maxWhois]
+	if len(wanted) > maxRuns {
+		out.Hidden = append(out.Hidden, fmt.Sprintf("only the first %d of %d runs of ports were looked at: ask for fewer", maxRuns, len(wanted)))
+		wanted = wanted[:maxRuns]
 	}
-	var seen []registry.SocketKey
+	var uses []registry.Use
 	for _, w := range wanted {
-		uses, err := s.reg.Uses(ctx, me, req.GetNetns(), w.proto, registry.PortRange{First: w.port, Last: w.port})
+		more, err := s.reg.Uses(ctx, me, req.GetNetns(), w.proto, w.ports)
 		if err != nil {
 			return nil, err
 		}
-		// A range of a reservation is one use of all its ports.
-		uses = slices.DeleteFunc(uses, func(u registry.Use) bool {
-			return u.Reservation != nil && slices.Contains(seen, registry.SocketKey{Reservation: u.Reservation.ID, Index: u.Index})
-		})
-		for _, u := range uses {
-			use := fromUse(u, me.Principal())
-			if r := u.Reservation; r != nil {
-				key := registry.SocketKey{Reservation: r.ID, Index: u.Index}
-				seen = append(seen, key)
-				use.GetReservation().Workers = uint32(s.workers.Totals(key).Workers)
-			}
-			out.Uses = append(out.Uses, use)
-		}
-		for _, h := range hidden(uses) {
-			if !slices.Contains(out.Hidden, h) {
-				out.Hidden = append(out.Hidden, h)
-			}
-		}
+		uses = append(uses, more...)
 	}
+	uses = eachOnce(uses)
+	if len(uses) > maxUses {
+		out.Hidden = append(out.Hidden, fmt.Sprintf("only the first %d of %d uses are shown: ask for fewer ports", maxUses, len(uses)))
+		uses = uses[:maxUses]
+	}
+	for _, u := range uses {
+		use := fromUse(u, me.Principal())
+		if r := u.Reservation; r != nil {
+			key := registry.SocketKey{Reservation: r.ID, Index: u.Index}
+			use.GetReservation().Workers = uint32(s.workers.Totals(key).Workers)
+		}
+		out.Uses = append(out.Uses, use)
+	}
+	out.Hidden = append(out.Hidden, hidden(uses)...)
 	return out, nil
+}
+
+// eachOnce leaves out the reservations that are there already: a range of one is one use of all its ports.
+func eachOnce(uses []registry.Use) []registry.Use {
+	seen := map[registry.SocketKey]bool{}
+	return slices.DeleteFunc(uses, func(u registry.Use) bool {
+		if u.Reservation == nil {
+			return false
+		}
+		key := registry.SocketKey{Reservation: u.Reservation.ID, Index: u.Index}
+		again := seen[key]
+		seen[key] = true
+		return again
+	})
 }
 
 // toLookup is the registry's part of the question.
@@ -74,19 +88,20 @@ func toLookup(req *pb.WhoisRequest) *pb.LookupServicesRequest {
 	return out
 }
 
-// A place is a port of one protocol, or (0) of every one.
-type place struct {
+// A run is some ports of one protocol, or (0) of every one.
+type run struct {
 	proto registry.Protocol
-	port  uint16
+	ports registry.PortRange
 }
 
-// wantedBy are the ports that a question is about, one at a time, each once: those it names, or else those of the entries found.
-func wantedBy(req *pb.WhoisRequest, found *pb.ServiceLookup) (wanted []place) {
+// wantedBy are the ports that a question is about, each run once: those it names, or else those of the entries found. What
+// is no port was refused before.
+func wantedBy(req *pb.WhoisRequest, found *pb.ServiceLookup) (wanted []run) {
 	add := func(p pb.Protocol, ports *pb.PortRange) {
-		for port := ports.GetFirst(); port <= max(ports.GetFirst(), ports.GetLast()); port++ {
-			if w := (place{protocols[p], uint16(port)}); !slices.Contains(wanted, w) {
-				wanted = append(wanted, w)
-			}
+		first := uint16(ports.GetFirst())
+		w := run{protocols[p], registry.PortRange{First: first, Last: max(first, uint16(ports.GetLast()))}}
+		if !slices.Contains(wanted, w) {
+			wanted = append(wanted, w)
 		}
 	}
 	asked := req.GetProtocol()
@@ -103,4 +118,40 @@ func wantedBy(req *pb.WhoisRequest, found *pb.ServiceLookup) (wanted []place) {
 		}
 	}
 	return wanted
+}
+
+func (s *ports) ListFreePorts(ctx context.Context, req *pb.ListFreePortsRequest) (*pb.ListFreePortsResponse, error) {
+	q, err := toFreeQuery(req)
+	if err != nil {
+		return nil, err
+	}
+	free, err := s.reg.FreePorts(ctx, callerOf(ctx), q)
+	if err != nil {
+		return nil, err
+	}
+	out := &pb.ListFreePortsResponse{
+		RegistryDate: free.Services.Current.Date, HostChecked: len(free.Unseen) == 0,
+		Assigned: uint32(free.Assigned), Reserved: uint32(free.Reserved), InUse: uint32(free.InUse), Free: uint32(free.Free),
+		Ephemeral: fromPortRange(free.Ephemeral),
+	}
+	for _, r := range free.Ranges {
+		out.Ranges = append(out.Ranges, fromPortRange(r))
+	}
+	return out, nil
+}
+
+func toFreeQuery(req *pb.ListFreePortsRequest) (q registry.FreeQuery, err error) {
+	q = registry.FreeQuery{Netns: req.GetNetns(), Count: int(min(req.GetCount(), 65536))} // more is as much too many
+	for i, p := range req.GetProtocols() {
+		proto, err := toProtocol(at("protocols", i), p)
+		switch {
+		case err != nil:
+			return q, err
+		case proto == 0:
+			return q, invalid(at("protocols", i), "is unspecified; %s", protocolsAllowed)
+		}
+		q.Protos = append(q.Protos, proto)
+	}
+	q.Within, err = toPortRange("within", req.GetWithin())
+	return q, err
 }

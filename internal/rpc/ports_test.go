@@ -14,56 +14,6 @@ import (
 	pb "github.com/portd/portd/proto/portd/v1"
 )
 
-func TestLookupServices(t *testing.T) {
-	services := pb.NewServiceRegistryServiceClient(start(t, nil).grpc(t))
-	byPort := func(port uint32, p pb.Protocol) *pb.LookupServicesRequest {
-		return &pb.LookupServicesRequest{Query: &pb.LookupServicesRequest_Port{Port: port}, Protocol: p}
-	}
-	byName := func(name string, p pb.Protocol) *pb.LookupServicesRequest {
-		return &pb.LookupServicesRequest{Query: &pb.LookupServicesRequest_Name{Name: name}, Protocol: p}
-	}
-	tests := []struct {
-		name string
-		req  *pb.LookupServicesRequest
-		want []string // class, entries, assignments
-	}{
-		{"80", byPort(80, 0), []string{
-			"SYSTEM",
-			"http TCP 80-80", "http UDP 80-80", "www TCP 80-80", "www UDP 80-80", "www-http TCP 80-80", "www-http UDP 80-80", "http SCTP 80-80",
-			"TCP 80 ASSIGNED", "UDP 80 ASSIGNED", "SCTP 80 ASSIGNED", "DCCP 80 NONE",
-		}},
-		{"80 of sctp", byPort(80, pb.Protocol_PROTOCOL_SCTP), []string{"SYSTEM", "http SCTP 80-80", "SCTP 80 ASSIGNED"}},
-		{"53 of udplite, which has udp's ports", byPort(53, pb.Protocol_PROTOCOL_UDPLITE), []string{"SYSTEM", "domain UDP 53-53", "UDPLITE 53 ASSIGNED"}},
-		{"0", byPort(0, pb.Protocol_PROTOCOL_TCP), []string{"SYSTEM", " TCP 0-0", "TCP 0 RESERVED"}},
-		{"65535", byPort(65535, pb.Protocol_PROTOCOL_TCP), []string{"DYNAMIC", "TCP 65535 DYNAMIC"}},
-		{"https, in capitals", byName("HTTPS", 0), []string{"UNSPECIFIED", "https TCP 443-443", "https UDP 443-443", "https SCTP 443-443", "https TCP"}},
-		{"https of sctp", byName("https", pb.Protocol_PROTOCOL_SCTP), []string{"UNSPECIFIED", "https SCTP 443-443"}},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			resp, err := services.LookupServices(t.Context(), tt.req)
-			if err != nil {
-				t.Fatal(err)
-			}
-			l := resp.GetLookup()
-			got := []string{short(l.GetPortClass())}
-			for _, e := range l.GetEntries() {
-				s := e.GetName() + " " + short(e.GetProtocol())
-				if p := e.GetPorts(); p != nil {
-					s += fmt.Sprintf(" %d-%d", p.GetFirst(), p.GetLast())
-				}
-				got = append(got, s)
-			}
-			for _, a := range l.GetAssignments() {
-				got = append(got, fmt.Sprintf("%s %d %s", short(a.GetProtocol()), a.GetPort(), short(a.GetStatus())))
-			}
-			if diff := cmp.Diff(tt.want, got); diff != "" {
-				t.Error(diff)
-			}
-		})
-	}
-}
-
 // short is an enum's value without the enum's name.
 func short(e fmt.Stringer) string {
 	s := e.String()
@@ -133,19 +83,6 @@ type everywhere struct {
 }
 
 func (e everywhere) Totals(registry.SocketKey) rpc.Totals { return rpc.Totals{Workers: e.workers} }
-
-// A name of many ports is looked at up to a bound, and the answer says so.
-func TestWhoisOfManyPorts(t *testing.T) {
-	conn := start(t, nil).grpc(t)
-	who, err := pb.NewPortServiceClient(conn).Whois(t.Context(), &pb.WhoisRequest{Query: &pb.WhoisRequest_Name{Name: "x11"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := []string{"only the first 64 of 128 ports were looked at: ask for one"}
-	if diff := cmp.Diff(want, who.GetHidden()); diff != "" {
-		t.Error(diff)
-	}
-}
 
 // What a reservation has lost to another program is shown with that program.
 func TestLost(t *testing.T) {

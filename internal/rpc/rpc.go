@@ -62,6 +62,9 @@ type Server struct {
 // range, so that real ones take a thousandth of it.
 const maxMessage = 1 << 20
 
+// framing is what a chunk of a file has around it in its message, in bytes.
+const framing = 16
+
 // New makes a Server; Serve opens its doors.
 func New(cfg Config) *Server {
 	if cfg.Log == nil {
@@ -74,7 +77,7 @@ func New(cfg Config) *Server {
 		grpc.Creds(settled{}),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
-		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxRecvMsgSize(maxMessage+framing),
 		grpc.MaxHeaderListSize(maxHeader),
 		grpc.MaxConcurrentStreams(256),
 		grpc.ConnectionTimeout(patience),

@@ -38,14 +38,7 @@ func TestSameByBothDoors(t *testing.T) {
 	exactJSON := func(port uint32) string {
 		return fmt.Sprintf(`{"spec": {"endpoints": [{"protocols": ["PROTOCOL_TCP"], "exact": {"first": %d}}]}}`, port)
 	}
-	tests := []struct {
-		name         string
-		grpc         func(context.Context) (proto.Message, error)
-		method, path string
-		body         string
-		code         codes.Code
-		http         int
-	}{
+	tests := []question{
 		{
 			name: "status",
 			grpc: func(ctx context.Context) (proto.Message, error) {
@@ -242,37 +235,53 @@ func TestSameByBothDoors(t *testing.T) {
 			path: "/v1/connections?pageToken=?", code: codes.InvalidArgument, http: http.StatusBadRequest,
 		},
 	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			want, wantErr := tt.grpc(t.Context())
-			if status.Code(wantErr) != tt.code {
-				t.Fatalf("gRPC: %v, want %v", wantErr, tt.code)
-			}
-			method := tt.method
-			if method == "" {
-				method = http.MethodGet
-			}
-			got := want.ProtoReflect().New().Interface()
-			gotErr := rest.call(t.Context(), method, tt.path, tt.body, got)
-			var he *httpError
-			if code := http.StatusOK; errors.As(gotErr, &he) && he.code != tt.http || gotErr != nil && he == nil {
-				t.Fatalf("REST: %v, want %d", gotErr, max(code, tt.http))
-			}
-			if wantErr != nil {
-				if len(status.Convert(wantErr).Details()) == 0 {
-					t.Errorf("gRPC: %v has no details", wantErr)
-				}
-				if diff := cmp.Diff(status.Convert(wantErr).Proto(), status.Convert(gotErr).Proto(), protocmp.Transform()); diff != "" {
-					t.Errorf("REST fails in another way (-gRPC +REST):\n%s", diff)
-				}
-				return
-			}
-			if gotErr != nil {
-				t.Fatal(gotErr)
-			}
-			if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
-				t.Errorf("REST answers otherwise (-gRPC +REST):\n%s", diff)
-			}
-		})
+	for _, q := range tests {
+		q.ask(t, rest)
 	}
+}
+
+// A question is the same by either door.
+type question struct {
+	name         string
+	grpc         func(context.Context) (proto.Message, error)
+	method, path string
+	body         string
+	code         codes.Code
+	http         int
+}
+
+// ask asks by both doors and compares the answers, or the errors with their details. It returns gRPC's.
+func (q question) ask(t *testing.T, rest rest) (answer proto.Message, err error) {
+	t.Helper()
+	t.Run(q.name, func(t *testing.T) {
+		if answer, err = q.grpc(t.Context()); status.Code(err) != q.code {
+			t.Fatalf("gRPC: %v, want %v", err, q.code)
+		}
+		method := q.method
+		if method == "" {
+			method = http.MethodGet
+		}
+		got := answer.ProtoReflect().New().Interface()
+		gotErr := rest.call(t.Context(), method, q.path, q.body, got)
+		var he *httpError
+		if code := http.StatusOK; errors.As(gotErr, &he) && he.code != q.http || gotErr != nil && he == nil {
+			t.Fatalf("REST: %v, want %d", gotErr, max(code, q.http))
+		}
+		if err != nil {
+			if len(status.Convert(err).Details()) == 0 {
+				t.Errorf("gRPC: %v has no details", err)
+			}
+			if diff := cmp.Diff(status.Convert(err).Proto(), status.Convert(gotErr).Proto(), protocmp.Transform()); diff != "" {
+				t.Errorf("REST fails in another way (-gRPC +REST):\n%s", diff)
+			}
+			return
+		}
+		if gotErr != nil {
+			t.Fatal(gotErr)
+		}
+		if diff := cmp.Diff(answer, got, protocmp.Transform()); diff != "" {
+			t.Errorf("REST answers otherwise (-gRPC +REST):\n%s", diff)
+		}
+	})
+	return answer, err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"strings"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/protobuf/protoadapt"
 
 	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/services"
 	pb "github.com/portd/portd/proto/portd/v1"
 )
 
@@ -79,6 +81,8 @@ func explain(err error, reason string, me registry.Principal) []protoadapt.Messa
 		denied      *registry.DeniedError
 		unsupported *registry.UnsupportedError
 		compacted   *registry.CompactedError
+		clash       *registry.ClashError
+		noService   *services.NoServiceError
 	)
 	switch {
 	case errors.As(err, &invalid):
@@ -91,6 +95,14 @@ func explain(err error, reason string, me registry.Principal) []protoadapt.Messa
 		info.Reason = takenReason(taken)
 		info.Metadata = takenMetadata(taken)
 		details = append(details, fromTaken(taken, me))
+	case errors.As(err, &clash):
+		info.Reason = "SERVICE_CLASH"
+		info.Metadata["service"], info.Metadata["clashes"] = clash.Entry, strings.Join(clash.Clashes, "\n")
+	case errors.As(err, &noService):
+		info.Metadata["name"] = noService.Name
+		if len(noService.Near) > 0 {
+			info.Metadata["near"] = strings.Join(noService.Near, ",")
+		}
 	case errors.As(err, &denied):
 		info.Metadata = map[string]string{"caller": string(denied.Caller), "act": denied.Act, "rule": denied.Rule}
 	case errors.As(err, &unsupported):

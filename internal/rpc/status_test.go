@@ -16,6 +16,7 @@ import (
 
 	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/rpc"
+	"github.com/portd/portd/internal/services"
 	pb "github.com/portd/portd/proto/portd/v1"
 )
 
@@ -39,6 +40,10 @@ func TestStatus(t *testing.T) {
 		{&registry.TakenError{Want: web, Holders: []registry.Holder{{Endpoint: nginx, State: registry.SocketListening, UID: 33, Processes: []registry.Process{{PID: 812, Command: "nginx"}}}}}, codes.AlreadyExists, "IN_USE", map[string]string{"endpoint": "tcp/80", "address": "tcp4/80", "uid": "33", "pid": "812", "command": "nginx"}},
 		{&registry.TakenError{Want: web, Holders: []registry.Holder{{Endpoint: nginx, State: registry.SocketLeftover}}}, codes.AlreadyExists, "IN_USE", map[string]string{"endpoint": "tcp/80", "address": "tcp4/80"}},
 		{registry.ErrTaken, codes.AlreadyExists, "IN_USE", nil},
+		{&registry.ClashError{Entry: "x 443/tcp", Clashes: []string{"a", "b"}}, codes.AlreadyExists, "SERVICE_CLASH", map[string]string{"service": "x 443/tcp", "clashes": "a\nb"}},
+		{&services.NoServiceError{Name: "htpps", Near: []string{"https", "http"}}, codes.NotFound, "NOT_FOUND", map[string]string{"name": "htpps", "near": "https,http"}},
+		{&services.NoServiceError{Name: "q"}, codes.NotFound, "NOT_FOUND", map[string]string{"name": "q"}},
+		{&registry.InvalidError{Field: "data", Code: "IMPLAUSIBLE"}, codes.InvalidArgument, "IMPLAUSIBLE", map[string]string{"field": "data"}},
 		{registry.ErrExhausted, codes.ResourceExhausted, "EXHAUSTED", nil},
 		{&registry.UnsupportedError{What: "sctp", Why: "this kernel has no SCTP"}, codes.FailedPrecondition, "UNSUPPORTED", map[string]string{"what": "sctp"}},
 		{&registry.UnsupportedError{What: "watch", Code: "STORE_CHANGED"}, codes.FailedPrecondition, "STORE_CHANGED", map[string]string{"what": "watch"}},

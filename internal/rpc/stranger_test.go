@@ -196,7 +196,7 @@ func TestFlood(t *testing.T) {
 func TestTooLarge(t *testing.T) {
 	h := start(t, nil)
 	conn := h.grpc(t)
-	req := &pb.ReserveRequest{Name: string(bytes.Repeat([]byte("x"), 1<<20))}
+	req := &pb.ReserveRequest{Name: string(bytes.Repeat([]byte("x"), 1<<20+16))}
 	if _, err := pb.NewReservationServiceClient(conn).Reserve(t.Context(), req); status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("a message over 1 MiB: %v", err)
 	}

@@ -1,0 +1,494 @@
+package rpc_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
+
+	"github.com/portd/portd/internal/nstest"
+	pb "github.com/portd/portd/proto/portd/v1"
+)
+
+// line is an entry in a few words.
+func line(e *pb.ServiceEntry) string {
+	s := e.GetName() + " " + e.GetPortNumber() + "/" + short(e.GetProtocol())
+	if e.GetSource() == pb.EntrySource_ENTRY_SOURCE_HOST {
+		s += " of " + e.GetChangedBy()
+	}
+	return s
+}
+
+func lines(all []*pb.ServiceEntry) (out []string) {
+	for _, e := range all {
+		out = append(out, line(e))
+	}
+	return out
+}
+
+// myapp is an entry that clashes with nothing.
+func myapp() *pb.ServiceEntry {
+	return &pb.ServiceEntry{
+		Name: "myapp", Protocol: pb.Protocol_PROTOCOL_TCP, Ports: &pb.PortRange{First: 8123}, Description: "what we make",
+	}
+}
+
+func TestServicesByBothDoors(t *testing.T) {
+	h := start(t, nil)
+	conn, rest := h.grpc(t), h.rest(t)
+	services, ports := pb.NewServiceRegistryServiceClient(conn), pb.NewPortServiceClient(conn)
+	if _, err := services.AddServices(t.Context(), &pb.AddServicesRequest{Services: []*pb.ServiceEntry{myapp()}}); err != nil {
+		t.Fatal(err)
+	}
+	lookup := func(req *pb.LookupServicesRequest) func(context.Context) (proto.Message, error) {
+		return func(ctx context.Context) (proto.Message, error) { return services.LookupServices(ctx, req) }
+	}
+	search := func(req *pb.SearchServicesRequest) func(context.Context) (proto.Message, error) {
+		return func(ctx context.Context) (proto.Message, error) { return services.SearchServices(ctx, req) }
+	}
+	list := func(req *pb.ListServicesRequest) func(context.Context) (proto.Message, error) {
+		return func(ctx context.Context) (proto.Message, error) { return services.ListServices(ctx, req) }
+	}
+	add := func(req *pb.AddServicesRequest) func(context.Context) (proto.Message, error) {
+		return func(ctx context.Context) (proto.Message, error) { return services.AddServices(ctx, req) }
+	}
+	edit := func(req *pb.EditServicesRequest) func(context.Context) (proto.Message, error) {
+		return func(ctx context.Context) (proto.Message, error) { return services.EditServices(ctx, req) }
+	}
+	remove := func(req *pb.RemoveServicesRequest) func(context.Context) (proto.Message, error) {
+		return func(ctx context.Context) (proto.Message, error) { return services.RemoveServices(ctx, req) }
+	}
+	whois := func(req *pb.WhoisRequest) func(context.Context) (proto.Message, error) {
+		return func(ctx context.Context) (proto.Message, error) { return ports.Whois(ctx, req) }
+	}
+	free := func(req *pb.ListFreePortsRequest) func(context.Context) (proto.Message, error) {
+		return func(ctx context.Context) (proto.Message, error) { return ports.ListFreePorts(ctx, req) }
+	}
+	const tcp, udp = pb.Protocol_PROTOCOL_TCP, pb.Protocol_PROTOCOL_UDP
+	const post, asIANA = http.MethodPost, pb.EntrySource_ENTRY_SOURCE_IANA
+	tests := []question{
+		{
+			name: "a port of our own", grpc: lookup(&pb.LookupServicesRequest{Query: &pb.LookupServicesRequest_Port{Port: 8123}, Protocol: tcp}),
+			path: "/v1/services:lookup?port=8123&protocol=PROTOCOL_TCP",
+		},
+		{
+			name: "a range", grpc: lookup(&pb.LookupServicesRequest{Query: &pb.LookupServicesRequest_Ports{Ports: &pb.PortRange{First: 6000, Last: 6010}}}),
+			path: "/v1/services:lookup?ports.first=6000&ports.last=6010",
+		},
+		{
+			name: "a range from 0", grpc: lookup(&pb.LookupServicesRequest{Query: &pb.LookupServicesRequest_Ports{Ports: &pb.PortRange{Last: 9}}}),
+			path: "/v1/services:lookup?ports.last=9",
+		},
+		{
+			name: "a range that runs backwards", grpc: lookup(&pb.LookupServicesRequest{Query: &pb.LookupServicesRequest_Ports{Ports: &pb.PortRange{First: 9, Last: 8}}}),
+			path: "/v1/services:lookup?ports.first=9&ports.last=8", code: codes.InvalidArgument, http: 400,
+		},
+		{
+			name: "a service code", grpc: lookup(&pb.LookupServicesRequest{Query: &pb.LookupServicesRequest_ServiceCode{ServiceCode: 1885957735}}),
+			path: "/v1/services:lookup?serviceCode=1885957735",
+		},
+		{
+			name: "a typo", grpc: lookup(&pb.LookupServicesRequest{Query: &pb.LookupServicesRequest_Name{Name: "htpps"}}),
+			path: "/v1/services:lookup?name=htpps", code: codes.NotFound, http: 404,
+		},
+		{
+			name: "a name that is none", grpc: lookup(&pb.LookupServicesRequest{Query: &pb.LookupServicesRequest_Name{Name: "\x1b[2J"}}),
+			path: "/v1/services:lookup?name=%1b[2J", code: codes.NotFound, http: 404,
+		},
+		{
+			name: "whois a range", grpc: whois(&pb.WhoisRequest{Query: &pb.WhoisRequest_Ports{Ports: &pb.PortRange{First: 1, Last: 9}}, Protocol: udp}),
+			path: "/v1/ports:whois?ports.first=1&ports.last=9&protocol=PROTOCOL_UDP",
+		},
+		{
+			name: "whois a service code", grpc: whois(&pb.WhoisRequest{Query: &pb.WhoisRequest_ServiceCode{ServiceCode: 1145656131}}),
+			path: "/v1/ports:whois?service_code=1145656131",
+		},
+		{
+			name: "whois nobody", grpc: whois(&pb.WhoisRequest{Query: &pb.WhoisRequest_Name{Name: "htpps"}}),
+			path: "/v1/ports:whois?name=htpps", code: codes.NotFound, http: 404,
+		},
+		{
+			name: "search", grpc: search(&pb.SearchServicesRequest{Query: "mail tls", PageSize: 3}),
+			path: "/v1/services:search?query=mail+tls&pageSize=3",
+		},
+		{
+			name: "search for nothing", grpc: search(&pb.SearchServicesRequest{}),
+			path: "/v1/services:search", code: codes.InvalidArgument, http: 400,
+		},
+		{
+			name: "search for nine words", grpc: search(&pb.SearchServicesRequest{Query: "a b c d e f g h i"}),
+			path: "/v1/services:search?query=a+b+c+d+e+f+g+h+i", code: codes.InvalidArgument, http: 400,
+		},
+		{name: "list", grpc: list(&pb.ListServicesRequest{}), path: "/v1/services"},
+		{
+			name: "list IANA's of dccp", grpc: list(&pb.ListServicesRequest{Source: asIANA, Protocol: pb.Protocol_PROTOCOL_DCCP, PageSize: 1000}),
+			path: "/v1/services?source=ENTRY_SOURCE_IANA&protocol=PROTOCOL_DCCP&pageSize=1000",
+		},
+		{
+			name: "list by a token that is none", grpc: list(&pb.ListServicesRequest{PageToken: "?"}),
+			path: "/v1/services?pageToken=?", code: codes.InvalidArgument, http: 400,
+		},
+		{
+			name: "add again", grpc: add(&pb.AddServicesRequest{Services: []*pb.ServiceEntry{myapp()}}), method: post, path: "/v1/services",
+			body: `{"services": [{"name": "myapp", "protocol": "PROTOCOL_TCP", "ports": {"first": 8123}, "description": "what we make"}]}`,
+		},
+		{
+			name: "add nothing", grpc: add(&pb.AddServicesRequest{}), method: post, path: "/v1/services", body: `{}`, code: codes.InvalidArgument, http: 400,
+		},
+		{
+			name: "add without a protocol", method: post, path: "/v1/services",
+			grpc: add(&pb.AddServicesRequest{Services: []*pb.ServiceEntry{{Name: "x", Ports: &pb.PortRange{First: 8124}}}}),
+			body: `{"services": [{"name": "x", "ports": {"first": 8124}}]}`, code: codes.InvalidArgument, http: 400,
+		},
+		{
+			name: "add a port that is none", method: post, path: "/v1/services",
+			grpc: add(&pb.AddServicesRequest{Services: []*pb.ServiceEntry{{Name: "x", Protocol: tcp, Ports: &pb.PortRange{First: 70000}}}}),
+			body: `{"services": [{"name": "x", "protocol": "PROTOCOL_TCP", "ports": {"first": 70000}}]}`, code: codes.InvalidArgument, http: 400,
+		},
+		{
+			name: "add what clashes", method: post, path: "/v1/services",
+			grpc: add(&pb.AddServicesRequest{Services: []*pb.ServiceEntry{{Name: "notweb", Protocol: tcp, Ports: &pb.PortRange{First: 443}}}}),
+			body: `{"services": [{"name": "notweb", "protocol": "PROTOCOL_TCP", "ports": {"first": 443}}]}`, code: codes.AlreadyExists, http: 409,
+		},
+		{
+			name: "edit", method: post, path: "/v1/services:edit",
+			grpc: edit(&pb.EditServicesRequest{
+				Name: "myapp", Service: &pb.ServiceEntry{Description: "ours"}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"description"}},
+			}),
+			body: `{"name": "myapp", "service": {"description": "ours"}, "updateMask": "description"}`,
+		},
+		{
+			name: "edit nothing", grpc: edit(&pb.EditServicesRequest{Name: "myapp"}), method: post, path: "/v1/services:edit",
+			body: `{"name": "myapp"}`, code: codes.InvalidArgument, http: 400,
+		},
+		{
+			name: "edit what cannot be", method: post, path: "/v1/services:edit",
+			grpc: edit(&pb.EditServicesRequest{Name: "myapp", UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"notes", "changed_by"}}}),
+			body: `{"name": "myapp", "updateMask": "notes,changedBy"}`, code: codes.InvalidArgument, http: 400,
+		},
+		{
+			name: "edit what is not there", method: post, path: "/v1/services:edit",
+			grpc: edit(&pb.EditServicesRequest{Name: "https", UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"notes"}}}),
+			body: `{"name": "https", "updateMask": "notes"}`, code: codes.NotFound, http: 404,
+		},
+		{
+			name: "remove what is not there", grpc: remove(&pb.RemoveServicesRequest{Name: "https"}), method: post, path: "/v1/services:remove",
+			body: `{"name": "https"}`, code: codes.NotFound, http: 404,
+		},
+		{
+			name: "remove port 0", grpc: remove(&pb.RemoveServicesRequest{Name: "myapp", Ports: &pb.PortRange{}}), method: post, path: "/v1/services:remove",
+			body: `{"name": "myapp", "ports": {}}`, code: codes.InvalidArgument, http: 400,
+		},
+		{
+			name: "remove nothing", grpc: remove(&pb.RemoveServicesRequest{}), method: post, path: "/v1/services:remove",
+			body: `{}`, code: codes.InvalidArgument, http: 400,
+		},
+		{
+			name: "undo nothing", method: post, path: "/v1/services:undoImport", body: `{}`, code: codes.NotFound, http: 404,
+			grpc: func(ctx context.Context) (proto.Message, error) {
+				return services.UndoImport(ctx, &pb.UndoImportRequest{})
+			},
+		},
+		{
+			name: "free ports", path: "/v1/ports:free?protocols=PROTOCOL_TCP&protocols=PROTOCOL_UDP&within.first=1&within.last=1000&count=4",
+			grpc: free(&pb.ListFreePortsRequest{Protocols: []pb.Protocol{tcp, udp}, Within: &pb.PortRange{First: 1, Last: 1000}, Count: 4}),
+		},
+		{
+			name: "free ports of nothing", grpc: free(&pb.ListFreePortsRequest{}), path: "/v1/ports:free", code: codes.InvalidArgument, http: 400,
+		},
+		{
+			name: "free ports of any protocol", grpc: free(&pb.ListFreePortsRequest{Protocols: []pb.Protocol{0}}),
+			path: "/v1/ports:free?protocols=PROTOCOL_UNSPECIFIED", code: codes.InvalidArgument, http: 400,
+		},
+		{
+			name: "status", path: "/v1/status",
+			grpc: func(ctx context.Context) (proto.Message, error) {
+				return pb.NewDaemonServiceClient(conn).GetStatus(ctx, &pb.GetStatusRequest{})
+			},
+		},
+	}
+	for _, q := range tests {
+		q.ask(t, rest)
+	}
+}
+
+// info is what an error says to programs.
+func info(err error) *errdetails.ErrorInfo {
+	for _, d := range status.Convert(err).Details() {
+		if i, ok := d.(*errdetails.ErrorInfo); ok {
+			return i
+		}
+	}
+	return nil
+}
+
+func TestNearNames(t *testing.T) {
+	services := pb.NewServiceRegistryServiceClient(start(t, nil).grpc(t))
+	_, err := services.LookupServices(t.Context(), &pb.LookupServicesRequest{Query: &pb.LookupServicesRequest_Name{Name: "htpps"}})
+	near := info(err).GetMetadata()["near"]
+	if status.Code(err) != codes.NotFound || !strings.HasPrefix(near, "https") || info(err).GetReason() != "NOT_FOUND" ||
+		!strings.Contains(err.Error(), "near: "+strings.ReplaceAll(near, ",", ", ")) {
+		t.Errorf("got %v, near %q", err, near)
+	}
+	_, err = services.LookupServices(t.Context(), &pb.LookupServicesRequest{Query: &pb.LookupServicesRequest_Name{Name: "qqqqqqqqqqqqqq"}})
+	if status.Code(err) != codes.NotFound || info(err).GetMetadata()["near"] != "" {
+		t.Errorf("near to nothing: %v", err)
+	}
+}
+
+// The host's own entries win, are watched, and are gone when they are removed; what clashes is refused by name.
+func TestOwnServices(t *testing.T) {
+	h := start(t, nil)
+	conn := h.grpc(t)
+	services := pb.NewServiceRegistryServiceClient(conn)
+	watch, err := pb.NewReservationServiceClient(conn).WatchReservations(t.Context(), &pb.WatchReservationsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := watch.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	me := h.me(t)
+	page, err := services.ListServices(t.Context(), &pb.ListServicesRequest{PageSize: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := services.SearchServices(t.Context(), &pb.SearchServicesRequest{Query: "mail", PageSize: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	added, err := services.AddServices(t.Context(), &pb.AddServicesRequest{Services: []*pb.ServiceEntry{myapp()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := added.GetServices()[0]
+	if line(e) != "myapp 8123/TCP of "+me || e.GetChangeTime() == nil || len(added.GetOverridden()) > 0 {
+		t.Errorf("added %v", added)
+	}
+	for what, err := range map[string]error{
+		"list":   second(services.ListServices(t.Context(), &pb.ListServicesRequest{PageSize: 1, PageToken: page.GetNextPageToken()})),
+		"search": second(services.SearchServices(t.Context(), &pb.SearchServicesRequest{Query: "mail", PageSize: 1, PageToken: found.GetNextPageToken()})),
+	} {
+		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "start again") {
+			t.Errorf("%s goes on after a change: %v", what, err)
+		}
+	}
+	clash := myapp()
+	clash.Ports = &pb.PortRange{First: 443}
+	all := []*pb.ServiceEntry{{Name: "innocent", Protocol: 1, Ports: &pb.PortRange{First: 8124}}, clash}
+	_, err = services.AddServices(t.Context(), &pb.AddServicesRequest{Services: all})
+	if status.Code(err) != codes.AlreadyExists || info(err).GetReason() != "SERVICE_CLASH" || !strings.Contains(info(err).GetMetadata()["clashes"], "https") {
+		t.Errorf("a clash: %v, %v", err, info(err))
+	}
+	if own := h.own(t); len(own) != 1 {
+		t.Errorf("after a refusal the host has %v", own)
+	}
+	over, err := services.AddServices(t.Context(), &pb.AddServicesRequest{Services: all, Override: true})
+	if err != nil || len(over.GetOverridden()) == 0 {
+		t.Errorf("override: %v (%v)", over, err)
+	}
+	l, err := services.LookupServices(t.Context(), &pb.LookupServicesRequest{Query: &pb.LookupServicesRequest_Port{Port: 443}, Protocol: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"myapp 443/TCP of " + me, "https 443/TCP"}, lines(l.GetLookup().GetEntries())); diff != "" {
+		t.Error(diff)
+	}
+	_, err = services.EditServices(t.Context(), &pb.EditServicesRequest{
+		Name: "myapp", UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"description", "owner"}},
+	})
+	if i := info(err); i.GetMetadata()["field"] != "update_mask.paths[1]" || !strings.Contains(err.Error(), `"owner" cannot be edited; allowed are name, ports`) {
+		t.Errorf("an unknown field: %v", err)
+	}
+	edited, err := services.EditServices(t.Context(), &pb.EditServicesRequest{
+		Name: "myapp", Ports: &pb.PortRange{First: 443},
+		Service:    &pb.ServiceEntry{Ports: &pb.PortRange{First: 8200, Last: 8201}, Description: "not taken", Notes: "moved"},
+		UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"ports", "notes"}}, Override: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := edited.GetServices(); len(e) != 1 || line(e[0]) != "myapp 8200-8201/TCP of "+me || e[0].GetDescription() != "what we make" || e[0].GetNotes() != "moved" {
+		t.Errorf("edited %v", edited)
+	}
+	removed, err := services.RemoveServices(t.Context(), &pb.RemoveServicesRequest{Name: "MYAPP"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"myapp 8123/TCP of " + me, "myapp 8200-8201/TCP of " + me}, lines(removed.GetServices())); diff != "" {
+		t.Error(diff)
+	}
+	_, err = services.RemoveServices(t.Context(), &pb.RemoveServicesRequest{Name: "myapp"})
+	if status.Code(err) != codes.NotFound {
+		t.Errorf("removed twice: %v", err)
+	}
+	var events []string
+	for range 4 {
+		change, err := watch.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range change.GetEvents() {
+			events = append(events, strings.TrimPrefix(e.GetType().String(), "EVENT_TYPE_")+" "+line(e.GetService()))
+		}
+	}
+	want := []string{
+		"SERVICE_ADDED myapp 8123/TCP of " + me, "SERVICE_ADDED innocent 8124/TCP of " + me, "SERVICE_ADDED myapp 443/TCP of " + me,
+		"SERVICE_EDITED myapp 8200-8201/TCP of " + me, "SERVICE_REMOVED myapp 8123/TCP of " + me, "SERVICE_REMOVED myapp 8200-8201/TCP of " + me,
+	}
+	if diff := cmp.Diff(want, events); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// me is the principal of this process, and own are the host's own entries.
+func (h *host) me(t *testing.T) string {
+	t.Helper()
+	st, err := pb.NewDaemonServiceClient(h.grpc(t)).GetStatus(t.Context(), &pb.GetStatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.GetCaller()
+}
+
+func (h *host) own(t *testing.T) []string {
+	t.Helper()
+	l, err := pb.NewServiceRegistryServiceClient(h.grpc(t)).ListServices(t.Context(), &pb.ListServicesRequest{Source: pb.EntrySource_ENTRY_SOURCE_HOST})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lines(l.GetServices())
+}
+
+// All ports at once fit into what a gRPC client takes that nobody has told to take more, and REST has the same.
+func TestLookupAllPorts(t *testing.T) {
+	h := start(t, nil)
+	q := question{
+		name: "all ports", path: "/v1/ports:whois?ports.first=0&ports.last=65535&protocol=PROTOCOL_SCTP",
+		grpc: func(ctx context.Context) (proto.Message, error) {
+			return pb.NewPortServiceClient(h.grpc(t)).Whois(ctx, &pb.WhoisRequest{
+				Query: &pb.WhoisRequest_Ports{Ports: &pb.PortRange{Last: 65535}}, Protocol: pb.Protocol_PROTOCOL_SCTP,
+			})
+		},
+	}
+	q.ask(t, h.rest(t))
+	all, err := pb.NewServiceRegistryServiceClient(h.grpc(t)).LookupServices(t.Context(), &pb.LookupServicesRequest{
+		Query: &pb.LookupServicesRequest_Ports{Ports: &pb.PortRange{Last: 65535}},
+	})
+	if n := len(all.GetLookup().GetEntries()); err != nil || n < 13_000 {
+		t.Errorf("%d entries (%v)", n, err)
+	}
+}
+
+// Whois of a range tells of every port of it.
+func TestWhoisRange(t *testing.T) {
+	nstest.Need(t)
+	h := start(t, nil)
+	conn := h.grpc(t)
+	_, err := pb.NewReservationServiceClient(conn).Reserve(t.Context(), &pb.ReserveRequest{
+		Name: "web", Spec: spec(&pb.EndpointSpec{Choice: &pb.EndpointSpec_Exact{Exact: &pb.PortRange{First: 6000, Last: 6003}}}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, port := range []string{"6007", "6005", "6011"} {
+		foreign, err := net.Listen("tcp4", "127.0.0.1:"+port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer foreign.Close()
+	}
+	ports := pb.NewPortServiceClient(conn)
+	for name, req := range map[string]*pb.WhoisRequest{
+		"range": {Query: &pb.WhoisRequest_Ports{Ports: &pb.PortRange{First: 6000, Last: 6010}}},
+		"tcp":   {Query: &pb.WhoisRequest_Ports{Ports: &pb.PortRange{First: 6000, Last: 6010}}, Protocol: pb.Protocol_PROTOCOL_TCP},
+	} {
+		who, err := ports.Whois(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, u := range who.GetUses() {
+			got = append(got, u.GetEndpoint().GetText())
+		}
+		if diff := cmp.Diff([]string{"tcp/6000-6003", "tcp/127.0.0.1:6005", "tcp/127.0.0.1:6007"}, got); diff != "" || len(who.GetHidden()) > 0 {
+			t.Errorf("%s: %s %v", name, diff, who.GetHidden())
+		}
+	}
+	byName, err := ports.Whois(t.Context(), &pb.WhoisRequest{Query: &pb.WhoisRequest_Name{Name: "x11"}})
+	if err != nil || len(byName.GetUses()) != 4 || len(byName.GetHidden()) > 0 { // 6000-6063, tcp and udp
+		t.Errorf("x11: %v (%v)", byName.GetUses(), err)
+	}
+}
+
+// Free ports are those that nobody has, with the registry, the reservations and the sockets of others each left out.
+func TestListFreePorts(t *testing.T) {
+	nstest.Need(t)
+	h := start(t, nil)
+	conn := h.grpc(t)
+	services, ports := pb.NewServiceRegistryServiceClient(conn), pb.NewPortServiceClient(conn)
+	within := &pb.PortRange{First: 29170, Last: 29998} // the largest run that IANA has assigned nothing of
+	ask := func(count uint32, p ...pb.Protocol) *pb.ListFreePortsResponse {
+		t.Helper()
+		resp, err := ports.ListFreePorts(t.Context(), &pb.ListFreePortsRequest{Protocols: p, Within: within, Count: count})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp
+	}
+	ranges := func(r *pb.ListFreePortsResponse) (all []string) {
+		for _, p := range r.GetRanges() {
+			all = append(all, fmt.Sprintf("%d-%d", p.GetFirst(), p.GetLast()))
+		}
+		return all
+	}
+	if got := ask(0, pb.Protocol_PROTOCOL_TCP); !cmp.Equal(ranges(got), []string{"29170-29998"}) || got.GetFree() != 829 || !got.GetHostChecked() {
+		t.Fatalf("nobody is there: %v", got)
+	}
+	_, err := services.AddServices(t.Context(), &pb.AddServicesRequest{Services: []*pb.ServiceEntry{
+		{Name: "myapp", Protocol: pb.Protocol_PROTOCOL_TCP, Ports: &pb.PortRange{First: 29200, Last: 29209}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = pb.NewReservationServiceClient(conn).Reserve(t.Context(), &pb.ReserveRequest{
+		Spec: spec(&pb.EndpointSpec{Choice: &pb.EndpointSpec_Exact{Exact: &pb.PortRange{First: 29300, Last: 29304}}}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := net.Listen("tcp4", "127.0.0.1:29400")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer foreign.Close()
+	packets, err := net.ListenPacket("udp6", "[::1]:29500")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer packets.Close()
+
+	got := ask(0, pb.Protocol_PROTOCOL_TCP)
+	want := []string{"29170-29199", "29210-29299", "29305-29399", "29401-29998"}
+	if diff := cmp.Diff(want, ranges(got)); diff != "" {
+		t.Error(diff)
+	}
+	if got.GetAssigned() != 10 || got.GetReserved() != 5 || got.GetInUse() != 1 || got.GetFree() != 829-16 || got.GetRegistryDate() == "" {
+		t.Errorf("got %v", got)
+	}
+	if diff := cmp.Diff([]string{"29305-29399", "29401-29499", "29501-29998"}, ranges(ask(95, pb.Protocol_PROTOCOL_TCP, pb.Protocol_PROTOCOL_UDP))); diff != "" {
+		t.Errorf("95 of both: %s", diff)
+	}
+}
