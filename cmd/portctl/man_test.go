@@ -26,12 +26,8 @@ const manDir = "../../docs/man"
 func TestManPages(t *testing.T) {
 	root := (&ctl{}).root()
 	root.InitDefaultCompletionCmd("completion")
-	pages := map[string][]byte{"portctl.1": manPage(root)}
-	for _, cmd := range root.Commands() {
-		if cmd.IsAvailableCommand() {
-			pages["portctl-"+cmd.Name()+".1"] = manPage(cmd)
-		}
-	}
+	pages := map[string][]byte{}
+	addPages(pages, root)
 	for name, want := range pages {
 		path := filepath.Join(manDir, name)
 		if *update {
@@ -50,6 +46,16 @@ func TestManPages(t *testing.T) {
 	for _, path := range there {
 		if pages[filepath.Base(path)] == nil {
 			t.Errorf("%s is of no command any more: remove it", path)
+		}
+	}
+}
+
+// addPages makes the pages of a command and of those below it. Completion's are about shells, each in its own help.
+func addPages(pages map[string][]byte, cmd *cobra.Command) {
+	pages[strings.ReplaceAll(cmd.CommandPath(), " ", "-")+".1"] = manPage(cmd)
+	for _, sub := range cmd.Commands() {
+		if sub.IsAvailableCommand() && cmd.Name() != "completion" {
+			addPages(pages, sub)
 		}
 	}
 }
@@ -106,8 +112,13 @@ func manPage(cmd *cobra.Command) []byte {
 		fmt.Fprintf(&b, ".SH EXAMPLES\n.nf\n%s\n.fi\n", roff(cmd.Example))
 	}
 	b.WriteString(".SH SEE ALSO\n")
-	if cmd.HasParent() {
-		b.WriteString(".BR portctl (1),\n")
+	cmd.VisitParents(func(p *cobra.Command) {
+		fmt.Fprintf(&b, ".BR %s (1),\n", roff(strings.ReplaceAll(p.CommandPath(), " ", "-")))
+	})
+	for _, sub := range cmd.Commands() {
+		if cmd.HasParent() && sub.IsAvailableCommand() && cmd.Name() != "completion" {
+			fmt.Fprintf(&b, ".BR %s (1),\n", roff(strings.ReplaceAll(sub.CommandPath(), " ", "-")))
+		}
 	}
 	b.WriteString(".BR portd (8)\n")
 	return b.Bytes()
