@@ -25,8 +25,8 @@ type Options struct {
 
 // A Client makes control calls. Its methods and those of its services may be called at the same time.
 //
-// When portd restarts, a call that meets it being away is repeated for about a second; that is safe, for calls that change
-// something carry a request id, which the Client makes where the request has none. Streams end, and it is for the caller
+// When portd restarts, a call that meets it being away is repeated for about a second, where that is safe: calls that change
+// something carry a request id, which the Client makes where the request has none, or change nothing the second time. Streams end, and it is for the caller
 // to resume them. Errors match the Err variables of this package with errors.Is, and are an *Error.
 type Client struct {
 	Reservations pb.ReservationServiceClient
@@ -90,8 +90,15 @@ func (c *Client) HandoffPath() string { return paths.Handoff(c.socket) }
 const maxAnswer = 64 << 20
 
 // retries repeat what may be repeated, while portd is away (about 0.75 s in all). Opening a session is not: the first one
-// might have been made.
+// might have been made. Nor is what would do something else the second time: an import that is undone twice is there again, and
+// what was renamed or removed is not found. To add and to import the same again changes nothing.
 const retries = `{"methodConfig": [{
+	"name": [
+		{"service": "portd.v1.ServiceRegistryService", "method": "EditServices"},
+		{"service": "portd.v1.ServiceRegistryService", "method": "RemoveServices"},
+		{"service": "portd.v1.ServiceRegistryService", "method": "UndoImport"}
+	]
+}, {
 	"name": [
 		{"service": "portd.v1.ReservationService"},
 		{"service": "portd.v1.LeaseService", "method": "EndLease"},
