@@ -71,12 +71,12 @@ func (c *ctl) listFree(ctx context.Context, args []string, f freeFlags, countSet
 		slices.SortStableFunc(ranges, func(a, b *pb.PortRange) int { return cmp.Compare(size(b), size(a)) })
 		ranges = ranges[:min(len(ranges), mostFree)]
 	}
-	return c.printFree(answer, ranges, req, f.count > 0)
+	return c.printFree(answer, ranges, req, source.alone())
 }
 
 func size(r *pb.PortRange) uint32 { return r.GetLast() - r.GetFirst() + 1 }
 
-func (c *ctl) printFree(answer *pb.ListFreePortsResponse, ranges []*pb.PortRange, req *pb.ListFreePortsRequest, first bool) error {
+func (c *ctl) printFree(answer *pb.ListFreePortsResponse, ranges []*pb.PortRange, req *pb.ListFreePortsRequest, alone bool) error {
 	t := c.table()
 	if len(ranges) > 0 && !c.quiet {
 		t.row("PORTS", "COUNT", "")
@@ -100,12 +100,15 @@ func (c *ctl) printFree(answer *pb.ListFreePortsResponse, ranges []*pb.PortRange
 	if len(ranges) == 0 {
 		fmt.Fprintf(c.out, "none: %s\n", whyNone(answer, req))
 	}
-	basis := fmt.Sprintf("free: unassigned by IANA (%s), and neither reserved nor bound here", registryDate(answer.GetRegistryDate()))
-	if !answer.GetHostChecked() {
-		basis = fmt.Sprintf("free: unassigned by IANA (%s); without a portd nothing was looked at here", registryDate(answer.GetRegistryDate()))
+	basis := ", and neither reserved nor bound here"
+	switch {
+	case alone:
+		basis = "; without a portd nothing was looked at here"
+	case !answer.GetHostChecked():
+		basis = ", and not reserved here; this kernel does not say which are bound"
 	}
-	fmt.Fprintln(c.out, basis)
-	if n := len(answer.GetRanges()) - len(ranges); n > 0 && !first {
+	fmt.Fprintf(c.out, "free: unassigned by IANA (%s)%s\n", registryDate(answer.GetRegistryDate()), basis)
+	if n := len(answer.GetRanges()) - len(ranges); n > 0 && req.GetCount() == 0 {
 		if err := c.out.Flush(); err != nil {
 			return err
 		}
