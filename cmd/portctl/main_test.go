@@ -28,6 +28,7 @@ func TestMain(m *testing.M) {
 		"stranger": strangerMain,
 		"as":       asMain,
 		"terminal": terminalMain,
+		"web":      webMain,
 	})
 }
 
@@ -70,6 +71,11 @@ func setup(env *testscript.Env) error {
 	}
 	env.Setenv("PORTD_SOCKET", filepath.Join(env.WorkDir, "run", "portd.sock"))
 	env.Setenv("HOME", env.WorkDir)
+	csv, err := filepath.Abs("../../internal/ianadb/service-names-port-numbers.csv")
+	if err != nil {
+		return err
+	}
+	env.Setenv("IANA_CSV", csv)
 	env.Setenv("GORACE", "atexit_sleep_ms=0") // else every command takes a second to end
 	all := processes{}
 	env.Values[processesKey{}] = all
