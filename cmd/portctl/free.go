@@ -15,16 +15,17 @@ import (
 	pb "github.com/portd/portd/proto/portd/v1"
 )
 
-const freeHelp = `With --free it finds ports that IANA has assigned to nobody, that no service of this host's
-own has, and that nobody has reserved or bound here: the largest ranges first; with --all
-all of them, in order; with --count N the first N ports in a row, from 1024 on unless PORTS
-says otherwise. With several protocols, or --both (tcp and udp), they are free for each of
-them. It holds nothing: what is free
-now may be taken in a moment; portctl reserve takes it. Unassigned is not permission
-either: ports SHOULD NOT be used without or before a registration with IANA (RFC 6335
-section 6), and one that is assigned to nobody today may be assigned tomorrow. Ports in
-the kernel's ephemeral range are marked: any outgoing connection may take them. With -q
-the bare ranges. Without a portd only the registry is asked.`
+const freeHelp = `With --free it finds ports that IANA has assigned to nobody, that no service of this
+host's own has, and that nobody has reserved or bound here; for several protocols, or
+--both (tcp and udp), those that are free for each of them. The largest ranges come
+first; with --all they are all there, in order; with --count N it is the first N ports
+in a row, from 1024 on unless PORTS says otherwise. With -q the bare ranges. Ports from
+which the kernel serves outgoing connections are marked as ephemeral: what is free there
+may not be for long. Without a portd the registry alone is asked.
+
+It holds nothing: "portctl reserve tcp 8009" does. And unassigned is not permission:
+ports SHOULD NOT be used without or prior to IANA registration, as the registry says,
+and what is assigned to nobody today may be assigned tomorrow.`
 
 type freeFlags struct {
 	free, both, all bool
@@ -199,7 +200,7 @@ func (f freeFlags) toRequest(args []string) (*pb.ListFreePortsRequest, error) {
 		case isProtocols(protos) && len(list) == 0:
 			list = strings.Split(protos, ",")
 		case isProtocols(protos):
-			return nil, usagef("%q: the protocols are said already", a)
+			return nil, usagef("%q: the protocols are said already; write them together, as in tcp,udp", a)
 		default:
 			ports = a
 		}

@@ -199,7 +199,7 @@ func (c *ctl) foundNothing(ctx context.Context, s *source, req *pb.SearchService
 	for _, others := range c.otherWords(ctx, s, words) {
 		page, err2 := s.search(ctx, &pb.SearchServicesRequest{Query: others, Protocol: req.GetProtocol(), PageSize: 1})
 		if err2 == nil && page.GetTotal() > 0 {
-			return try(err, "portctl search "+others)
+			return try(err, "portctl search "+shellWords(strings.Fields(others)...))
 		}
 	}
 	return try(err, "portctl search --help")
@@ -218,12 +218,22 @@ func (c *ctl) otherWords(ctx context.Context, s *source, words []string) (others
 			others = append(others, strings.Join(changed, " "))
 		}
 	}
-	return slices.DeleteFunc(others, func(q string) bool { return shellQuoted(q) })
+	return others
 }
 
-// shellQuoted says that a shell would not take a text as it stands.
-func shellQuoted(s string) bool {
-	return strings.ContainsAny(s, "\"'`$\\|&;<>()*?[]#~!{}") || printable(s) != s || strings.HasPrefix(s, "-")
+// shellWords is arguments as a shell reads them.
+func shellWords(words ...string) string {
+	var b strings.Builder
+	for i, w := range words {
+		if i == 0 && strings.HasPrefix(w, "-") {
+			b.WriteString(" --")
+		}
+		if w == "" || strings.ContainsAny(w, " \"'`$\\|&;<>()*?[]#~!{}") {
+			w = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+		}
+		b.WriteString(" " + printable(w))
+	}
+	return b.String()[1:]
 }
 
 func (s *source) search(ctx context.Context, req *pb.SearchServicesRequest) (*pb.SearchServicesResponse, error) {

@@ -38,7 +38,7 @@ type whoisFlags struct {
 func (c *ctl) whoisCommand() *cobra.Command {
 	var f whoisFlags
 	cmd := &cobra.Command{
-		Use:   "whois PORT | FIRST-LAST | NAME | SC:CODE, each with /PROTOCOL or without …",
+		Use:   "whois PORT[/PROTOCOL] | FIRST-LAST[/PROTOCOL] | NAME[/PROTOCOL] | SC:CODE …",
 		Short: "Say what a port is meant for, and who has it here",
 		Long:  whoisHelp,
 		Example: `  portctl whois 443
@@ -116,15 +116,15 @@ func (c *ctl) noAnswer(ctx context.Context, source *source, err error, q questio
 		return try(err, "portctl whois PORT")
 	}
 	if near := nearNames(err); len(near) > 0 {
-		return try(err, "portctl whois "+near[0])
+		return try(err, "portctl whois "+shellWords(near[0]))
 	}
 	if q.code != nil {
 		return try(err, "portctl search dccp")
 	}
 	if _, err2 := source.whois(ctx, question{name: q.name}); err2 == nil { // for another protocol
-		return try(err, "portctl whois "+q.name)
+		return try(err, "portctl whois "+shellWords(q.name))
 	}
-	return try(err, "portctl search "+q.name)
+	return try(err, "portctl search "+shellWords(q.name))
 }
 
 // printWhois prints the answer to one question: a line per service, what more there is to say of it, and who has it here.

@@ -127,6 +127,11 @@ func parseQuestion(text string) (q question, err error) {
 		q.first, q.last = ep.First, ep.Last
 		return q, nil
 	}
+	if port, word, ok := strings.Cut(rest, "/"); ok {
+		if _, isPorts, _ := parsePorts(port); isPorts {
+			return q, usagef("%q: %q is not a protocol; known are tcp, udp, sctp, dccp and udplite", text, word)
+		}
+	}
 	if !isName(rest) {
 		return q, usagef("%q is neither a port, 0 to 65535, nor the name of a service", rest)
 	}

@@ -39,6 +39,7 @@ func TestParseQuestions(t *testing.T) {
 		{args: "tcp,udp 53", fail: `"tcp,udp 53" names several protocols; leave them out to see all`},
 		{args: "65536", fail: `"65536" is neither a port, 0 to 65535, nor the name of a service`},
 		{args: "1-65536", fail: `"1-65536" is neither a port, 0 to 65535, nor the name of a service`},
+		{args: "443/tpc", fail: `"443/tpc": "tpc" is not a protocol; known are tcp, udp, sctp, dccp and udplite`},
 		{args: "80-70", fail: `"80-70" runs backwards; write 70-80`},
 		{args: "udp SC:DISC", fail: `"udp SC:DISC": only DCCP has service codes (RFC 4340 section 8.1.2)`},
 		{args: "SC:DISCARD", fail: `service code "SC:DISCARD" has not one to four characters after SC: (RFC 4340, section 8.1.2)`},
@@ -133,6 +134,19 @@ func TestBrackets(t *testing.T) {
 	} {
 		if got := strings.Join(brackets(cell), "|"); got != want {
 			t.Errorf("brackets(%q) = %q, want %q", cell, got, want)
+		}
+	}
+}
+
+func TestShellWords(t *testing.T) {
+	for want, words := range map[string][]string{
+		"https":       {"https"},
+		"'sql*net' a": {"sql*net", "a"},
+		"-- -l":       {"-l"},
+		`'it'\''s'`:   {"it's"},
+	} {
+		if got := shellWords(words...); got != want {
+			t.Errorf("shellWords(%q) = %s, want %s", words, got, want)
 		}
 	}
 }
