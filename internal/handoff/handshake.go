@@ -274,7 +274,7 @@ func (p *Pool) join(w *worker, parts []part) (err error) {
 			s.listener.endpoint = part.endpoint
 		}
 		if s.socket {
-			s.listener.lent++
+			p.shared[part.key.Reservation], s.listener.shared = true, true
 		} else {
 			s.listener.workers = append(s.listener.workers, s)
 		}

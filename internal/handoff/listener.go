@@ -2,6 +2,7 @@ package handoff
 
 import (
 	"net/netip"
+	"slices"
 	"syscall"
 	"time"
 
@@ -21,7 +22,7 @@ type listener struct {
 	ready     fifo[*socket]  // have connections, as far as is known
 	held      fifo[heldConn] // accepted, and without a worker again
 	workers   []*serving     // of workers that take connections, ready or not
-	lent      int            // workers that have the socket itself
+	shared    bool           // programs have, or had, the sockets themselves: see Pool.shared
 	turn      int            // where the next choice among workers begins
 	queued    bool           // is in Pool.work
 
@@ -37,6 +38,10 @@ type socket struct {
 	local      wire.Addr // absent where the socket listens on more than one address
 	acceptable bool      // is in the listener's ready
 	gone       bool
+
+	// What waiting in accept has cost lately, and when: see acceptShared.
+	debt    time.Duration
+	delayed time.Time
 }
 
 // A heldConn is an accepted connection that portd has in its hands.
@@ -103,18 +108,26 @@ func (p *Pool) forgetSockets(l *listener) {
 	l.sockets, l.ready = nil, fifo[*socket]{}
 }
 
+// abandon takes s, the first of its listener's ready sockets, out of use until it listens anew.
+func (p *Pool) abandon(s *socket) {
+	p.unwatch(s.fd, s.slot)
+	s.gone = true
+	s.of.ready.pop()
+	s.of.sockets = slices.DeleteFunc(s.of.sockets, func(o *socket) bool { return o == s })
+}
+
 // listener is the key's, made where there is none.
 func (p *Pool) listener(key registry.SocketKey) *listener {
 	l := p.listeners[key]
 	if l == nil {
-		l = &listener{key: key}
+		l = &listener{key: key, shared: p.shared[key.Reservation]}
 		p.listeners[key] = l
 	}
 	return l
 }
 
 func (p *Pool) forgetUnused(l *listener) {
-	if !l.listening && len(l.workers) == 0 && l.lent == 0 {
+	if !l.listening && len(l.workers) == 0 {
 		delete(p.listeners, l.key)
 	}
 }
@@ -220,10 +233,13 @@ func (p *Pool) handOver(l *listener, to *serving) syscall.Errno {
 // a connection that had ended already, or the error says what the kernel is out of.
 func (p *Pool) acceptOne(s *socket, c *wire.Connection, n int) (*wire.Connection, syscall.Errno) {
 	o := &p.out
-	if s.of.lent > 0 {
-		_ = unix.SetNonblock(s.fd, true) // a program that has the socket too may have made it block, as many do
+	var fd int
+	var errno syscall.Errno
+	if s.of.shared {
+		fd, errno = p.acceptShared(s)
+	} else {
+		fd, errno = accept(s.fd, &o.from, false)
 	}
-	fd, errno := accept(s.fd, &o.from)
 	switch errno {
 	case 0:
 		o.fds[n] = fd
@@ -239,8 +255,10 @@ func (p *Pool) acceptOne(s *socket, c *wire.Connection, n int) (*wire.Connection
 	default:
 		p.log.Error("a listening socket does not accept", "endpoint", s.endpoint, "err", errno)
 	}
-	s.of.ready.pop()
-	s.acceptable = false
+	if !s.gone {
+		s.of.ready.pop()
+		s.acceptable = false
+	}
 	return nil, 0
 }
 

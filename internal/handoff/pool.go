@@ -53,6 +53,7 @@ type Pool struct {
 	netns peercred.NetNS
 
 	epoll, wake int
+	guard       *guard
 	patience    time.Duration // with a handshake
 	truesize    int           // what one padded frame counts for in its sender's buffer
 
@@ -62,6 +63,9 @@ type Pool struct {
 	closed    bool
 	listeners map[registry.SocketKey]*listener
 	workers   map[string]*worker
+	// shared are the reservations whose sockets a program has been lent. It may keep a duplicate after it has given them
+	// back, and whatever it does to that is done to ours.
+	shared    map[string]bool
 	perUser   map[uint32]*tally
 	slots     []slot
 	freeSlots []int32
@@ -79,9 +83,10 @@ type tally struct{ attached, knocking int }
 func New(cfg Config) (*Pool, error) {
 	p := &Pool{
 		cfg: cfg, log: cfg.Log, self: uint32(os.Geteuid()),
-		epoll: -1, wake: -1, patience: firstMessage,
+		epoll: -1, wake: -1, guard: newGuard(), patience: firstMessage,
 		listeners: make(map[registry.SocketKey]*listener),
 		workers:   make(map[string]*worker),
+		shared:    make(map[string]bool),
 		perUser:   make(map[uint32]*tally),
 	}
 	if p.log == nil {
@@ -138,6 +143,7 @@ func (p *Pool) Run(ctx context.Context) error {
 	// Its own thread, so that waiting in epoll does not wake another one up each time.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	p.guard.tid = unix.Gettid()
 	err := p.engine(ctx)
 
 	p.mu.Lock()

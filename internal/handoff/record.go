@@ -155,6 +155,7 @@ func (p *Pool) Totals(key registry.SocketKey) (t Totals) {
 func (p *Pool) Released(reservation, reason string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	delete(p.shared, reservation)
 	for _, w := range p.workers {
 		left := 0
 		for _, s := range w.serves {

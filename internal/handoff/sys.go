@@ -20,10 +20,18 @@ const perMessage = 4
 
 // The calls below do not enter Go's scheduler: none of them blocks, and there are several per connection.
 
-func accept(fd int, from *unix.RawSockaddrInet6) (int, syscall.Errno) {
+// accept on a socket that may block tells the scheduler, so that others go on meanwhile.
+func accept(fd int, from *unix.RawSockaddrInet6, mayBlock bool) (int, syscall.Errno) {
 	size := uint32(unix.SizeofSockaddrInet6)
-	n, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(fd), uintptr(unsafe.Pointer(from)), uintptr(unsafe.Pointer(&size)),
-		unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
+	var n uintptr
+	var errno syscall.Errno
+	if mayBlock {
+		n, _, errno = unix.Syscall6(unix.SYS_ACCEPT4, uintptr(fd), uintptr(unsafe.Pointer(from)), uintptr(unsafe.Pointer(&size)),
+			unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
+	} else {
+		n, _, errno = unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(fd), uintptr(unsafe.Pointer(from)), uintptr(unsafe.Pointer(&size)),
+			unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
+	}
 	if errno != 0 {
 		return -1, errno
 	}

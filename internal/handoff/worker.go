@@ -46,7 +46,6 @@ type serving struct {
 	drainSeq uint64 // once this message has been taken, nothing waits
 	owes     bool   // a DRAINED
 	gone     bool
-	left     bool // leave has been here
 }
 
 // State says whether a worker takes connections.
@@ -146,10 +145,6 @@ func (p *Pool) detach(w *worker, takeBack bool, why string) {
 // leave takes s out of its listener's choice.
 func (p *Pool) leave(s *serving) {
 	l := s.listener
-	if s.socket && !s.left {
-		l.lent--
-	}
-	s.left = true
 	for i, o := range l.workers {
 		if o == s {
 			l.workers = append(l.workers[:i], l.workers[i+1:]...)

@@ -1,0 +1,90 @@
+package handoff
+
+import (
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Sockets that a program has too. O_NONBLOCK belongs to the open file description, which is one for both, and accept(2) knows no
+// MSG_DONTWAIT: what the program does between our setting the flag and our accept makes the engine wait, and everybody with it.
+// So a guard pulls the engine out, and a socket that costs it too much time is left alone.
+
+const (
+	acceptPatience = 20 * time.Millisecond // with an accept that should not wait
+	maxDebt        = 200 * time.Millisecond
+	forgiveness    = 100 // a hundredth of the time that passes
+)
+
+// A guard ends waits in accept.
+type guard struct {
+	timer *time.Timer
+	tid   int // of the engine's thread
+
+	mu sync.Mutex
+	fd int // that is being accepted from, or -1
+}
+
+func newGuard() *guard {
+	g := &guard{fd: -1}
+	g.timer = time.AfterFunc(time.Hour, g.pull)
+	g.timer.Stop()
+	return g
+}
+
+func (g *guard) begin(fd int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.fd = fd
+	g.timer.Reset(acceptPatience)
+}
+
+// end returns when the guard uses the descriptor no more.
+func (g *guard) end() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.fd = -1
+	g.timer.Stop()
+}
+
+// pull interrupts the accept, which the kernel then begins anew (SA_RESTART) and which finds O_NONBLOCK set, unless the program was
+// faster once more. SIGURG is what Go's runtime sends to its threads itself: it costs nothing where it is not needed.
+func (g *guard) pull() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.fd < 0 {
+		return
+	}
+	_ = unix.SetNonblock(g.fd, true)
+	_ = unix.Tgkill(unix.Getpid(), g.tid, unix.SIGURG)
+	g.timer.Reset(time.Millisecond)
+}
+
+// acceptShared accepts from a socket that a program has too. Where that has cost too much, s is gone when it returns.
+func (p *Pool) acceptShared(s *socket) (int, syscall.Errno) {
+	var before, after unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_THREAD, &before)
+	start := time.Now()
+	p.guard.begin(s.fd)
+	_ = unix.SetNonblock(s.fd, true)
+	fd, errno := accept(s.fd, &p.out.from, true)
+	p.guard.end()
+	// A thread that was preempted for long has not waited (getrusage(2), ru_nvcsw).
+	took := time.Since(start)
+	if took < time.Millisecond {
+		return fd, errno
+	}
+	if _ = unix.Getrusage(unix.RUSAGE_THREAD, &after); after.Nvcsw == before.Nvcsw {
+		return fd, errno
+	}
+	s.debt = max(0, s.debt-start.Sub(s.delayed)/forgiveness) + took
+	s.delayed = start
+	if s.debt > maxDebt {
+		p.log.Error("a program that has this socket keeps making it block; its connections are not handed over until it listens anew",
+			"endpoint", s.endpoint)
+		p.abandon(s)
+	}
+	return fd, errno
+}
