@@ -28,14 +28,15 @@ func (c *Client) ImportServices(ctx context.Context, file io.Reader, opt *pb.Imp
 	err = stream.Send(&pb.ImportServicesRequest{Part: &pb.ImportServicesRequest_Options{Options: opt}})
 	for err == nil {
 		buf := make([]byte, importChunk) // gRPC may look at a message after it was sent
-		n, readErr := io.ReadFull(file, buf)
+		n, readErr := fill(file, buf)
+		if readErr != nil && readErr != io.EOF {
+			return nil, fmt.Errorf("read the registry: %w", readErr)
+		}
 		if n > 0 {
 			err = stream.Send(&pb.ImportServicesRequest{Part: &pb.ImportServicesRequest_Data{Data: buf[:n]}})
 		}
-		if errors.Is(readErr, io.EOF) || errors.Is(readErr, io.ErrUnexpectedEOF) {
+		if readErr != nil {
 			break
-		} else if readErr != nil {
-			return nil, fmt.Errorf("read the registry: %w", readErr)
 		}
 	}
 	if err != nil && !errors.Is(err, io.EOF) { // which means that portd has answered already
@@ -46,4 +47,15 @@ func (c *Client) ImportServices(ctx context.Context, file io.Reader, opt *pb.Imp
 		return nil, err
 	}
 	return resp.GetImport(), nil
+}
+
+// fill reads until buf is full or r has ended, and returns r's own error. io.ReadFull would say io.ErrUnexpectedEOF at the end of
+// every file, which is also what one says that was cut off in its packing.
+func fill(r io.Reader, buf []byte) (n int, err error) {
+	for n < len(buf) && err == nil {
+		var more int
+		more, err = r.Read(buf[n:])
+		n += more
+	}
+	return n, err
 }

@@ -3,6 +3,7 @@ package client_test
 import (
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -30,6 +31,10 @@ func TestImportServices(t *testing.T) {
 	}
 	if _, err := c.ImportServices(t.Context(), iotest.ErrReader(broken), nil); !errors.Is(err, broken) {
 		t.Errorf("a file that cannot be read: %v", err)
+	}
+	cutOff := io.MultiReader(bytes.NewReader(next), iotest.ErrReader(io.ErrUnexpectedEOF)) // as gzip.Reader says it
+	if _, err := c.ImportServices(t.Context(), cutOff, nil); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("a file that is cut off: %v", err)
 	}
 	_, err = c.ImportServices(t.Context(), strings.NewReader("<html>"+strings.Repeat("x", 20<<20)), nil)
 	if !errors.Is(err, client.ErrInvalid) || !strings.Contains(err.Error(), "line 1") {
