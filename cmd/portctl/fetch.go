@@ -113,7 +113,7 @@ func (c *ctl) fetch(ctx context.Context, ask fetch) (*fetched, error) {
 func onlyHTTPS(req *http.Request, via []*http.Request) error {
 	switch {
 	case req.URL.Scheme != "https":
-		return fmt.Errorf("redirected to %s://%s, and only https is fetched", req.URL.Scheme, req.URL.Host)
+		return fmt.Errorf("redirected to %s://%s, and only https is fetched", printable(req.URL.Scheme), printable(req.URL.Host))
 	case len(via) > maxRedirects:
 		return fmt.Errorf("redirected more than %d times", maxRedirects)
 	}

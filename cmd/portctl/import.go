@@ -189,17 +189,17 @@ func (c *ctl) notModified(has *pb.ServiceRegistryStatus, dryRun bool) error {
 
 // send streams a registry to portd and prints what became of it. The line is for the shell, to do it again.
 func (c *ctl) send(ctx context.Context, cl *client.Client, in *registryFile, opt *pb.ImportOptions, line string) error {
-	answer, err := sendRegistry(ctx, cl, in, opt)
+	did, err := cl.ImportServices(ctx, in, opt)
 	if err != nil {
 		return err
 	}
 	if c.json() {
-		return c.printJSON(answer)
+		return c.printJSON(&pb.ImportServicesResponse{Import: did})
 	}
-	if err := c.printImport(answer.GetImport()); err != nil || answer.GetImport().GetUnchanged() {
+	if err := c.printImport(did); err != nil || did.GetUnchanged() {
 		return err
 	}
-	if answer.GetImport().GetAfter().GetDate() == "" {
+	if did.GetAfter().GetDate() == "" {
 		line += " --date YYYY-MM-DD"
 		c.say("a CSV has no date in it; to give it one: %s", line)
 	}
@@ -251,8 +251,8 @@ func importHint(err error, cmd *cobra.Command, args []string) error {
 		return err
 	case errors.Is(err, client.ErrInvalid) && why.Reason == "IMPLAUSIBLE":
 		return try(&refusedError{why}, again(cmd, args, "--force"))
-	case errors.Is(err, client.ErrInvalid) && cmd.Flags().Changed("date") && why.Metadata["field"] == "options.date":
-		return err
+	case errors.Is(err, client.ErrInvalid) && why.Metadata["field"] == "options.date":
+		return usagef("--date: %s", strings.TrimPrefix(why.Error(), "options.date: "))
 	case errors.Is(err, client.ErrInvalid):
 		return try(&refusedError{why}, "portctl import --url "+ianaXML)
 	case errors.Is(err, client.ErrDenied):

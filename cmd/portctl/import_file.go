@@ -4,15 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"compress/gzip"
-	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
-	"github.com/portd/portd/client"
 	"github.com/portd/portd/internal/ianadb"
-	pb "github.com/portd/portd/proto/portd/v1"
 )
 
 // A registryFile is the bytes of a registry, unpacked, at most ianadb.MaxFile of them.
@@ -43,7 +41,7 @@ func (c *ctl) openRegistry(name string) (*registryFile, error) {
 
 // newRegistryFile unpacks in where it is gzipped (RFC 1952), whatever its name says.
 func newRegistryFile(from string, in io.Reader) (*registryFile, error) {
-	r := &registryFile{from: from, in: bufio.NewReader(in), left: ianadb.MaxFile}
+	r := &registryFile{from: printable(from), in: bufio.NewReader(in), left: ianadb.MaxFile}
 	head, err := r.in.Peek(2)
 	switch {
 	case err != nil && !errors.Is(err, io.EOF):
@@ -83,13 +81,16 @@ func (r *registryFile) Read(p []byte) (int, error) {
 
 // failed says what is wrong with the file where the error alone speaks of bytes.
 func (r *registryFile) failed(err error) error {
+	var named *fs.PathError
 	switch {
+	case errors.As(err, &named):
+		return err
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return fmt.Errorf("%s is cut off in the middle of its gzip stream", r.from)
 	case errors.Is(err, gzip.ErrHeader), errors.Is(err, gzip.ErrChecksum):
 		return fmt.Errorf("%s is no sound gzip file: %w", r.from, err)
 	}
-	return fmt.Errorf("read %s: %w", r.from, err)
+	return fmt.Errorf("%s: %w", r.from, err)
 }
 
 // Close closes what openRegistry opened.
@@ -98,28 +99,4 @@ func (r *registryFile) Close() error {
 		return nil
 	}
 	return r.file.Close()
-}
-
-// sendRegistry streams in to portd. When it fails before the end, portd has changed nothing.
-func sendRegistry(ctx context.Context, cl *client.Client, in io.Reader, opt *pb.ImportOptions) (*pb.ImportServicesResponse, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream, err := cl.Services.ImportServices(ctx)
-	if err != nil {
-		return nil, err
-	}
-	part := &pb.ImportServicesRequest{Part: &pb.ImportServicesRequest_Options{Options: opt}}
-	for end := false; ; {
-		if err := stream.Send(part); errors.Is(err, io.EOF) || end && err == nil {
-			return stream.CloseAndRecv() // with an answer, or with the reason why portd hears no more
-		} else if err != nil {
-			return nil, err
-		}
-		buf := make([]byte, 64<<10) // a new one: gRPC may look at a message after Send
-		n, err := in.Read(buf)
-		if end = errors.Is(err, io.EOF); err != nil && !end {
-			return nil, err
-		}
-		part = &pb.ImportServicesRequest{Part: &pb.ImportServicesRequest_Data{Data: buf[:n]}}
-	}
 }
