@@ -145,29 +145,48 @@ func benchRegistry(b *testing.B, dir string) *registry.Registry {
 	return reg
 }
 
-// BenchmarkStart is a start of the real portd with an empty store, from before the process is made until it says that it
-// is ready. The store is on a disk.
+// BenchmarkStart is a start of the real portd, from before the process is made until it says that it is ready: with a new
+// store, into which the service registry goes then, and with the store that such a start left behind. It is on a disk.
 func BenchmarkStart(b *testing.B) {
-	disk := benchDir(b)
-	binary(b)
-	b.ResetTimer()
-	for i := range b.N {
-		b.StopTimer()
-		d := portdtest.New(b)
-		d.State = filepath.Join(disk, fmt.Sprint(i))
-		p := portd(b, d, "")
-		b.StartTimer()
-		p.begin(b)
-		b.StopTimer()
-		if err := p.Process.Signal(unix.SIGTERM); err != nil {
-			b.Fatal(err)
-		}
-		if code := p.ends(b); code != 0 {
-			b.Fatalf("exit %d: %s", code, &p.log)
-		}
-		b.StartTimer()
+	for _, store := range []string{"new", "there"} {
+		b.Run("store="+store, func(b *testing.B) {
+			disk := benchDir(b)
+			binary(b)
+			d := portdtest.New(b)
+			begin := func(state int) *process {
+				d.State = filepath.Join(disk, fmt.Sprint(state))
+				return portd(b, d, "")
+			}
+			stop := func(p *process) {
+				if err := p.Process.Signal(unix.SIGTERM); err != nil {
+					b.Fatal(err)
+				}
+				if code := p.ends(b); code != 0 {
+					b.Fatalf("exit %d: %s", code, &p.log)
+				}
+			}
+			if store == "there" {
+				p := begin(0)
+				p.begin(b)
+				stop(p)
+			}
+			b.ResetTimer()
+			for i := range b.N {
+				b.StopTimer()
+				state := 0
+				if store == "new" {
+					state = i + 1
+				}
+				p := begin(state)
+				b.StartTimer()
+				p.begin(b)
+				b.StopTimer()
+				stop(p)
+				b.StartTimer()
+			}
+			b.ReportMetric(float64(b.Elapsed().Microseconds())/1000/float64(b.N), "ms/start")
+		})
 	}
-	b.ReportMetric(float64(b.Elapsed().Microseconds())/1000/float64(b.N), "ms/start")
 }
 
 // benchDir is a directory on a disk, and says on which. PORTD_BENCH_DIR is where to make it; otherwise it is made in the

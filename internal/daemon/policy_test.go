@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"github.com/portd/portd/client"
 	"github.com/portd/portd/internal/nstest"
@@ -64,6 +66,16 @@ func stranger(args []string) error {
 		{"attach to mine", attach("mine", false)},
 		{"take my socket", attach("mine", true)},
 		{"release mine", second(r.Release(ctx, &pb.ReleaseRequest{Reservation: "mine"}))},
+		{"look a service up", second(c.Services.LookupServices(ctx, &pb.LookupServicesRequest{Query: &pb.LookupServicesRequest_Name{Name: "https"}}))},
+		{"add a service", second(c.Services.AddServices(ctx, &pb.AddServicesRequest{Services: []*pb.ServiceEntry{
+			{Name: "mine", Ports: &pb.PortRange{First: 8091}, Protocol: pb.Protocol_PROTOCOL_TCP},
+		}, Override: true}))},
+		{"edit a service", second(c.Services.EditServices(ctx, &pb.EditServicesRequest{
+			Name: "ours", Service: &pb.ServiceEntry{Notes: "mine"}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"notes"}},
+		}))},
+		{"remove a service", second(c.Services.RemoveServices(ctx, &pb.RemoveServicesRequest{Name: "ours"}))},
+		{"import services", second(c.ImportServices(ctx, strings.NewReader("Service Name,Port Number"), nil))},
+		{"undo an import", second(c.Services.UndoImport(ctx, &pb.UndoImportRequest{}))},
 	} {
 		said[try.what] = answer(try.err)
 		if errors.Is(try.err, client.ErrUnavailable) {
@@ -77,6 +89,11 @@ func TestPolicy(t *testing.T) {
 	d, c := start(t)
 	web := reserve(t, c, "web", "tcp/8080")
 	if _, err := c.Reservations.Listen(t.Context(), &pb.ListenRequest{Reservation: "web"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Services.AddServices(t.Context(), &pb.AddServicesRequest{Services: []*pb.ServiceEntry{
+		{Name: "ours", Ports: &pb.PortRange{First: 8123}, Protocol: pb.Protocol_PROTOCOL_TCP},
+	}, Override: true}); err != nil {
 		t.Fatal(err)
 	}
 	cmd := acting("stranger", d.Socket, web.GetId())
@@ -106,6 +123,12 @@ func TestPolicy(t *testing.T) {
 		"attach to mine":             "OK",
 		"take my socket":             "OK",
 		"release mine":               "OK",
+		"look a service up":          "OK",
+		"add a service":              denied,
+		"edit a service":             denied,
+		"remove a service":           denied,
+		"import services":            denied,
+		"undo an import":             denied,
 	}
 	if diff := cmp.Diff(want, said); diff != "" {
 		t.Error(diff)
