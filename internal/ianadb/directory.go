@@ -2,11 +2,13 @@ package ianadb
 
 import (
 	"iter"
+	"slices"
 	"strconv"
 )
 
-// A Directory is IANA's registry with the host's own entries over it, which come first and win. It is two pointers: a
-// value to copy, and as safe for many goroutines as its DBs.
+// A Directory is IANA's registry with the host's own entries over it, which come first and win. Each of those has a name
+// and is an assignment, whatever its description says: "De-Registered" is a word of IANA's. A Directory is two pointers:
+// a value to copy, and as safe for many goroutines as its DBs.
 type Directory struct {
 	IANA *DB
 	Own  *DB // nil: the host has none
@@ -108,7 +110,7 @@ func (d Directory) Names(port uint16, p Protocol) iter.Seq[string] {
 
 func (d Directory) names(port uint16, p Protocol, yield func(string) bool) {
 	for r := range d.ByPort(port, p) {
-		if r.Status() != StatusAssigned || d.Own != nil && r.db == d.IANA && d.Own.named(port, p, r.Name()) {
+		if !d.IsOwn(r) && (r.Status() != StatusAssigned || d.ownName(port, p, r.Name())) {
 			continue
 		}
 		if !yield(r.Name()) {
@@ -117,33 +119,42 @@ func (d Directory) names(port uint16, p Protocol, yield func(string) bool) {
 	}
 }
 
-// named reports whether a port is assigned to a name.
-func (db *DB) named(port uint16, p Protocol, name string) bool {
-	for have := range db.Names(port, p) {
-		if sameName(have, name) {
+// ownName reports whether the host has an entry of a name for a port.
+func (d Directory) ownName(port uint16, p Protocol, name string) bool {
+	if d.Own == nil {
+		return false
+	}
+	for r := range d.Own.ByPort(port, p) {
+		if sameName(r.Name(), name) {
 			return true
 		}
 	}
 	return false
 }
 
-// Ports is DB.Ports of the host's own entries where they have the name for that protocol, and else of IANA's: who gives
-// a name another port on this host does not want IANA's as well.
+// Ports returns the ports of the host's own entries of a name, each range once, and where it has none for that protocol
+// DB.Ports of IANA's registry: who gives a name another port on this host does not want IANA's as well.
 func (d Directory) Ports(name string, p Protocol) []Range {
-	if d.Own != nil {
-		for range d.Own.ByName(name, p) {
-			return d.Own.Ports(name, p)
+	if d.Own == nil {
+		return d.IANA.Ports(name, p)
+	}
+	var own []Range
+	for r := range d.Own.ByName(name, p) {
+		if ports, ok := r.Ports(); ok && !slices.Contains(own, ports) {
+			own = append(own, ports)
 		}
 	}
-	return d.IANA.Ports(name, p)
+	if own == nil {
+		return d.IANA.Ports(name, p)
+	}
+	return own
 }
 
-// Status is what the host's own entries say of a port, which is StatusAssigned wherever one has it, and else DB.Status
-// of IANA's registry.
+// Status is StatusAssigned wherever the host has an entry of its own, and else DB.Status of IANA's registry.
 func (d Directory) Status(port uint16, p Protocol) Status {
 	if d.Own != nil {
 		if s := d.Own.Status(port, p); s != StatusNone && s != StatusDynamic {
-			return s
+			return StatusAssigned
 		}
 	}
 	return d.IANA.Status(port, p)

@@ -43,7 +43,7 @@ func directory(t testing.TB, own ...string) ianadb.Directory {
 // TestOwnEntriesWin: they come first everywhere, and decide where only one answer can be right.
 func TestOwnEntriesWin(t *testing.T) {
 	d := directory(t,
-		"orders 8123 tcp", "wide 29200-29210 ", "http 8080 tcp", "ssh 2222 tcp", "gone 8124 tcp De-Registered",
+		"orders 8123 tcp", "wide 29200-29210 ", "http 8080 tcp", "ssh 2222 tcp", "taken 8124 tcp De-Registered by us",
 		"Https 443 tcp", "intranet 49200 tcp", "bare  tcp")
 	for _, tt := range []struct {
 		port     uint16
@@ -61,7 +61,7 @@ func TestOwnEntriesWin(t *testing.T) {
 		{443, udp, "assigned [https] [https 443/udp]"},
 		{49200, tcp, "assigned [intranet] [intranet 49200/tcp]"},
 		{49200, udp, "dynamic [] []"},
-		{8124, tcp, "retired [] [gone 8124/tcp, - 8123-8127/-]"},
+		{8124, tcp, "assigned [taken] [taken 8124/tcp, - 8123-8127/-]"}, // whatever words of IANA's it uses
 		{4502, tcp, "none [] []"},
 	} {
 		got := fmt.Sprintf("%v %v [%s]", d.Status(tt.port, tt.protocol), slices.Collect(d.Names(tt.port, tt.protocol)),
@@ -82,6 +82,7 @@ func TestOwnEntriesWin(t *testing.T) {
 		{"http", udp, "http 80/udp: [{80 80}]"},
 		{"SSH", any_, "ssh 2222/tcp, ssh 22/tcp, ssh 22/udp, ssh 22/sctp, ssh -/tcp: [{2222 2222}]"},
 		{"wide", dccp, "wide 29200-29210/-: [{29200 29210}]"},
+		{"taken", tcp, "taken 8124/tcp: [{8124 8124}]"},
 		{"bare", any_, "bare -/tcp: []"},
 		{"x11", tcp, "x11 6000-6063/tcp: [{6000 6063}]"},
 		{"nothing", any_, ": []"},
