@@ -10,8 +10,8 @@ import (
 
 const whoisHelp = `Whois says what the IANA registry has a port or a service name for, and who has
 the port on this host now. Services that this host has added to the registry come first
-and are marked. Without a portd the registry's part is answered from what portd last
-kept, where you may read that, else from the copy inside portctl.
+and are marked. Without a portd the registry's part alone is answered, from a copy that
+portctl can read itself, and which it names.
 
 That IANA has assigned a port says nothing about what really listens there; that it
 has not does not make the port yours. "here" is what really is: reservations, and
@@ -133,11 +133,14 @@ func (c *ctl) printWhois(answer *pb.WhoisResponse, q question, source *source, f
 	if err := c.printLines(l, q); err != nil {
 		return err
 	}
-	switch blocks := detailsOf(l, q, f.long); {
-	case f.short:
-	case f.long || !several && len(blocks) > 0 && !q.isRange():
+	var blocks []*block
+	if f.long || !several && !q.isRange() && !f.short {
+		blocks = detailsOf(l, q, f.long)
+	}
+	switch {
+	case len(blocks) > 0:
 		c.printBlocks(blocks)
-	default:
+	case !f.short && !f.long:
 		for _, n := range notes(l, q) {
 			fmt.Fprintln(c.out, "note:", printable(n))
 		}

@@ -116,31 +116,49 @@ func contains(s, part string) bool {
 // unnamed is how the registry stands to ports for the protocols under which they have no name. For SCTP and DCCP it
 // seldom says anything; they are left out then.
 func unnamed(l *pb.ServiceLookup, q question) (lines []*line) {
+	type key struct {
+		first, last uint32
+		text        string
+	}
+	at, holders := map[key]*line{}, holdersOf(l)
 	for _, a := range l.GetAssignments() {
-		if hasName(l, a) {
-			continue
-		}
 		rare := a.GetProtocol() == pb.Protocol_PROTOCOL_SCTP || a.GetProtocol() == pb.Protocol_PROTOCOL_DCCP
-		if a.GetStatus() == pb.AssignmentStatus_ASSIGNMENT_STATUS_NONE && rare && q.proto == 0 {
+		switch {
+		case a.GetStatus() == pb.AssignmentStatus_ASSIGNMENT_STATUS_ASSIGNED:
+			continue
+		case a.GetStatus() == pb.AssignmentStatus_ASSIGNMENT_STATUS_NONE && rare && q.proto == 0:
 			continue
 		}
-		text := statusText(l, a)
-		i := slices.IndexFunc(lines, func(l *line) bool {
-			return l.texts[0] == text && l.ports.GetFirst() == a.GetPorts().GetFirst() && l.ports.GetLast() == a.GetPorts().GetLast()
-		})
-		if i < 0 {
-			i = len(lines)
-			lines = append(lines, &line{ports: a.GetPorts(), texts: []string{text}})
+		about := slices.DeleteFunc(slices.Clone(holders[a.GetPorts().GetFirst()]), func(e *pb.ServiceEntry) bool { return !covers(e, a) })
+		if slices.ContainsFunc(about, func(e *pb.ServiceEntry) bool { return e.GetName() != "" }) {
+			continue // it has a line, whatever has become of it
 		}
-		lines[i].protos = append(lines[i].protos, protoWord(a.GetProtocol()))
+		k := key{a.GetPorts().GetFirst(), a.GetPorts().GetLast(), statusText(about, a)}
+		if at[k] == nil {
+			at[k] = &line{ports: a.GetPorts(), texts: []string{k.text}}
+			lines = append(lines, at[k])
+		}
+		at[k].protos = append(at[k].protos, protoWord(a.GetProtocol()))
 	}
 	return lines
 }
 
-// hasName says whether a named entry holds for the ports and protocol of a.
-func hasName(l *pb.ServiceLookup, a *pb.PortAssignment) bool {
-	return a.GetStatus() == pb.AssignmentStatus_ASSIGNMENT_STATUS_ASSIGNED ||
-		slices.ContainsFunc(l.GetEntries(), func(e *pb.ServiceEntry) bool { return e.GetName() != "" && covers(e, a) })
+// holdersOf is the entries by the ports at which an assignment begins: all ports together have many of both.
+func holdersOf(l *pb.ServiceLookup) map[uint32][]*pb.ServiceEntry {
+	holders := map[uint32][]*pb.ServiceEntry{}
+	var begin []uint32
+	for _, a := range l.GetAssignments() {
+		begin = append(begin, a.GetPorts().GetFirst())
+	}
+	slices.Sort(begin)
+	begin = slices.Compact(begin)
+	for _, e := range l.GetEntries() {
+		i, _ := slices.BinarySearch(begin, e.GetPorts().GetFirst())
+		for ; i < len(begin) && begin[i] <= e.GetPorts().GetLast(); i++ {
+			holders[begin[i]] = append(holders[begin[i]], e)
+		}
+	}
+	return holders
 }
 
 // covers says whether an entry is about all ports and the protocol of a.
@@ -152,8 +170,8 @@ func covers(e *pb.ServiceEntry, a *pb.PortAssignment) bool {
 	return proto && ports != nil && ports.GetFirst() <= a.GetPorts().GetFirst() && a.GetPorts().GetLast() <= ports.GetLast()
 }
 
-// statusText is a status in words, and in the registry's own where those say more.
-func statusText(l *pb.ServiceLookup, a *pb.PortAssignment) string {
+// statusText is a status in words, and in those of the entries about it where they say more.
+func statusText(about []*pb.ServiceEntry, a *pb.PortAssignment) string {
 	switch a.GetStatus() {
 	case pb.AssignmentStatus_ASSIGNMENT_STATUS_NONE:
 		return "no record"
@@ -166,8 +184,8 @@ func statusText(l *pb.ServiceLookup, a *pb.PortAssignment) string {
 	}
 	// The narrowest entry is the right one: ranges still cover ports that were assigned since.
 	var own *pb.ServiceEntry
-	for _, e := range l.GetEntries() {
-		if e.GetName() == "" && covers(e, a) && (own == nil || width(e) < width(own)) {
+	for _, e := range about {
+		if own == nil || width(e) < width(own) {
 			own = e
 		}
 	}
