@@ -84,8 +84,8 @@ func New(cfg Config) *Server {
 		grpc.WaitForHandlers(true),
 		grpc.KeepaliveEnforcementPolicy(pings),
 	)
-	register(cfg, s.grpc)
-	register(cfg, s.local)
+	register(cfg, s.grpc, &hot{})
+	register(cfg, s.local, nil) // from where answers go on as messages
 	s.health = health.NewServer()
 	for name := range s.grpc.GetServiceInfo() {
 		s.health.SetServingStatus(name, grpc_health_v1.HealthCheckResponse_SERVING)
@@ -96,10 +96,10 @@ func New(cfg Config) *Server {
 	return s
 }
 
-func register(cfg Config, to grpc.ServiceRegistrar) {
+func register(cfg Config, to grpc.ServiceRegistrar, hot *hot) {
 	pb.RegisterReservationServiceServer(to, &reservations{reg: cfg.Registry, log: cfg.Log})
 	pb.RegisterLeaseServiceServer(to, &leases{reg: cfg.Registry})
-	pb.RegisterServiceRegistryServiceServer(to, &serviceRegistry{reg: cfg.Registry})
+	pb.RegisterServiceRegistryServiceServer(to, &serviceRegistry{reg: cfg.Registry, hot: hot})
 	pb.RegisterPortServiceServer(to, &ports{reg: cfg.Registry, workers: cfg.Workers})
 	pb.RegisterHandoffServiceServer(to, &handoffs{reg: cfg.Registry, workers: cfg.Workers})
 	pb.RegisterDaemonServiceServer(to, &daemon{reg: cfg.Registry, workers: cfg.Workers, info: cfg.Info})

@@ -11,14 +11,22 @@ import (
 type serviceRegistry struct {
 	pb.UnimplementedServiceRegistryServiceServer
 	reg *registry.Registry
+	hot *hot // nil: answers are not for the wire
 }
 
 func (s *serviceRegistry) LookupServices(_ context.Context, req *pb.LookupServicesRequest) (*pb.LookupServicesResponse, error) {
-	found, err := services.Lookup(s.reg.Services(), req)
-	if err != nil {
-		return nil, err
+	now := s.reg.Services()
+	find := func() (*pb.LookupServicesResponse, error) {
+		found, err := services.Lookup(now, req)
+		if err != nil {
+			return nil, err
+		}
+		return &pb.LookupServicesResponse{Lookup: found}, nil
 	}
-	return &pb.LookupServicesResponse{Lookup: found}, nil
+	if q, ok := req.GetQuery().(*pb.LookupServicesRequest_Port); ok && s.hot != nil {
+		return s.hot.lookup(now, q.Port, req.GetProtocol(), find)
+	}
+	return find()
 }
 
 func (s *serviceRegistry) SearchServices(_ context.Context, req *pb.SearchServicesRequest) (*pb.SearchServicesResponse, error) {

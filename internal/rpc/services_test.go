@@ -9,13 +9,16 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"github.com/portd/portd/internal/nstest"
+	"github.com/portd/portd/internal/services"
 	pb "github.com/portd/portd/proto/portd/v1"
 )
 
@@ -243,6 +246,77 @@ func TestNearNames(t *testing.T) {
 	if status.Code(err) != codes.NotFound || info(err).GetMetadata()["near"] != "" {
 		t.Errorf("near to nothing: %v", err)
 	}
+}
+
+// What was asked for before is answered as if it had not been, after a change too, and whoever asks meanwhile.
+func TestHotAnswers(t *testing.T) {
+	h := start(t, nil)
+	client := pb.NewServiceRegistryServiceClient(h.grpc(t))
+	var reqs []*pb.LookupServicesRequest
+	for _, port := range []uint32{0, 8, 80, 443, 443 + 256, 443 ^ 32, 8123, 6005, 65535} { // some of them in the same place
+		for p := range pb.Protocol(6) {
+			reqs = append(reqs, &pb.LookupServicesRequest{Query: &pb.LookupServicesRequest_Port{Port: port}, Protocol: p})
+		}
+	}
+	check := func(what string) {
+		t.Helper()
+		for range 3 {
+			for _, req := range reqs {
+				got, err := client.LookupServices(t.Context(), req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				want, err := services.Lookup(h.reg.Services(), req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(want, got.GetLookup(), protocmp.Transform()); diff != "" || len(got.ProtoReflect().GetUnknown()) > 0 {
+					t.Fatalf("%s, %v: %s", what, req, diff)
+				}
+			}
+		}
+	}
+	check("at first")
+	if _, err := client.AddServices(t.Context(), &pb.AddServicesRequest{Services: []*pb.ServiceEntry{myapp()}}); err != nil {
+		t.Fatal(err)
+	}
+	check("with an entry of our own")
+	_, next := edition(t)
+	if _, err := send(t.Context(), client, pieces(next, 1<<20)...); err != nil {
+		t.Fatal(err)
+	}
+	check("after an import")
+
+	var asking errgroup.Group
+	for i := range 4 {
+		asking.Go(func() error {
+			for range 3 {
+				for j := range reqs {
+					req := reqs[(i*7+j)%len(reqs)]
+					got, err := client.LookupServices(t.Context(), req)
+					if err != nil {
+						return err
+					}
+					if a := got.GetLookup().GetAssignments()[0]; a.GetPort() != req.GetPort() {
+						return fmt.Errorf("%v is answered with %v", req, a)
+					}
+				}
+			}
+			return nil
+		})
+	}
+	asking.Go(func() error {
+		for range 5 {
+			if _, err := client.UndoImport(t.Context(), &pb.UndoImportRequest{}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err := asking.Wait(); err != nil {
+		t.Error(err)
+	}
+	check("after all")
 }
 
 // The host's own entries win, are watched, and are gone when they are removed; what clashes is refused by name.
