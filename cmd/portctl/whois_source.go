@@ -46,13 +46,8 @@ func (s *source) alone() bool { return s.own != nil }
 
 // goAlone answers without portd from here on.
 func (s *source) goAlone(why error) {
-	s.own, s.where = offlineServices()
+	s.own, s.where = s.c.offlineServices()
 	s.c.say("%v; this is the IANA registry's part alone, from %s", why, s.where)
-}
-
-// offlineServices is the registry for a portctl that has no portd to ask, and where it is from in words.
-func offlineServices() (*registry.Services, string) {
-	return services.Embedded(), "the copy inside portctl"
 }
 
 // gaveUp says that portd is not there or does not answer, rather than that its answer is no.

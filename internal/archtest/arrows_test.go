@@ -54,7 +54,8 @@ var arrows = map[string][]string{
 	},
 	"cmd/portd": {"internal/daemon"},
 	"cmd/portctl": {
-		"client", "internal/etcservices", "internal/ianadb", "internal/paths", "internal/registry", "internal/services", "proto/portd/v1",
+		"client", "internal/etcservices", "internal/ianadb", "internal/paths", "internal/registry",
+		"internal/registry/boltstore", "internal/services", "proto/portd/v1",
 	},
 }
 
