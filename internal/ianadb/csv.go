@@ -23,19 +23,23 @@ func parseCSV(in input) ([]Entry, error) {
 	case errors.Is(err, io.EOF):
 		return nil, errors.New("line 1: empty, want the registry's header")
 	case err != nil:
-		return nil, csvError(err, in)
+		return nil, csvError(err, in, 1)
 	case !slices.Equal(header, columns):
 		return nil, fmt.Errorf("line 1: header %.80q, want %q", strings.Join(header, ","), strings.Join(columns, ","))
 	}
 	rows.ReuseRecord = true
 	var all collector
+	next := 2 // the line in which the next record begins
 	for {
+		in.begin()
 		row, err := rows.Read()
 		if errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
-			return nil, csvError(err, in)
+			return nil, csvError(err, in, next)
 		}
+		next, _ = rows.FieldPos(notesColumn)
+		next += strings.Count(row[notesColumn], "\n") + 1
 		e, column, err := parseRow(row)
 		line, _ := rows.FieldPos(column)
 		if err != nil {
@@ -49,17 +53,18 @@ func parseCSV(in input) ([]Entry, error) {
 		return nil, errors.New("line 2: no record follows the header")
 	}
 	if in.source.last != '\n' { // the last record may be whole or not: its last cell alone could tell
-		line, _ := rows.FieldPos(columnCount - 1)
+		line, _ := rows.FieldPos(notesColumn)
 		return nil, fmt.Errorf("line %d: no line break after the last record: the file looks cut off", line)
 	}
 	return all.entries, nil
 }
 
-// csvError puts the line first. A file that breaks off within a record is far more likely than one with a stray quote.
-func csvError(err error, in input) error {
+// csvError puts the line first, in which the record began unless the error knows better. A file that breaks off within a
+// record is far more likely than one with a stray quote.
+func csvError(err error, in input, line int) error {
 	var at *csv.ParseError
 	if !errors.As(err, &at) {
-		return readError(err)
+		return readError(line, err)
 	}
 	if in.atEnd() && (in.source.last != '\n' || errors.Is(err, csv.ErrQuote)) {
 		return fmt.Errorf("line %d: %w: the file looks cut off within a record", at.StartLine, at.Err)

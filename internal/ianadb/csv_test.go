@@ -97,6 +97,18 @@ func TestParseCSVRefuses(t *testing.T) {
 	}
 }
 
+// TestParseCSVLongest: the longest record is no piece too long, even if all of it needs escaping.
+func TestParseCSVLongest(t *testing.T) {
+	cells := []string{"a", "1", "tcp"}
+	for len(cells) < 12 {
+		cells = append(cells, `"`+strings.Repeat(`""`, 1<<15-1)+`"`)
+	}
+	got, err := ianadb.ParseCSV(strings.NewReader(header + line("b") + line(cells...)))
+	if err != nil || len(got) != 2 || len(got[1].Notes) != 1<<15-1 {
+		t.Errorf("%d entries, error %v", len(got), err)
+	}
+}
+
 func TestCompileRefuses(t *testing.T) {
 	for _, date := range []string{"2026-8-17", "2026-02-30", "yesterday"} {
 		if _, err := ianadb.Compile([]ianadb.Entry{{Name: "a"}}, ianadb.Source{Date: date}); err == nil {

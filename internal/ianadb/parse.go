@@ -31,7 +31,7 @@ func Parse(r io.Reader) (*File, error) {
 	begin, err := in.buf.Peek(sniffed)
 	switch {
 	case err != nil && !errors.Is(err, io.EOF):
-		return nil, readError(err)
+		return nil, readError(1, err)
 	case looksLike(begin) != "":
 		return nil, fmt.Errorf("line 1: %s, want the registry as CSV or XML from %s", looksLike(begin), origin)
 	case bytes.HasPrefix(bytes.TrimSpace(begin), []byte("<")):
@@ -50,8 +50,9 @@ func Parse(r io.Reader) (*File, error) {
 }
 
 const (
-	sniffed = 512 // bytes, of which Parse says what it looks at
-	origin  = "https://www.iana.org/assignments/service-names-port-numbers/"
+	sniffed  = 512     // bytes, of which Parse says what it looks at
+	maxPiece = 1 << 20 // bytes of a record of the CSV or a token of the XML: twelve of the longest cells fit in, all quotes
+	origin   = "https://www.iana.org/assignments/service-names-port-numbers/"
 )
 
 // looksLike names what people import by mistake, "" for what may be the registry. Proxies and portals answer a download
@@ -93,13 +94,15 @@ type input struct {
 	source *source
 }
 
-// A source counts and digests what is read through it, and ends at MaxFile.
+// A source counts and digests what is read through it, and ends at MaxFile. It also ends within a piece that is too long,
+// for what reads pieces needs up to sixty times as much memory: encoding/csv a gigabyte for MaxFile bytes of commas.
 type source struct {
-	r    io.Reader
-	sum  digest.Hash
-	size int64
-	last byte  // the byte read last
-	err  error // what ended it before its end
+	r     io.Reader
+	sum   digest.Hash
+	size  int64
+	piece int64 // bytes since the parser began the piece that it reads; it says so
+	last  byte  // the byte read last
+	err   error // what ended it before its end
 }
 
 func newInput(r io.Reader) input {
@@ -112,10 +115,14 @@ func (s *source) Read(p []byte) (int, error) {
 	if n > 0 {
 		s.sum.Write(p[:n])
 		s.size += int64(n)
+		s.piece += int64(n)
 		s.last = p[n-1]
 	}
-	if s.size > MaxFile {
+	switch {
+	case s.size > MaxFile:
 		n, err = 0, fmt.Errorf("more than %d MiB, which is no registry", MaxFile>>20)
+	case s.piece > maxPiece:
+		n, err = 0, fmt.Errorf("a record of more than %d MiB, which is no registry", maxPiece>>20)
 	}
 	if !errors.Is(err, io.EOF) {
 		s.err = err
@@ -123,10 +130,14 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// begin tells the source that a piece begins.
+func (in input) begin() { in.source.piece = 0 }
+
 // atEnd reports whether a parser has read all there is.
 func (in input) atEnd() bool {
 	_, err := in.buf.Peek(1)
 	return errors.Is(err, io.EOF)
 }
 
-func readError(err error) error { return fmt.Errorf("read the registry: %w", err) }
+// readError wraps what ended a source in a line before its end.
+func readError(line int, err error) error { return fmt.Errorf("line %d: %w", line, err) }

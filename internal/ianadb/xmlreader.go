@@ -82,6 +82,7 @@ func (x *xmlReader) skip() error {
 // is there an end: io.EOF.
 func (x *xmlReader) next() (xml.Token, error) {
 	for {
+		x.in.begin()
 		token, err := x.tokens.RawToken()
 		if err != nil {
 			return nil, x.readError(err)
@@ -120,7 +121,7 @@ func (x *xmlReader) readError(err error) error {
 	var syntax *xml.SyntaxError
 	switch {
 	case x.in.source.err != nil:
-		return readError(x.in.source.err)
+		return readError(x.line(), x.in.source.err)
 	case errors.Is(err, io.EOF) && len(x.open) > 0:
 		return x.errorf("the file ends within <%s>: it looks cut off", x.open[len(x.open)-1])
 	case errors.Is(err, io.EOF):
