@@ -215,6 +215,38 @@ func TestLookupsWhileImporting(t *testing.T) {
 	t.Logf("%d look-ups in 6 imports", all)
 }
 
+// A range is looked at as a whole, and what has its ports is told in their order.
+func TestWhoisRange(t *testing.T) {
+	nstest.Need(t)
+	d := portdtest.Start(t)
+	c := d.Client(t)
+	reserve(t, c, "b", "tcp/26950")
+	reserve(t, c, "a", "udp/26910", "tcp/26990-26999")
+	pid, let := steal(t, "127.0.0.1:26930", ":26980")
+	defer let()
+	if _, err := c.Reservations.Reserve(t.Context(), &pb.ReserveRequest{Name: "told", Spec: &pb.ReservationSpec{
+		Mode: pb.Mode_MODE_RECORDED, Endpoints: spec(t, "tcp/26980").GetEndpoints(),
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.Ports.Whois(t.Context(), &pb.WhoisRequest{Query: &pb.WhoisRequest_Ports{Ports: &pb.PortRange{First: 26905, Last: 26995}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var uses []string
+	for _, u := range got.GetUses() {
+		text := u.GetReservation().GetName()
+		if h := u.GetHolder(); h != nil {
+			text = fmt.Sprintf("%d of %d", h.GetEndpoint().GetPorts().GetFirst(), h.GetProcesses()[0].GetPid())
+		}
+		uses = append(uses, text)
+	}
+	want := []string{"a", fmt.Sprintf("26930 of %d", pid), "b", "told", "a"}
+	if diff := cmp.Diff(want, uses); diff != "" {
+		t.Errorf("uses (-want +got):\n%s", diff)
+	}
+}
+
 func TestFreePorts(t *testing.T) {
 	nstest.Need(t)
 	d := portdtest.Start(t)

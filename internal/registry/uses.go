@@ -37,7 +37,11 @@ func (r *Registry) Uses(ctx context.Context, c Caller, netns string, proto Proto
 	var uses []Use
 	r.mu.RLock()
 	for _, ep := range eps {
-		for _, e := range r.claims.overlapping(ep) {
+		entries := r.order
+		if ep.Ports() == 1 {
+			entries = r.claims.overlapping(ep)
+		}
+		for _, e := range entries {
 			if e.res == nil {
 				continue
 			}
@@ -49,13 +53,21 @@ func (r *Registry) Uses(ctx context.Context, c Caller, netns string, proto Proto
 		}
 	}
 	r.mu.RUnlock()
-	for _, h := range holders {
-		if u := standsIn(uses, h); u != nil {
-			u.Holders = append(u.Holders, h)
-		} else {
-			uses = append(uses, Use{Holders: []Holder{h}})
+	var unheld []*Use // of reservations that portd itself has no socket for, or not for all of their ports
+	for i := range uses {
+		if res := uses[i].Reservation; res.Spec.Mode == Recorded || len(res.Assigned[uses[i].Index].Lost) > 0 {
+			unheld = append(unheld, &uses[i])
 		}
 	}
+	var others []Use
+	for _, h := range holders {
+		if u := standsIn(unheld, h); u != nil {
+			u.Holders = append(u.Holders, h)
+		} else {
+			others = append(others, Use{Holders: []Holder{h}})
+		}
+	}
+	uses = append(uses, others...)
 	if ports.First != ports.Last {
 		slices.SortStableFunc(uses, func(a, b Use) int { return cmp.Compare(a.first(), b.first()) })
 	}
@@ -70,15 +82,10 @@ func (u Use) first() uint16 {
 	return u.Holders[0].Endpoint.First
 }
 
-// standsIn is the use of a reservation that portd itself has no socket for, and that h overlaps.
-func standsIn(uses []Use, h Holder) *Use {
-	for i := range uses {
-		u := &uses[i]
-		if u.Reservation == nil {
-			continue
-		}
-		a := u.Reservation.Assigned[u.Index]
-		if (u.Reservation.Spec.Mode == Recorded || len(a.Lost) > 0) && a.Endpoint.Overlaps(h.Endpoint) {
+// standsIn is the first of some uses that h overlaps.
+func standsIn(uses []*Use, h Holder) *Use {
+	for _, u := range uses {
+		if u.Reservation.Assigned[u.Index].Endpoint.Overlaps(h.Endpoint) {
 			return u
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"math/rand/v2"
@@ -380,6 +381,42 @@ func TestNewFile(t *testing.T) {
 	if names := list(t, dir); len(names) != 1 {
 		t.Errorf("beside the file there is: %v", names)
 	}
+}
+
+// The megabyte of an edition is written when the edition is, and never again.
+func TestEditionIsLeftAlone(t *testing.T) {
+	s := mustOpen(t, filepath.Join(t.TempDir(), "portd.db"))
+	defer s.Close()
+	written := func(base registry.Revision, put ...registry.Record) int {
+		t.Helper()
+		before := writtenBytes(t)
+		if err := s.Commit(t.Context(), base, []registry.Change{{Revision: base + 1, Put: put}}); err != nil {
+			t.Fatal(err)
+		}
+		return writtenBytes(t) - before
+	}
+	const size = 1 << 20
+	if n := written(0, &registry.Edition{Slot: registry.CurrentSlot, Origin: registry.Embedded, Blob: strings.Repeat("x", size)}); n < size {
+		t.Errorf("an edition of %d bytes takes %d bytes of writing", size, n)
+	}
+	for base := registry.Revision(1); base < 20; base++ {
+		if n := written(base, &registry.Reservation{ID: "rsv_1"}, &registry.OwnService{By: "uid:0"}); n > size/10 {
+			t.Errorf("a small commit after it takes %d", n)
+		}
+	}
+}
+
+// writtenBytes is what this process has written so far (proc(5)).
+func writtenBytes(t *testing.T) (n int) {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/io")
+	if err != nil {
+		t.Skipf("needs /proc/self/io: %v", err)
+	}
+	if _, err := fmt.Sscanf(string(text[bytes.Index(text, []byte("wchar:")):]), "wchar: %d", &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 func TestMigrate(t *testing.T) {
