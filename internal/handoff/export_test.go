@@ -10,3 +10,19 @@ const MaxKnocking = maxKnocking
 
 // SetPatience sets how long a handshake may take. It must be called before Serve.
 func (p *Pool) SetPatience(d time.Duration) { p.patience = d }
+
+// FrameSize is what a message takes.
+const FrameSize = frameSize
+
+// Waiting and Writable are what the engine asks of a queue.
+var Waiting, Writable = waiting, writable
+
+// QueuePair is a queue with room for one message: portd's end and the worker's.
+func QueuePair() (ours, theirs int, err error) {
+	size, err := measureFrame()
+	if err != nil {
+		return -1, -1, err
+	}
+	ours, theirs, _, err = queuePair(size, 1)
+	return ours, theirs, err
+}
