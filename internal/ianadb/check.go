@@ -10,12 +10,15 @@ import (
 type collector struct {
 	entries []Entry
 	lines   map[identity]int
-	held    int // ports, once for each record that holds them
+	held    int             // ports, once for each record that holds them
+	onPort  [1 << 16]uint16 // records that hold a port
+	named   map[string]int  // records of a name, in lower case
 }
 
 const (
 	maxRecords = 100_000 // seven times as many as in 2026
 	maxHeld    = maxLists - 2 - maxRecords
+	maxAlike   = 1000 // records of one name, or on one port: lookups walk over them. In 2026 they were six and seven
 )
 
 // An identity is what the registry has once: a name on its ports of a protocol, or without a name the ports alone.
@@ -37,20 +40,30 @@ func (e *Entry) identity() identity {
 
 func (c *collector) add(e Entry, line int) error {
 	if c.lines == nil {
-		c.lines = make(map[identity]int)
+		c.lines, c.named = make(map[identity]int), make(map[string]int)
 	}
 	id := e.identity()
 	if before, twice := c.lines[id]; twice {
 		return fmt.Errorf("line %d: %q is a duplicate of line %d", line, e.label(), before)
 	}
-	if e.HasPort() {
-		c.held += int(e.Last-e.First) + 1
-	}
-	switch {
-	case len(c.entries) == maxRecords:
+	if len(c.entries) == maxRecords {
 		return fmt.Errorf("line %d: more than %d records, which is no registry", line, maxRecords)
-	case c.held > maxHeld:
-		return fmt.Errorf("line %d: %q is one wide range too many: the records so far hold %d ports, want at most %d", line, e.label(), c.held, maxHeld)
+	}
+	if e.Name != "" {
+		if c.named[id.name]++; c.named[id.name] > maxAlike {
+			return fmt.Errorf("line %d: more than %d records of the name %q, which is no registry", line, maxAlike, e.Name)
+		}
+	}
+	if e.HasPort() {
+		if c.held += int(e.Last-e.First) + 1; c.held > maxHeld {
+			return fmt.Errorf("line %d: %q is one wide range too many: the records so far hold %d ports, want at most %d",
+				line, e.label(), c.held, maxHeld)
+		}
+		for port := int(e.First); port <= int(e.Last); port++ {
+			if c.onPort[port]++; c.onPort[port] > maxAlike {
+				return fmt.Errorf("line %d: more than %d records that hold port %d, which is no registry", line, maxAlike, port)
+			}
+		}
 	}
 	c.lines[id] = line
 	c.entries = append(c.entries, e)

@@ -81,6 +81,10 @@ func TestParseCSVRefuses(t *testing.T) {
 		"a port as a range of one":    {header + line("abc", "1", "tcp") + line("abc", "1-1", "tcp"), "line 3", `duplicate of line 2`},
 		"a nameless record twice":     {header + line("", "1-9", "", "Unassigned") + line("", "1-9", "", "Reserved"), "line 3", `"1-9" is a duplicate of line 2`},
 		"a name without a port twice": {header + line("rdp", "", "", "x") + line("rdp", "", "", "x"), "line 3", `"rdp" is a duplicate of line 2`},
+		"a name of two words":         {header + line("a b", "1", "tcp"), "line 2: Service Name", `"a b" has ' '`},
+		"a name of two lines":         {header + line("\"a\nb\"", "1", "tcp"), "line 2: Service Name", `has '\n'`},
+		"a name of another alphabet":  {header + line("ѕsh", "22", "tcp"), "line 2: Service Name", `has 'ѕ'`}, // not an s
+		"a description for a name":    {header + line(strings.Repeat("World-Wide-Web", 5), "1", "tcp"), "line 2: Service Name", "70 bytes, want at most 60"},
 		"many wide ranges":            {header + wideRanges(20), "line 16", `want at most 948574`},
 		// The line is that of the cell, also where cells before it have line breaks.
 		"a late line": {header + line("a", "1", "tcp", "\"one\ntwo\nthree\"") + line("b", "bad", "tcp"), "line 5: Port Number", `"bad"`},
@@ -131,14 +135,29 @@ func wideRanges(n int) string {
 }
 
 func TestParseCSVLimits(t *testing.T) {
-	var many strings.Builder
-	many.WriteString(header)
-	for i := range 100_001 {
-		many.WriteString(line(fmt.Sprint("a", i)))
-	}
-	_, err := ianadb.ParseCSV(strings.NewReader(many.String()))
-	if err == nil || err.Error() != "line 100002: more than 100000 records, which is no registry" {
-		t.Errorf("error %v", err)
+	portless := func(i int) string { return line(fmt.Sprint("a", i)) }
+	onePort := func(i int) string { return line(fmt.Sprint("a", i), "80", "tcp") }
+	oneName := func(i int) string { return line([]string{"abc", "ABC"}[i%2], fmt.Sprint(i), "tcp") }
+	for want, tt := range map[string]struct {
+		record func(i int) string
+		fit    int
+	}{
+		"line 100002: more than 100000 records, which is no registry":               {portless, 100_000},
+		"line 1002: more than 1000 records that hold port 80, which is no registry": {onePort, 1000},
+		`line 1002: more than 1000 records of the name "abc", which is no registry`: {oneName, 1000},
+	} {
+		var file strings.Builder
+		file.WriteString(header)
+		for i := range tt.fit {
+			file.WriteString(tt.record(i))
+		}
+		if _, err := ianadb.ParseCSV(strings.NewReader(file.String())); err != nil {
+			t.Errorf("%d records: %v", tt.fit, err)
+		}
+		file.WriteString(tt.record(tt.fit))
+		if _, err := ianadb.ParseCSV(strings.NewReader(file.String())); err == nil || err.Error() != want {
+			t.Errorf("%v, want %s", err, want)
+		}
 	}
 }
 

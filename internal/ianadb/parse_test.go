@@ -139,7 +139,7 @@ func TestParseEnds(t *testing.T) {
 		"attributes":         {root + "<record ", "a='' ", "line 3: " + tooLong, 1},
 		"a comment":          {root + "<!-- ", "x", "line 3: " + tooLong, 1},
 		"elements in a cell": {root + "<record><note>", "<br/>", "line 3: <note> is longer than 131068 bytes", 1},
-		"elements":           {root, "<people/>\n", "more than 16 MiB, which is no registry", 16},
+		"elements":           {root, "<people>" + strings.Repeat("x", 1<<16) + "</people>\n", "more than 16 MiB, which is no registry", 16},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var before, after runtime.MemStats

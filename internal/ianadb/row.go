@@ -46,6 +46,9 @@ func parseRow(row []string) (e Entry, column int, err error) {
 			return Entry{}, i, err
 		}
 	}
+	if err := checkSpelling(row[nameColumn]); err != nil {
+		return Entry{}, nameColumn, err
+	}
 	e = Entry{
 		Name: row[nameColumn], Port: row[portColumn], Description: row[descriptionColumn], Assignee: row[assigneeColumn],
 		Contact: row[contactColumn], RegistrationDate: row[registeredColumn], ModificationDate: row[modifiedColumn],
@@ -80,6 +83,22 @@ func checkCell(cell string) error {
 	}
 	return nil
 }
+
+// checkSpelling refuses what is no name by any rule, new or old: names are put into messages, file names and URLs, and
+// text in this column is a column gone astray.
+func checkSpelling(name string) error {
+	if len(name) > maxSpelling {
+		return fmt.Errorf("%.20q… has %d bytes, want at most %d", name, len(name), maxSpelling)
+	}
+	for _, c := range name {
+		if c <= ' ' || c > '~' {
+			return fmt.Errorf("%q has %q, want a name of ASCII characters without blanks", name, c)
+		}
+	}
+	return nil
+}
+
+const maxSpelling = 4 * maxName // in bytes; those in the registry keep to maxName
 
 // parsePort reads N, N-M or an empty cell, which is 0, 0.
 func parsePort(cell string) (first, last uint16, err error) {
