@@ -9,11 +9,14 @@ import (
 	pb "github.com/portd/portd/proto/portd/v1"
 )
 
+// maxHot is the size in bytes of an answer that is kept; IANA's longest is half of it.
+const maxHot = 8 << 10
+
 // A hot keeps answers for ports that were asked for lately as they go over the wire, until the service registry is another: to
 // find and encode one takes longer than all else that portd does for it.
 type hot struct{ at atomic.Pointer[hotAnswers] }
 
-// hotAnswers are of one snapshot. A port has one place, which the last one asked for gets; all are a few hundred kB.
+// hotAnswers are of one snapshot. A port has one place, which the last one asked for gets; all are some hundred kB.
 type hotAnswers struct {
 	of     *registry.Services
 	places [256]atomic.Pointer[hotAnswer]
@@ -44,7 +47,9 @@ func (h *hot) lookup(s *registry.Services, port uint32, p pb.Protocol, find func
 	if err != nil {
 		return nil, err
 	}
-	place.Store(&hotAnswer{port, p, bytes})
+	if len(bytes.ProtoReflect().GetUnknown()) <= maxHot {
+		place.Store(&hotAnswer{port, p, bytes})
+	}
 	return bytes, nil
 }
 

@@ -36,6 +36,15 @@ func edition(t testing.TB) (this, next []byte) {
 	return this, next
 }
 
+// long is a registry without a fault that is more than portd takes.
+func long(header []byte) []byte {
+	file := append(bytes.Clone(header), '\n')
+	for n := 0; len(file) <= ianadb.MaxFile; n++ {
+		file = fmt.Appendf(file, "x-%d,,tcp,%s,,,,,,,,\r\n", n, strings.Repeat("x", 1000))
+	}
+	return file
+}
+
 // send sends these messages as a stream of pb.ImportServicesRequest and returns the answer.
 func send(ctx context.Context, services pb.ServiceRegistryServiceClient, parts ...any) (*pb.ServiceImport, error) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -225,7 +234,7 @@ func TestRefusedImports(t *testing.T) {
 		{"options twice", []any{&pb.ImportOptions{}, &pb.ImportOptions{}}, "INVALID_ARGUMENT", "options: come once"},
 		{"a date that is none", []any{&pb.ImportOptions{Date: "yesterday"}, next[:9]}, "INVALID_ARGUMENT", "options.date: "},
 		{"a chunk too large", []any{bytes.Repeat([]byte("x"), 1<<20+1)}, "TOO_LARGE", "data: has 1048577 bytes; at most 1048576 come at a time"},
-		{"too large", append([]any{header}, pieces(bytes.Repeat([]byte("\n"), ianadb.MaxFile), 1<<20)...), "TOO_LARGE", "data: has more than 16777216 bytes in all"},
+		{"too large", pieces(long(header), 1<<20), "TOO_LARGE", "data: has more than 16777216 bytes in all"},
 	}
 	h := start(t, nil)
 	services, rest := pb.NewServiceRegistryServiceClient(h.grpc(t)), h.rest(t)
@@ -250,8 +259,11 @@ func TestRefusedImports(t *testing.T) {
 func TestRefusedImportBodies(t *testing.T) {
 	rest := start(t, nil).rest(t)
 	this, _ := edition(t)
-	header := `{"data": "` + base64.StdEncoding.EncodeToString(this[:bytes.IndexByte(this, '\n')+1]) + `"}`
-	blank := base64.StdEncoding.EncodeToString(bytes.Repeat([]byte("\n"), 600<<10))
+	header, _, _ := bytes.Cut(this, []byte("\n"))
+	var registry strings.Builder
+	for _, part := range pieces(long(header), 1<<20) {
+		fmt.Fprintf(&registry, `{"data": "%s"}`, base64.StdEncoding.EncodeToString(part.([]byte)))
+	}
 	endless := func(text string) io.Reader {
 		return iotest.DataErrReader(io.LimitReader(&repeated{text: text}, 40<<20))
 	}
@@ -264,7 +276,7 @@ func TestRefusedImportBodies(t *testing.T) {
 		{"half a message", strings.NewReader(`{"data": "`), "unexpected EOF"},
 		{"another field", strings.NewReader(`{"dat": ""}`), `unknown field "dat"`},
 		{"a message without end", io.MultiReader(strings.NewReader(`{"data": "`), endless("AAAA")), "a message has at most 2097152 bytes"},
-		{"messages without end", io.MultiReader(strings.NewReader(header), endless(`{"data": "`+blank+`"}`+"\n")), "more than 16777216 bytes in all"},
+		{"messages without end", io.MultiReader(strings.NewReader(registry.String()), endless(`{"data": "eA=="}`)), "more than 16777216 bytes in all"},
 		{"blanks without end", endless(" \n"), "a message has at most 2097152 bytes"},
 	}
 	for _, tt := range tests {

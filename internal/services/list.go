@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"hash/fnv"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/portd/portd/internal/registry"
 	pb "github.com/portd/portd/proto/portd/v1"
 )
@@ -13,7 +15,7 @@ import (
 // maxPage is how many items a page has at most.
 const maxPage = 1000
 
-// List gives a page of the entries as they stand, the host's own first.
+// List gives a page of the entries as they stand, the host's own first. Where they are long, a page has fewer than were asked for.
 func List(s *registry.Services, req *pb.ListServicesRequest) (*pb.ListServicesResponse, error) {
 	p, err := ToProtocol("protocol", req.GetProtocol())
 	if err != nil {
@@ -28,7 +30,7 @@ func List(s *registry.Services, req *pb.ListServicesRequest) (*pb.ListServicesRe
 		return nil, err
 	}
 	out := &pb.ListServicesResponse{RegistryDate: s.Current.Date, RegistryDigest: digest(s.Current)}
-	n := 0
+	n, size := 0, 0
 	for r := range s.All() {
 		own := s.IsOwn(r)
 		if source == pb.EntrySource_ENTRY_SOURCE_IANA && own || p != 0 && r.Protocol() != 0 && r.Protocol() != p {
@@ -40,11 +42,12 @@ func List(s *registry.Services, req *pb.ListServicesRequest) (*pb.ListServicesRe
 		if n++; n <= at.skip {
 			continue
 		}
-		if len(out.Services) == at.size {
-			out.NextPageToken = at.next(at.skip + at.size)
+		e := Entry(s, r)
+		if size += proto.Size(e); len(out.Services) == at.size || size > maxAnswer {
+			out.NextPageToken = at.next(at.skip + len(out.Services))
 			break
 		}
-		out.Services = append(out.Services, Entry(s, r))
+		out.Services = append(out.Services, e)
 	}
 	return out, nil
 }

@@ -325,6 +325,46 @@ func TestPages(t *testing.T) {
 	}
 }
 
+// Long entries make short pages, so that a page is never more than a client takes.
+func TestLongEntries(t *testing.T) {
+	var entries []ianadb.Entry
+	for port := range uint16(3000) {
+		entries = append(entries, ianadb.Entry{
+			Name: "x", Port: fmt.Sprint(port), First: port, Last: port, Protocol: ianadb.TCP, Notes: fmt.Sprint(port, strings.Repeat("y", 4000)),
+		})
+	}
+	blob, err := ianadb.Compile(entries, ianadb.Source{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := services.Embedded()
+	if s.IANA, err = ianadb.Open(string(blob)); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for token := ""; ; {
+		l, err := services.List(s, &pb.ListServicesRequest{PageSize: 1000, PageToken: token})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if size := proto.Size(l); size > 4<<20 {
+			t.Errorf("a page of %d bytes", size)
+		}
+		for _, e := range l.GetServices() {
+			if e.GetPorts().GetFirst() != uint32(n) {
+				t.Fatalf("%d follows %d", e.GetPorts().GetFirst(), n-1)
+			}
+			n++
+		}
+		if token = l.GetNextPageToken(); token == "" {
+			break
+		}
+	}
+	if n != len(entries) {
+		t.Errorf("%d entries", n)
+	}
+}
+
 func TestListFilters(t *testing.T) {
 	s := host(t)
 	own, err := services.List(s, &pb.ListServicesRequest{Source: pb.EntrySource_ENTRY_SOURCE_HOST})
