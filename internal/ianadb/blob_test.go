@@ -3,6 +3,7 @@ package ianadb
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -80,6 +81,22 @@ func TestOpenRefuses(t *testing.T) {
 				t.Errorf("error %v, want one about %q", err, tt.reason)
 			}
 		})
+	}
+}
+
+// TestCompileRefusesCollisions: names chosen for their hashes would make every look-up a long walk.
+func TestCompileRefusesCollisions(t *testing.T) {
+	var alike []Entry
+	for i := 0; len(alike) <= maxProbes; i++ {
+		if name := fmt.Sprint("a", i); hash(name)%1024 == 0 { // of the slots that 257 names have
+			alike = append(alike, Entry{Name: name})
+		}
+	}
+	if _, err := Compile(alike[:maxProbes], Source{}); err != nil {
+		t.Errorf("%d names of one hash: %v", maxProbes, err)
+	}
+	if _, err := Compile(alike, Source{}); err == nil || !strings.Contains(err.Error(), "256 names before it have nearly one hash") {
+		t.Errorf("%d names of one hash: error %v", len(alike), err)
 	}
 }
 

@@ -30,7 +30,10 @@ func Compile(entries []Entry, source Source) ([]byte, error) {
 	}
 	var c compiler
 	ports := c.addPorts(entries)
-	slots := c.addNames(entries)
+	slots, err := c.addNames(entries)
+	if err != nil {
+		return nil, err
+	}
 	c.addRecords(entries)
 	if uint64(len(c.cells)) > math.MaxUint32 {
 		return nil, fmt.Errorf("%d bytes of cells are more than the format holds", len(c.cells))
@@ -102,7 +105,11 @@ func (c *compiler) addPorts(entries []Entry) (ports []byte) {
 	return ports
 }
 
-func (c *compiler) addNames(entries []Entry) (slots []byte) {
+// maxProbes is how many slots a look-up may have to try. In the registry of 2026 it is 26. Thousands of names with one hash
+// can be made, and then Compile would take minutes, with look-ups not much better.
+const maxProbes = 256
+
+func (c *compiler) addNames(entries []Entry) (slots []byte, err error) {
 	var names []string // in order of appearance: a map has none, and the blob must come out the same each time
 	bearers := make(map[string][]uint32)
 	for i, e := range entries {
@@ -119,12 +126,15 @@ func (c *compiler) addNames(entries []Entry) (slots []byte) {
 	slots = make([]byte, 4*size)
 	for _, name := range names {
 		slot := hash(name) % uint32(size)
-		for le.Uint32(slots[4*slot:]) != 0 {
+		for probes := 1; le.Uint32(slots[4*slot:]) != 0; probes++ {
+			if probes == maxProbes {
+				return nil, fmt.Errorf("%q and %d names before it have nearly one hash, which is no registry", name, probes)
+			}
 			slot = (slot + 1) % uint32(size)
 		}
 		le.PutUint32(slots[4*slot:], c.addList(bearers[name]))
 	}
-	return slots
+	return slots, nil
 }
 
 // addRecords stores equal cells once: most services have them for tcp and again for udp.
