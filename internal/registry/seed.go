@@ -32,21 +32,16 @@ func (r *Registry) seed(st *State, c *commit) {
 		c.put = append(c.put, shipped, next.Previous)
 		c.events = append(c.events, Event{Type: EventRegistryReplaced, Edition: shipped.facts(), Caller: Self, Reason: reason})
 		r.cfg.Log.Info("the service registry is replaced", "reason", reason)
-	case stored.Blob == shipped.Blob:
-		next.Current = stored
-	case stored.Origin == Embedded && stored.SHA256 == shipped.SHA256:
+	case stored.Origin == Embedded && stored.SHA256 == shipped.SHA256 && stored.Blob != shipped.Blob:
 		// Compiled in another way by another portd, and the same.
 		next.Current = stored.in(CurrentSlot)
 		next.Current.Blob = shipped.Blob
 		c.put = append(c.put, next.Current)
 	default:
-		db, err := ianadb.Open(stored.Blob)
-		if err != nil {
+		if err := next.answerFrom(stored); err != nil {
 			r.cfg.Log.Error("the service registry in the store cannot be read and is left there; the one that portd was built with answers",
 				"stored", stored.describe(), "built with", shipped.describe(), "err", err)
-			break
 		}
-		next.IANA, next.Current = db, stored
 	}
 	services, err := next.withOwn(st.Services)
 	if err != nil {
@@ -55,6 +50,34 @@ func (r *Registry) seed(st *State, c *commit) {
 		services.Own = st.Services
 	}
 	r.services.Store(services)
+}
+
+// Stored is the service registry that a portd built with db would answer from, given what its store has: for a program that
+// has no portd to ask. An edition that cannot be read, or that a portd built with db would replace, is not used.
+func Stored(db *ianadb.DB, editions []*Edition, own []*OwnService) (*Services, error) {
+	next := *embedded(db)
+	for _, e := range editions {
+		switch {
+		case e.Slot == PreviousSlot:
+			next.Previous = e
+		case !next.Embedded.follows(e):
+			_ = next.answerFrom(e) // where it fails, the embedded one answers
+		}
+	}
+	return next.withOwn(own)
+}
+
+// answerFrom makes e the edition that answers in place of the embedded one, which goes on where e cannot be read.
+func (s *Services) answerFrom(e *Edition) error {
+	if e.Blob != s.Embedded.Blob {
+		db, err := ianadb.Open(e.Blob)
+		if err != nil {
+			return err
+		}
+		s.IANA = db
+	}
+	s.Current = e
+	return nil
 }
 
 // follows says whether e, which portd was built with, is to take the place of one in the store: of one that is there for
