@@ -18,10 +18,10 @@ import (
 // kept, with the host's own entries, where its state may be read, and the copy inside portctl where it may not.
 func (c *ctl) offlineServices() (*registry.Services, string) {
 	for _, path := range c.stores() {
-		editions, own, err := boltstore.ReadServices(context.Background(), path)
+		current, own, err := boltstore.ReadServices(context.Background(), path)
 		var kept *registry.Services
-		if err == nil && len(editions) > 0 {
-			kept, err = registry.Stored(ianadb.Embedded(), editions, own)
+		if err == nil && current != nil {
+			kept, err = registry.Stored(ianadb.Embedded(), current, own)
 		}
 		switch {
 		case err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission):

@@ -54,15 +54,10 @@ func (r *Registry) seed(st *State, c *commit) {
 
 // Stored is the service registry that a portd built with db would answer from, given what its store has: for a program that
 // has no portd to ask. An edition that cannot be read, or that a portd built with db would replace, is not used.
-func Stored(db *ianadb.DB, editions []*Edition, own []*OwnService) (*Services, error) {
+func Stored(db *ianadb.DB, current *Edition, own []*OwnService) (*Services, error) {
 	next := *embedded(db)
-	for _, e := range editions {
-		switch {
-		case e.Slot == PreviousSlot:
-			next.Previous = e
-		case !next.Embedded.follows(e):
-			_ = next.answerFrom(e) // where it fails, the embedded one answers
-		}
+	if !next.Embedded.follows(current) {
+		_ = next.answerFrom(current) // where it fails, the embedded one answers
 	}
 	return next.withOwn(own)
 }

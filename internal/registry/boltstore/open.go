@@ -125,28 +125,7 @@ func inspect(path string, opt Options, reads uint32) (have uint32, err error) {
 	}
 	err = guard(func() error {
 		return db.View(func(tx *bolt.Tx) error {
-			info, err := file.Stat()
-			if err != nil {
-				return err
-			}
-			if info.Size() < tx.Size() {
-				return fmt.Errorf("%w: cut off after %d of %d bytes", ErrDamaged, info.Size(), tx.Size())
-			}
-			if have, err = schemaOf(tx); err != nil {
-				return err
-			}
-			switch {
-			case have == 0:
-				return fmt.Errorf("%w: there is no schema 0", ErrDamaged)
-			case have > reads:
-				return &SchemaError{Have: have, Reads: reads}
-			}
-			for _, name := range append(bucketsOfRecords(have), bucketEvent) {
-				if tx.Bucket(name) == nil {
-					return fmt.Errorf("%w: it has no bucket %q", ErrDamaged, name)
-				}
-			}
-			_, err = readMeta(tx)
+			have, _, err = look(tx, file, reads)
 			return err
 		})
 	})
@@ -154,6 +133,33 @@ func inspect(path string, opt Options, reads uint32) (have uint32, err error) {
 		err = fmt.Errorf("%s: %w", path, err)
 	}
 	return have, errors.Join(err, db.Close())
+}
+
+// look says what a file is, if tx shows one that a portd which reads schemas up to that one can read.
+func look(tx *bolt.Tx, file *os.File, reads uint32) (have uint32, m *storepb.Meta, err error) {
+	info, err := file.Stat()
+	if err != nil {
+		return 0, nil, err
+	}
+	if info.Size() < tx.Size() {
+		return 0, nil, fmt.Errorf("%w: cut off after %d of %d bytes", ErrDamaged, info.Size(), tx.Size())
+	}
+	if have, err = schemaOf(tx); err != nil {
+		return 0, nil, err
+	}
+	switch {
+	case have == 0:
+		return 0, nil, fmt.Errorf("%w: there is no schema 0", ErrDamaged)
+	case have > reads:
+		return have, nil, &SchemaError{Have: have, Reads: reads}
+	}
+	for _, name := range append(bucketsOfRecords(have), bucketEvent) {
+		if tx.Bucket(name) == nil {
+			return have, nil, fmt.Errorf("%w: it has no bucket %q", ErrDamaged, name)
+		}
+	}
+	m, err = readMeta(tx)
+	return have, m, err
 }
 
 // create makes a new store in one step, as far as others can see: its file has another name until it is whole.

@@ -40,12 +40,12 @@ func TestReadServices(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	editions, services, err := boltstore.ReadServices(t.Context(), path)
+	current, services, err := boltstore.ReadServices(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]*registry.Edition{edition}, editions); diff != "" {
-		t.Errorf("editions (-want +got):\n%s", diff)
+	if diff := cmp.Diff(edition, current); diff != "" {
+		t.Errorf("edition (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff([]*registry.OwnService{own}, services); diff != "" {
 		t.Errorf("the host's own (-want +got):\n%s", diff)
@@ -60,9 +60,9 @@ func TestReadServicesOfOlder(t *testing.T) {
 	if err := os.WriteFile(path, before, 0o400); err != nil {
 		t.Fatal(err)
 	}
-	editions, own, err := boltstore.ReadServices(t.Context(), path)
-	if err != nil || len(editions) > 0 || len(own) > 0 {
-		t.Errorf("%d editions, %d services, %v; want none", len(editions), len(own), err)
+	current, own, err := boltstore.ReadServices(t.Context(), path)
+	if err != nil || current != nil || len(own) > 0 {
+		t.Errorf("%v, %d services, %v; want none", current, len(own), err)
 	}
 	after, err := os.ReadFile(path)
 	if err != nil || !cmp.Equal(before, after) {
