@@ -72,13 +72,7 @@ type nearName struct {
 }
 
 func (n nearName) compare(m nearName) int {
-	if n.cost == m.cost && n.isIANA != m.isIANA {
-		if m.isIANA {
-			return -1
-		}
-		return 1
-	}
-	return cmp.Or(n.cost-m.cost, m.common-n.common, cmp.Compare(n.record.n, m.record.n))
+	return cmp.Or(n.cost-m.cost, compareBool(n.isIANA, m.isIANA), m.common-n.common, cmp.Compare(n.record.n, m.record.n))
 }
 
 // The costs of what may have happened to a name on its way here.
