@@ -13,10 +13,8 @@ import (
 
 // A File is an edition of the registry as it was read from outside.
 type File struct {
-	Format  string   // "csv" or "xml"
 	Date    string   // YYYY-MM-DD, of the XML; empty for a CSV, which does not say
 	SHA256  [32]byte // of the bytes read
-	Size    int64    // their number
 	Entries []Entry  // in file order
 }
 
@@ -35,17 +33,14 @@ func Parse(r io.Reader) (*File, error) {
 	case looksLike(begin) != "":
 		return nil, fmt.Errorf("line 1: %s, want the registry as CSV or XML from %s", looksLike(begin), origin)
 	case bytes.HasPrefix(bytes.TrimSpace(begin), []byte("<")):
-		f.Format = "xml"
 		f.Entries, f.Date, err = parseXML(in)
 	default:
-		f.Format = "csv"
 		f.Entries, err = parseCSV(in)
 	}
 	if err != nil {
 		return nil, err
 	}
 	in.source.sum.Sum(f.SHA256[:0])
-	f.Size = in.source.size
 	return f, nil
 }
 

@@ -32,20 +32,20 @@ func (k MatchKind) String() string {
 
 // The most that a search may ask for, so that none takes more than a few milliseconds.
 const (
-	MaxSearchBytes = 256
-	MaxSearchWords = 8
+	maxSearchBytes = 256
+	maxSearchWords = 8
 )
 
 // CheckSearch says what is wrong with the words of a search: there are none, or too many.
 func CheckSearch(words string) error {
-	if len(words) > MaxSearchBytes {
-		return fmt.Errorf("search of %d bytes, %d are the most", len(words), MaxSearchBytes)
+	if len(words) > maxSearchBytes {
+		return fmt.Errorf("search of %d bytes, %d are the most", len(words), maxSearchBytes)
 	}
 	switch n := len(strings.Fields(words)); {
 	case n == 0:
 		return errors.New("search for nothing, want a word or more")
-	case n > MaxSearchWords:
-		return fmt.Errorf("search for %d words, %d are the most", n, MaxSearchWords)
+	case n > maxSearchWords:
+		return fmt.Errorf("search for %d words, %d are the most", n, maxSearchWords)
 	}
 	return nil
 }

@@ -5,21 +5,16 @@ import (
 	"slices"
 )
 
-// An ImplausibleError is a file without a fault in it that does not look like the next edition of the registry. Whoever
-// knows better may take it all the same.
-type ImplausibleError struct{ Reason string }
-
-func (e *ImplausibleError) Error() string { return "not a plausible next edition: " + e.Reason }
-
-// CheckSuccessor refuses with an *ImplausibleError what a parser cannot know to be wrong: a file that was cut off between
-// two records, and a file too unlike old in size. A week changes a handful of records, a year a few dozen.
+// CheckSuccessor refuses what has no fault in it but does not look like the next edition of the registry, and says why: a
+// file that was cut off between two records, and a file too unlike old in size. A week changes a handful of records, a
+// year a few dozen. Whoever knows better may take it all the same.
 func CheckSuccessor(old *DB, new []Entry) error {
 	was, is := old.Len(), len(new)
 	if was == 0 {
 		return nil
 	}
 	implausible := func(format string, args ...any) error {
-		return &ImplausibleError{fmt.Sprintf(format, args...)}
+		return fmt.Errorf("not a plausible next edition: "+format, args...)
 	}
 	if is == 0 {
 		return implausible("it has no records")
