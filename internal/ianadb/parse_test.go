@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"unicode"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -189,6 +190,9 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		file, err := ianadb.Parse(bytes.NewReader(b))
 		if err != nil {
+			if !strings.HasPrefix(err.Error(), "line ") || len(err.Error()) > 700 || strings.ContainsFunc(err.Error(), unicode.IsControl) {
+				t.Errorf("a refusal without a line, or not fit for a terminal: %.1000q", err)
+			}
 			return
 		}
 		if want := sha256.Sum256(b); file.SHA256 != want {

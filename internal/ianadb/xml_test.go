@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -115,6 +116,9 @@ func TestParseXMLRefuses(t *testing.T) {
 		"neither name nor port":      {xmlFile("<record/>"), "line 3: Service Name", "neither"},
 		"an escape sequence":         {xmlFile("<record><name>\x1b[31mred</name></record>"), "line 3", "illegal character code U+001B"},
 		"an escaped one":             {xmlFile("<record><name>&#x9b;31mred</name></record>"), "line 3: Service Name", "U+009B"},
+		"one in a document type":     {"<!\x1b]0;owned\a>\n" + xmlFile(record), "line 1", `"<!\x1b]0;owned\a": a document type`},
+		"one in an element's name":   {xmlFile("<\u009b31m>"), "line 3", `not XML: "invalid XML name: \u009b31m"`},
+		"a long name of an element":  {xmlFile("<\u0300" + strings.Repeat("x", 500_000) + ">"), "line 3", "xxx\""},
 		"a long cell":                {xmlFile("<record><name>a</name><note>" + strings.Repeat("x", 1<<15) + "</note></record>"), "line 3: Assignment Notes", "32768 bytes"},
 		"a duplicate":                {xmlFile(record, record), "line 4", `"a 1" is a duplicate of line 3`},
 	} {
@@ -122,6 +126,9 @@ func TestParseXMLRefuses(t *testing.T) {
 			got, _, err := ianadb.ParseXML(strings.NewReader(tt.xml))
 			if err == nil || !strings.HasPrefix(err.Error(), tt.line+":") || !strings.Contains(err.Error(), tt.reason) {
 				t.Errorf("error %v, want one of %s about %s", err, tt.line, tt.reason)
+			}
+			if err != nil && (len(err.Error()) > 300 || strings.ContainsFunc(err.Error(), unicode.IsControl)) {
+				t.Errorf("not fit for a terminal: %.1000q", err)
 			}
 			if got != nil {
 				t.Errorf("%d entries beside the error", len(got))

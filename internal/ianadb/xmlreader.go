@@ -111,7 +111,7 @@ func (x *xmlReader) next() (xml.Token, error) {
 			}
 			return t, nil
 		case xml.Directive:
-			return nil, x.errorf("<!%.40s>: a document type is not read, and the registry has none", t)
+			return nil, x.errorf("%.40q: a document type is not read, and the registry has none", "<!"+string(t))
 		}
 	}
 }
@@ -131,7 +131,7 @@ func (x *xmlReader) readError(err error) error {
 	case strings.Contains(syntax.Msg, "unexpected EOF"):
 		return fmt.Errorf("line %d: the file ends within a tag or a comment: it looks cut off", syntax.Line)
 	}
-	return fmt.Errorf("line %d: %s", syntax.Line, syntax.Msg)
+	return fmt.Errorf("line %d: not XML: %.100q", syntax.Line, syntax.Msg) // which may quote the file, as it is
 }
 
 func (x *xmlReader) errorf(format string, args ...any) error {
