@@ -12,7 +12,8 @@ import (
 )
 
 // Compile makes the blob that Open reads from entries as a parser of this package returned them, in the order in which
-// lookups shall answer. The same entries and source always give the same bytes.
+// lookups shall answer; in others Port, First and Last must agree, and no cell may have more than 32,767 bytes. The same
+// entries and source always give the same bytes.
 func Compile(entries []Entry, source Source) ([]byte, error) {
 	if source.Date != "" {
 		if _, err := time.Parse(time.DateOnly, source.Date); err != nil {
@@ -86,19 +87,23 @@ func (c *compiler) addPorts(entries []Entry) (ports []byte) {
 			}
 		}
 	}
+	ports = make([]byte, 0, portsSize)
 	var records []Entry
-	var list uint32
+	var list, w uint32
 	for port, now := range holders {
-		if port == 0 || !slices.Equal(now, holders[port-1]) { // the ports of a range share their list
+		same := port > 0 && slices.Equal(now, holders[port-1]) // the ports of a range share their list
+		if !same {
 			list = c.addList(now)
 			records = records[:0]
 			for _, i := range now {
 				records = append(records, entries[i])
 			}
 		}
-		w := list << listShift
-		for p := TCP; p <= DCCP; p++ {
-			w |= uint32(statusOf(records, uint16(port), p)) << ((p - 1) * statusBits)
+		if !same || port == firstDynamic { // nothing else decides a status
+			w = list << listShift
+			for p := TCP; p <= DCCP; p++ {
+				w |= uint32(statusOf(records, uint16(port), p)) << ((p - 1) * statusBits)
+			}
 		}
 		ports = le.AppendUint32(ports, w)
 	}

@@ -62,7 +62,8 @@ func (d Directory) walkName(name string, p Protocol, yield func(Record) bool) {
 	}
 }
 
-// ByPorts yields the records that hold any port of a range, each once, ascending by their first port.
+// ByPorts yields the records that hold any port of a range, each once and the host's own first: in either registry those
+// of the first port of the range as in ByPort, and then the others by where they begin.
 func (d Directory) ByPorts(ports Range, p Protocol) iter.Seq[Record] {
 	return func(yield func(Record) bool) {
 		if d.Own == nil || d.Own.walkRange(ports, p, yield) {

@@ -181,7 +181,9 @@ func TestByPorts(t *testing.T) {
 			var own []string
 			for r := range d.ByPorts(tt, p) {
 				if d.IsOwn(r) {
-					own = append(own, r.Name())
+					if own = append(own, r.Name()); got != nil {
+						t.Errorf("%v, %v: %s comes after IANA's", tt, p, r.Name())
+					}
 				} else {
 					got = append(got, row(r.Entry()))
 				}
@@ -219,6 +221,10 @@ func TestByServiceCode(t *testing.T) {
 	}
 	if got := brief(d.ByServiceCode(0)); got != "" {
 		t.Errorf("0: %s, want none", got)
+	}
+	d.Own = compile(t, []ianadb.Entry{{Name: "mine", Port: "5001", First: 5001, Last: 5001, Protocol: dccp, ServiceCode: "1145656131"}})
+	if got, want := brief(d.ByServiceCode(1145656131)), "mine 5001/dccp, discard 9/dccp"; got != want {
+		t.Errorf("with one of the host's own: %s, want %s", got, want)
 	}
 }
 

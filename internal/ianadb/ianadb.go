@@ -1,5 +1,6 @@
 // Package ianadb says which service IANA assigned to which port: the Service Name and Transport Protocol Port Number
-// Registry, embedded and answered from memory.
+// Registry, answered from memory, with entries of the host's own over it. An edition is embedded; others are parsed from
+// IANA's files, told from what is no next edition, compared, and compiled.
 package ianadb
 
 import (

@@ -310,6 +310,7 @@ func TestMemory(t *testing.T) {
 	}
 	var before, after runtime.MemStats
 	runtime.GC()
+	runtime.GC() // pools are empty after the second
 	runtime.ReadMemStats(&before)
 	d := ianadb.Directory{IANA: ianadb.Embedded()}
 	d.Prepare()
@@ -317,8 +318,8 @@ func TestMemory(t *testing.T) {
 	runtime.ReadMemStats(&after)
 	heap := int64(after.HeapAlloc) - int64(before.HeapAlloc)
 	t.Logf("embedded %d KiB, heap for searches %d KiB", blob.Size()>>10, heap>>10)
-	if most := int64(8 << 20); blob.Size()+heap > most {
-		t.Errorf("embedded %d bytes, heap %d bytes: more than %d", blob.Size(), heap, most)
+	if most := int64(8 << 20); heap < 100<<10 || blob.Size()+heap > most {
+		t.Errorf("embedded %d bytes, heap %d bytes: more than %d, or not measured", blob.Size(), heap, most)
 	}
 	runtime.KeepAlive(d)
 }
