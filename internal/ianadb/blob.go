@@ -57,6 +57,15 @@ func Open(blob string) (*DB, error) {
 	return db, nil
 }
 
+// New returns the registry of entries; it is Compile and Open without a look at what has just been made.
+func New(entries []Entry, source Source) (*DB, error) {
+	blob, err := Compile(entries, source)
+	if err != nil {
+		return nil, err
+	}
+	return layOut(string(blob))
+}
+
 // Blob returns the registry as Compile made it and Open reads it. It shares the DB's memory.
 func (db *DB) Blob() string { return db.blob }
 

@@ -78,34 +78,45 @@ func (c *compiler) addList(records []uint32) uint32 {
 	return uint32(list)
 }
 
+// addPorts goes from one port where the records that hold it change to the next.
 func (c *compiler) addPorts(entries []Entry) (ports []byte) {
-	holders := make([][]uint32, 1<<16)
+	var starts []uint32 // the records with ports, by the first one
+	turns := []int{0, firstDynamic, 1 << 16}
 	for i, e := range entries {
 		if e.HasPort() {
-			for port := int(e.First); port <= int(e.Last); port++ {
-				holders[port] = append(holders[port], uint32(i))
-			}
+			starts = append(starts, uint32(i))
+			turns = append(turns, int(e.First), int(e.Last)+1)
 		}
 	}
+	slices.SortStableFunc(starts, func(a, b uint32) int { return int(entries[a].First) - int(entries[b].First) })
+	slices.Sort(turns)
+	turns = slices.Compact(turns)
+
 	ports = make([]byte, 0, portsSize)
+	var now, before []uint32 // who holds the port, in file order
 	var records []Entry
-	var list, w uint32
-	for port, now := range holders {
-		same := port > 0 && slices.Equal(now, holders[port-1]) // the ports of a range share their list
-		if !same {
+	var list uint32
+	for i, port := range turns[:len(turns)-1] {
+		now = slices.DeleteFunc(now, func(n uint32) bool { return int(entries[n].Last) < port })
+		for len(starts) > 0 && int(entries[starts[0]].First) == port {
+			now, starts = append(now, starts[0]), starts[1:]
+		}
+		slices.Sort(now)
+		if port == 0 || !slices.Equal(now, before) { // firstDynamic need not be such a port
 			list = c.addList(now)
+			before = append(before[:0], now...)
 			records = records[:0]
-			for _, i := range now {
-				records = append(records, entries[i])
+			for _, n := range now {
+				records = append(records, entries[n])
 			}
 		}
-		if !same || port == firstDynamic { // nothing else decides a status
-			w = list << listShift
-			for p := TCP; p <= DCCP; p++ {
-				w |= uint32(statusOf(records, uint16(port), p)) << ((p - 1) * statusBits)
-			}
+		w := list << listShift
+		for p := TCP; p <= DCCP; p++ {
+			w |= uint32(statusOf(records, uint16(port), p)) << ((p - 1) * statusBits)
 		}
-		ports = le.AppendUint32(ports, w)
+		for range turns[i+1] - port {
+			ports = le.AppendUint32(ports, w)
+		}
 	}
 	return ports
 }

@@ -52,7 +52,7 @@ func parseCSV(in input) ([]Entry, error) {
 	if len(all.entries) == 0 {
 		return nil, errors.New("line 2: no record follows the header")
 	}
-	if in.source.last != '\n' { // the last record may be whole or not: its last cell alone could tell
+	if in.meter.last != '\n' { // the last record may be whole or not: its last cell alone could tell
 		line, _ := rows.FieldPos(notesColumn)
 		return nil, fmt.Errorf("line %d: no line break after the last record: the file looks cut off", line)
 	}
@@ -66,7 +66,7 @@ func csvError(err error, in input, line int) error {
 	if !errors.As(err, &at) {
 		return readError(line, err)
 	}
-	if in.atEnd() && (in.source.last != '\n' || errors.Is(err, csv.ErrQuote)) {
+	if in.atEnd() && (in.meter.last != '\n' || errors.Is(err, csv.ErrQuote)) {
 		return fmt.Errorf("line %d: %w: the file looks cut off within a record", at.StartLine, at.Err)
 	}
 	return fmt.Errorf("line %d: %w", at.StartLine, at.Err)

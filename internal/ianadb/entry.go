@@ -1,11 +1,10 @@
 package ianadb
 
-import (
-	"strings"
-)
+import "strings"
 
 // An Entry is one record of the registry: its twelve columns, byte for byte, and the numbers in Port.
-// Cells may hold line breaks and indentation; Collapse lays them out on one line.
+// Cells may hold line breaks and indentation; Collapse lays them out on one line. Dates and service codes are not looked
+// into: they are as said here as long as IANA writes them so.
 type Entry struct {
 	Name             string // empty where the record only says something about its ports
 	Port             string // as written: "443", "6000-6063", or empty for a name without a port

@@ -40,7 +40,7 @@ func Parse(r io.Reader) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	in.source.sum.Sum(f.SHA256[:0])
+	in.meter.sum.Sum(f.SHA256[:0])
 	return f, nil
 }
 
@@ -85,13 +85,13 @@ func looksLike(begin []byte) string {
 
 // An input is a file on its way into a parser, which reads from buf.
 type input struct {
-	buf    *bufio.Reader
-	source *source
+	buf   *bufio.Reader
+	meter *meter
 }
 
-// A source counts and digests what is read through it, and ends at MaxFile. It also ends within a piece that is too long,
+// A meter counts and digests what is read through it, and ends at MaxFile. It also ends within a piece that is too long,
 // for what reads pieces needs up to sixty times as much memory: encoding/csv a gigabyte for MaxFile bytes of commas.
-type source struct {
+type meter struct {
 	r     io.Reader
 	sum   digest.Hash
 	size  int64
@@ -101,32 +101,32 @@ type source struct {
 }
 
 func newInput(r io.Reader) input {
-	s := &source{r: r, sum: sha256.New()}
-	return input{bufio.NewReaderSize(s, 64<<10), s}
+	m := &meter{r: r, sum: sha256.New()}
+	return input{bufio.NewReaderSize(m, 64<<10), m}
 }
 
-func (s *source) Read(p []byte) (int, error) {
-	n, err := s.r.Read(p)
+func (m *meter) Read(p []byte) (int, error) {
+	n, err := m.r.Read(p)
 	if n > 0 {
-		s.sum.Write(p[:n])
-		s.size += int64(n)
-		s.piece += int64(n)
-		s.last = p[n-1]
+		m.sum.Write(p[:n])
+		m.size += int64(n)
+		m.piece += int64(n)
+		m.last = p[n-1]
 	}
 	switch {
-	case s.size > MaxFile:
+	case m.size > MaxFile:
 		n, err = 0, fmt.Errorf("more than %d MiB, which is no registry", MaxFile>>20)
-	case s.piece > maxPiece:
+	case m.piece > maxPiece:
 		n, err = 0, fmt.Errorf("a record of more than %d MiB, which is no registry", maxPiece>>20)
 	}
 	if !errors.Is(err, io.EOF) {
-		s.err = err
+		m.err = err
 	}
 	return n, err
 }
 
-// begin tells the source that a piece begins.
-func (in input) begin() { in.source.piece = 0 }
+// begin tells the meter that a piece begins.
+func (in input) begin() { in.meter.piece = 0 }
 
 // atEnd reports whether a parser has read all there is.
 func (in input) atEnd() bool {
@@ -134,5 +134,5 @@ func (in input) atEnd() bool {
 	return errors.Is(err, io.EOF)
 }
 
-// readError wraps what ended a source in a line before its end.
+// readError wraps what ended reading in a line before its end.
 func readError(line int, err error) error { return fmt.Errorf("line %d: %w", line, err) }

@@ -54,8 +54,9 @@ func CheckSearch(words string) error {
 // words occurs, whatever its case, and returns a page of them and how many there are. A limit of 0 only counts. What
 // CheckSearch refuses finds nothing.
 //
-// The kinds of a match decide the order. Among equals come the host's own services first, then those found by their
-// names, shorter ones first, then those found by their descriptions, lower ports first, then by the rest.
+// The kinds of a match decide the order. Among equals come the host's own services first, and what has a name before what
+// has none; then those found by their names, shorter ones first, those found by their descriptions, and those found by the
+// rest, lower ports first.
 func (d Directory) Search(words string, p Protocol, skip, limit int) (matches []Match, total int) {
 	if CheckSearch(words) != nil {
 		return nil, 0

@@ -120,8 +120,8 @@ func (x *xmlReader) next() (xml.Token, error) {
 func (x *xmlReader) readError(err error) error {
 	var syntax *xml.SyntaxError
 	switch {
-	case x.in.source.err != nil:
-		return readError(x.line(), x.in.source.err)
+	case x.in.meter.err != nil:
+		return readError(x.line(), x.in.meter.err)
 	case errors.Is(err, io.EOF) && len(x.open) > 0:
 		return x.errorf("the file ends within <%s>: it looks cut off", x.open[len(x.open)-1])
 	case errors.Is(err, io.EOF):
