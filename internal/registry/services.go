@@ -90,11 +90,8 @@ func (s *Services) withOwn(own []*OwnService) (*Services, error) {
 	for i, o := range own {
 		entries[i] = o.Entry
 	}
-	blob, err := ianadb.Compile(entries, ianadb.Source{})
-	if err != nil {
-		return nil, err
-	}
-	next.Directory.Own, err = ianadb.Open(string(blob))
+	var err error
+	next.Directory.Own, err = ianadb.New(entries, ianadb.Source{})
 	return &next, err
 }
 
