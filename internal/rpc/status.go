@@ -25,7 +25,7 @@ var codeOf = []struct {
 	{registry.ErrInvalid, codes.InvalidArgument, "INVALID_ARGUMENT"},
 	{registry.ErrDenied, codes.PermissionDenied, "POLICY_DENIED"},
 	{registry.ErrNotFound, codes.NotFound, "NOT_FOUND"},
-	{registry.ErrTaken, codes.AlreadyExists, "IN_USE"},
+	{registry.ErrTaken, codes.AlreadyExists, "TAKEN"},
 	{registry.ErrExhausted, codes.ResourceExhausted, "EXHAUSTED"},
 	{registry.ErrUnsupported, codes.FailedPrecondition, "UNSUPPORTED"},
 	{registry.ErrUnavailable, codes.Unavailable, "UNAVAILABLE"},

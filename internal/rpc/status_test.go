@@ -39,7 +39,7 @@ func TestStatus(t *testing.T) {
 		{&registry.TakenError{Name: "web", By: []*registry.Reservation{other}}, codes.AlreadyExists, "NAME_TAKEN", map[string]string{"name": "web", "reservation": "rsv_1", "owner": "uid:7"}},
 		{&registry.TakenError{Want: web, Holders: []registry.Holder{{Endpoint: nginx, State: registry.SocketListening, UID: 33, Processes: []registry.Process{{PID: 812, Command: "nginx"}}}}}, codes.AlreadyExists, "IN_USE", map[string]string{"endpoint": "tcp/80", "address": "tcp4/80", "uid": "33", "pid": "812", "command": "nginx"}},
 		{&registry.TakenError{Want: web, Holders: []registry.Holder{{Endpoint: nginx, State: registry.SocketLeftover}}}, codes.AlreadyExists, "IN_USE", map[string]string{"endpoint": "tcp/80", "address": "tcp4/80"}},
-		{registry.ErrTaken, codes.AlreadyExists, "IN_USE", nil},
+		{registry.ErrTaken, codes.AlreadyExists, "TAKEN", nil},
 		{&registry.ClashError{Entry: "x 443/tcp", Clashes: []string{"a", "b"}}, codes.AlreadyExists, "SERVICE_CLASH", map[string]string{"service": "x 443/tcp", "clashes": "a\nb"}},
 		{&services.NoServiceError{Name: "htpps", Near: []string{"https", "http"}}, codes.NotFound, "NOT_FOUND", map[string]string{"name": "htpps", "near": "https,http"}},
 		{&services.NoServiceError{Name: "q"}, codes.NotFound, "NOT_FOUND", map[string]string{"name": "q"}},

@@ -753,7 +753,8 @@ type ListFreePortsResponse struct {
 	Ranges []*PortRange `protobuf:"bytes,1,rep,name=ranges,proto3" json:"ranges,omitempty"`
 	// The date of the registry by which they are unassigned.
 	RegistryDate string `protobuf:"bytes,2,opt,name=registry_date,json=registryDate,proto3" json:"registry_date,omitempty"`
-	// Reservations and sockets of this host were looked at. portd does always; a portctl without portd cannot.
+	// Reservations and sockets of this host were looked at. False where there was no portd to do so, and where the kernel does
+	// not show the sockets of a protocol.
 	HostChecked bool `protobuf:"varint,3,opt,name=host_checked,json=hostChecked,proto3" json:"host_checked,omitempty"`
 	// Of the ports asked for: those that IANA or the host's own entries have something else in mind for, the others that are
 	// reserved here, and the rest that have a socket.

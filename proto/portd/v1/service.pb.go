@@ -1714,7 +1714,8 @@ type ServiceImport struct {
 	Renamed   uint32 `protobuf:"varint,7,opt,name=renamed,proto3" json:"renamed,omitempty"`
 	// Entries with the same name, ports and protocol, and something else in another column.
 	Changed uint32 `protobuf:"varint,8,opt,name=changed,proto3" json:"changed,omitempty"`
-	// All of them, in order of their ports.
+	// All of them, in order of their ports. Between two editions of IANA's they are some dozens; after an import by force the
+	// answer may be larger than the 4 MiB that a gRPC client takes unless told otherwise.
 	Changes []*ServiceChange `protobuf:"bytes,9,rep,name=changes,proto3" json:"changes,omitempty"`
 	// Entries of the host's own that IANA gives to others in the new registry; the host's own still win.
 	Overridden    []string `protobuf:"bytes,10,rep,name=overridden,proto3" json:"overridden,omitempty"`
