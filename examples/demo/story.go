@@ -105,7 +105,7 @@ func (s *story) startDaemon(ctx context.Context) error {
 }
 
 func (s *story) whois(ctx context.Context) error {
-	text, err := s.shell(ctx, 0, "portctl", "whois", "443")
+	text, err := s.shell(ctx, 0, "portctl", "whois", "--short", "443")
 	if err == nil && !strings.Contains(text, "https") {
 		err = errors.New("443 is not known as https")
 	}
