@@ -17,6 +17,7 @@ import (
 
 	"github.com/portd/portd/internal/wire"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
 )
 
 // A Listener is a net.Listener whose connections portd accepted. While portd is away it goes on by itself when portd is back.
@@ -210,11 +211,17 @@ func (l *Listener) attachAgain(ctx context.Context, token []byte) *Attachment {
 	}
 }
 
-// final says whether trying again would be of no use. What does not listen now may do so later.
+// final says whether trying again would be of no use, by docs/PROTOCOL.md. What does not listen now may do so later.
 func final(err error) bool {
 	var refused *Error
-	return errors.As(err, &refused) &&
-		!errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrUnsupported) && !errors.Is(err, ErrExhausted) && !errors.Is(err, ErrInternal)
+	if !errors.As(err, &refused) {
+		return false
+	}
+	switch refused.status.Code() {
+	case codes.ResourceExhausted, codes.FailedPrecondition, codes.Internal, codes.Unavailable:
+		return false
+	}
+	return true
 }
 
 func (l *Listener) finish(err error) {

@@ -1,0 +1,375 @@
+package client_test
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/portd/portd/client"
+	"github.com/portd/portd/internal/fdpass"
+	"github.com/portd/portd/internal/wire"
+	pb "github.com/portd/portd/proto/portd/v1"
+	"golang.org/x/sys/unix"
+)
+
+// A script is a hand-off socket at which the test itself answers, with what the protocol allows and this portd has no occasion to say.
+type script struct {
+	t    *testing.T
+	path string
+	ln   *net.UnixListener
+
+	queues []int // portd's ends of them
+}
+
+func newScript(t *testing.T) *script {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "portd") // t.TempDir's names may not fit into a socket address
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	s := &script{t: t, path: filepath.Join(dir, "handoff.sock")}
+	if s.ln, err = net.ListenUnix("unixpacket", &net.UnixAddr{Net: "unixpacket", Name: s.path}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		s.ln.Close()
+		s.hangUp()
+	})
+	return s
+}
+
+// knock waits for a worker's ATTACH.
+func (s *script) knock() *net.UnixConn {
+	s.t.Helper()
+	_ = s.ln.SetDeadline(time.Now().Add(20 * time.Second))
+	conn, err := s.ln.AcceptUnix()
+	if err != nil {
+		s.t.Fatalf("no worker comes: %v", err)
+	}
+	s.t.Cleanup(func() { conn.Close() })
+	buf := make([]byte, wire.MaxMessage)
+	n, err := conn.Read(buf)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if m, err := wire.Parse(buf[:n]); err != nil || m.Type != wire.TypeAttach {
+		s.t.Fatalf("a worker begins with %v, %v", m.Type, err)
+	}
+	return conn
+}
+
+// grant answers with one listener, a queue and a page, and returns portd's end of the queue.
+func (s *script) grant(conn *net.UnixConn, more bool) (ours int) {
+	s.t.Helper()
+	queue, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.queues = append(s.queues, queue[0])
+	defer unix.Close(queue[1])
+	fd, mem, err := fdpass.SealedPage(wire.PageSize)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	page, err := wire.NewPage(mem)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	page.Init()
+	_ = unix.Munmap(mem)
+	s.say(conn, wire.AppendAttached(nil, wire.Attached{
+		Version: wire.Version, Room: 1, ID: "wrk_test", Token: make([]byte, 16), More: more,
+		Listeners: []wire.Listener{{Reservation: "rsv_test", Endpoint: "tcp/8080"}},
+	}), queue[1], fd)
+	return queue[0]
+}
+
+// leave ends a worker's attachment as a portd that stops does.
+func (s *script) leave(conn *net.UnixConn) {
+	conn.Close()
+	s.hangUp()
+}
+
+func (s *script) hangUp() {
+	for _, queue := range s.queues {
+		_ = unix.Close(queue)
+	}
+	s.queues = nil
+}
+
+func (s *script) say(conn *net.UnixConn, message []byte, fds ...int) {
+	s.t.Helper()
+	if err := fdpass.SendConn(conn, message, fds); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// extended is a message with an extension of so many bytes, which no worker knows.
+func extended(message []byte, size int) []byte {
+	message = wire.AppendTLV(message, 0x7777, make([]byte, size))
+	binary.LittleEndian.PutUint32(message[4:], uint32(len(message)))
+	return message
+}
+
+// join lets a worker come, who accepts until there is an error.
+func (s *script) join() <-chan error {
+	ended := make(chan error, 1)
+	go func() {
+		l, err := client.Join(s.t.Context(), client.AttachConfig{Socket: s.path, Wishes: []client.Wish{{Reference: "web"}}}, nil)
+		if err == nil {
+			defer l.Close()
+			defer context.AfterFunc(s.t.Context(), func() { l.Close() })()
+		}
+		for err == nil {
+			var c net.Conn
+			if c, err = l.Accept(); err == nil {
+				c.Close()
+			}
+		}
+		ended <- err
+	}()
+	return ended
+}
+
+func wait(t *testing.T, ended <-chan error) error {
+	t.Helper()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(10 * time.Second):
+		t.Fatal("the worker says nothing")
+		return nil
+	}
+}
+
+// Any message may carry extensions, and be as long as the protocol lets it.
+func TestExtensionsOfPortd(t *testing.T) {
+	for _, size := range []int{0, 1, 5000, wire.MaxMessage - 64} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			s := newScript(t)
+			ended := s.join()
+			conn := s.knock()
+			s.grant(conn, true)
+			s.say(conn, extended(wire.AppendSockets(nil, true), size))
+			s.say(conn, extended(wire.AppendSockets(nil, false), size))
+			s.say(conn, extended(wire.AppendDrained(nil, wire.Drained{}), size))
+			s.say(conn, extended(wire.AppendListenerGone(nil, wire.ListenerGone{Reason: "expired"}), size))
+			s.leave(conn)
+			if err := wait(t, ended); !strings.Contains(err.Error(), "the listener is gone: expired") {
+				t.Errorf("it ends with %v", err)
+			}
+		})
+	}
+}
+
+// After portd has gone away, a worker takes no for an answer where the protocol says that there is no use in trying again.
+func TestAttachAgain(t *testing.T) {
+	for _, tt := range []struct {
+		code wire.Code
+		last error // nil where it tries again
+	}{
+		{wire.CodeInvalid, client.ErrInvalid},
+		{wire.CodeNotFound, client.ErrNotFound},
+		{wire.CodeDenied, client.ErrDenied},
+		{wire.CodeExhausted, nil},
+		{wire.CodeFailedPrecondition, nil},
+		{wire.CodeVersion, client.ErrUnsupported},
+		{wire.CodeInternal, nil},
+		{wire.CodeUnavailable, nil},
+	} {
+		t.Run(tt.code.String(), func(t *testing.T) {
+			s := newScript(t)
+			ended := s.join()
+			conn := s.knock()
+			s.grant(conn, false)
+			s.leave(conn)
+			conn = s.knock()
+			s.say(conn, wire.AppendRefused(nil, wire.Refused{Code: tt.code, Text: "no, for a reason"}))
+			s.leave(conn)
+			if tt.last != nil {
+				if err := wait(t, ended); !errors.Is(err, tt.last) || !strings.Contains(err.Error(), "no, for a reason") {
+					t.Errorf("it ends with %v, want %v", err, tt.last)
+				}
+				return
+			}
+			conn = s.knock()
+			s.grant(conn, false)
+			s.say(conn, wire.AppendListenerGone(nil, wire.ListenerGone{Reason: "released"}))
+			s.leave(conn)
+			if err := wait(t, ended); !strings.Contains(err.Error(), "the listener is gone: released") {
+				t.Errorf("it ends with %v", err)
+			}
+		})
+	}
+}
+
+// A connection for which this process has no descriptor left is lost, and Accept says so as net's listener does: a server waits a
+// moment then, and goes on.
+func TestAcceptOutOfDescriptors(t *testing.T) {
+	s := newScript(t)
+	var l *client.Listener
+	joined := make(chan error)
+	go func() {
+		var err error
+		l, err = client.Join(t.Context(), client.AttachConfig{Socket: s.path, Wishes: []client.Wish{{Reference: "web"}}}, nil)
+		joined <- err
+	}()
+	queue := s.grant(s.knock(), false)
+	if err := wait(t, joined); err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+
+	mine, theirs, err := tcpPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mine.Close()
+	defer theirs.Close()
+	raw, err := theirs.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	handOver := func(sequence uint64) {
+		t.Helper()
+		frame := wire.EndFrame(wire.AppendConnection(wire.BeginFrame(nil, sequence), &wire.Connection{}))
+		var out fdpass.Sender
+		if err := raw.Control(func(fd uintptr) { err = out.Send(queue, frame, []int{int(fd)}) }); err != nil {
+			t.Fatal(err)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	restore := sync.OnceFunc(func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+			t.Error(err)
+		}
+	})
+	defer restore()
+	handOver(1)
+	accepted := make(chan error, 1)
+	go func() {
+		_, err := l.Accept()
+		accepted <- err
+	}()
+	acceptErr := wait(t, accepted)
+	restore()
+	var passing interface{ Temporary() bool } // what net/http asks
+	if !errors.Is(acceptErr, unix.EMFILE) || !errors.As(acceptErr, &passing) || !passing.Temporary() {
+		t.Errorf("Accept: %v", acceptErr)
+	}
+	handOver(2)
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(mine, "hello"); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 5)
+	if _, err := io.ReadFull(c, buf); err != nil || string(buf) != "hello" {
+		t.Errorf("%q, %v", buf, err)
+	}
+}
+
+func tcpPair() (user, server *net.TCPConn, err error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer ln.Close()
+	c, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := ln.Accept()
+	if err != nil {
+		c.Close()
+		return nil, nil, err
+	}
+	return c.(*net.TCPConn), s.(*net.TCPConn), nil
+}
+
+// A program that has a UDP socket itself goes on receiving while portd stops, and after that: a stop takes nothing from anybody.
+func TestLentDatagramsOutlivePortd(t *testing.T) {
+	p := newPortd(t)
+	res, err := p.dial().Reservations.Reserve(t.Context(), &pb.ReserveRequest{
+		Spec: &pb.ReservationSpec{Endpoints: []*pb.EndpointSpec{{
+			Protocols: []pb.Protocol{pb.Protocol_PROTOCOL_UDP}, Addresses: []string{"127.0.0.1"},
+			Choice: &pb.EndpointSpec_Any{Any: &pb.AnyPorts{}},
+		}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := client.Attach(t.Context(), client.AttachConfig{
+		Socket: filepath.Join(filepath.Dir(p.cfg.Socket), "handoff.sock"),
+		Wishes: []client.Wish{{Reference: res.GetReservation().GetId(), Socket: true}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	if len(a.Listeners) != 1 || len(a.Listeners[0].Sockets) != 1 {
+		t.Fatalf("attached to %+v", a.Listeners)
+	}
+	file := a.Listeners[0].Sockets[0]
+	defer file.Close()
+	socket, err := net.FilePacketConn(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	user, err := net.Dial("udp", socket.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer user.Close()
+	exchange := func(text string) {
+		t.Helper()
+		if _, err := io.WriteString(user, text); err != nil {
+			t.Fatalf("%s: %v", text, err)
+		}
+		_ = socket.SetReadDeadline(time.Now().Add(5 * time.Second))
+		buf := make([]byte, 100)
+		n, _, err := socket.ReadFrom(buf)
+		if err != nil || string(buf[:n]) != text {
+			t.Fatalf("%s: received %q, %v", text, buf[:n], err)
+		}
+	}
+	exchange("while portd runs")
+	// What came last before the stop is still there after it.
+	if _, err := io.WriteString(user, "waits"); err != nil {
+		t.Fatal(err)
+	}
+	p.stop()
+	if err := a.Wait(); err != nil {
+		t.Errorf("the attachment ends with %v", err)
+	}
+	buf := make([]byte, 100)
+	_ = socket.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if n, _, err := socket.ReadFrom(buf); err != nil || string(buf[:n]) != "waits" {
+		t.Errorf("what waited is %q, %v", buf[:n], err)
+	}
+	exchange("after portd has stopped")
+}
