@@ -104,6 +104,32 @@ func TestHeldDatagrams(t *testing.T) {
 	}
 }
 
+// A program may lock the filter of a socket that it had, for good (SO_LOCK_FILTER): the next one can have the sockets all the same.
+func TestLendWithLockedFilter(t *testing.T) {
+	b := open(t, binder.Config{})
+	ep := at(t, "udp/127.0.0.1:1", ports(2))
+	ep.Last++
+	hold(t, b, ep)
+	for range 2 {
+		lent, err := b.Lend(key(ep))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range lent {
+			send(t, s.Endpoint, "lent")
+			if got, err := receive(s.FD); got != "lent" {
+				t.Errorf("%v: received %q (%v)", s.Endpoint, got, err)
+			}
+			if err := unix.SetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_LOCK_FILTER, 1); err != nil {
+				t.Fatal(err)
+			}
+			_ = unix.Close(s.FD)
+		}
+		b.Return(key(ep))
+	}
+	release(t, b, ep)
+}
+
 // What a program may have done to a socket that it had is undone when it comes back.
 func TestReturnRestores(t *testing.T) {
 	b := open(t, binder.Config{})

@@ -58,7 +58,8 @@ func (s *socket) dropAll() error {
 // passAll undoes dropAll.
 func (s *socket) passAll() error {
 	err := s.set(unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
-	if err != nil && !errors.Is(err, unix.ENOENT) { // ENOENT: a program that had the socket before took it off
+	// A program that had the socket before took the filter off (ENOENT), or locked what it has (EPERM; SO_LOCK_FILTER in socket(7)).
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EPERM) {
 		return fmt.Errorf("detach the filter of %v: %w", s.ep, err)
 	}
 	return nil
