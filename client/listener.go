@@ -11,10 +11,10 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
-	"strings"
 	"sync"
 	"time"
 
+	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/wire"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -270,13 +270,11 @@ func (l *Listener) Close() error {
 // Addr is the endpoint that portd listens on; the first one where there are several.
 func (l *Listener) Addr() net.Addr { return l.addr }
 
-// listenAddr reads the address out of an endpoint's text, "tcp/[::1]:8080".
+// listenAddr is the first address of an endpoint, by its text: "tcp/[::1]:8080-8089".
 func listenAddr(endpoint string) net.Addr {
-	_, where, _ := strings.Cut(endpoint, "/")
-	if ap, err := netip.ParseAddrPort(where); err == nil {
-		return net.TCPAddrFromAddrPort(ap)
+	e, err := registry.ParseEndpoint(endpoint)
+	if err != nil { // of a portd that spells endpoints in a way of its own
+		return &net.TCPAddr{IP: net.IPv6unspecified}
 	}
-	var port int
-	_, _ = fmt.Sscanf(where, "%d", &port)
-	return &net.TCPAddr{IP: net.IPv6unspecified, Port: port}
+	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(e.Addr, e.First))
 }
