@@ -2,6 +2,7 @@ package services
 
 import (
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 
@@ -29,14 +30,12 @@ func Lookup(s *registry.Services, req *pb.LookupServicesRequest) (*pb.ServiceLoo
 		if q.Port > 65535 {
 			return nil, invalid("port", "%d is not a port; allowed are 0 to 65535", q.Port)
 		}
-		byPort(s, uint16(q.Port), p, req.GetProtocol(), out)
+		err = byPort(s, uint16(q.Port), p, req.GetProtocol(), out)
 	case *pb.LookupServicesRequest_Ports:
-		ports, err := ToRange("ports", q.Ports)
-		if err != nil {
-			return nil, err
+		var ports ianadb.Range
+		if ports, err = ToRange("ports", q.Ports); err == nil {
+			err = byPorts(s, ports, p, req.GetProtocol(), out)
 		}
-		err = byPorts(s, ports, p, req.GetProtocol(), out)
-		return out, err
 	case *pb.LookupServicesRequest_Name:
 		err = byName(s, q.Name, p, req.GetProtocol(), out)
 	case *pb.LookupServicesRequest_ServiceCode:
@@ -62,10 +61,24 @@ func assigned(asked pb.Protocol) []pb.Protocol {
 	return []pb.Protocol{asked}
 }
 
-func byPort(s *registry.Services, port uint16, p ianadb.Protocol, asked pb.Protocol, out *pb.ServiceLookup) {
+// entries are what was found, in the API's words, unless that is more than an answer may be: the host's own entries and those of an
+// edition that was imported by force can all be on one port. A refusal names field.
+func entries(s *registry.Services, field string, found iter.Seq[ianadb.Record]) (all []*pb.ServiceEntry, err error) {
+	size := 0
+	for r := range found {
+		e := Entry(s, r)
+		if size += proto.Size(e); size > maxAnswer {
+			return nil, invalid(field, "the answer has more than %d bytes: ask for less, or list the services page by page", maxAnswer)
+		}
+		all = append(all, e)
+	}
+	return all, nil
+}
+
+func byPort(s *registry.Services, port uint16, p ianadb.Protocol, asked pb.Protocol, out *pb.ServiceLookup) (err error) {
 	out.PortClass = classes[ianadb.ClassOf(port)]
-	for r := range s.ByPort(port, p) {
-		out.Entries = append(out.Entries, Entry(s, r))
+	if out.Entries, err = entries(s, "port", s.ByPort(port, p)); err != nil {
+		return err
 	}
 	for _, as := range assigned(asked) {
 		out.Assignments = append(out.Assignments, &pb.PortAssignment{
@@ -73,18 +86,13 @@ func byPort(s *registry.Services, port uint16, p ianadb.Protocol, asked pb.Proto
 			Ports: &pb.PortRange{First: uint32(port), Last: uint32(port)},
 		})
 	}
+	return nil
 }
 
-func byPorts(s *registry.Services, ports ianadb.Range, p ianadb.Protocol, asked pb.Protocol, out *pb.ServiceLookup) error {
+func byPorts(s *registry.Services, ports ianadb.Range, p ianadb.Protocol, asked pb.Protocol, out *pb.ServiceLookup) (err error) {
 	out.PortClass = classes[ianadb.ClassOf(ports.First)]
-	size := 0
-	for r := range s.ByPorts(ports, p) {
-		e := Entry(s, r)
-		if size += proto.Size(e); size > maxAnswer {
-			return invalid("ports", "the answer for %s has more than %d bytes: ask for fewer ports, or list the services page by page",
-				PortNumber(ports), maxAnswer)
-		}
-		out.Entries = append(out.Entries, e)
+	if out.Entries, err = entries(s, "ports", s.ByPorts(ports, p)); err != nil {
+		return err
 	}
 	for _, as := range assigned(asked) {
 		out.Assignments = append(out.Assignments, runs(s, ports, as)...)
@@ -106,15 +114,12 @@ func runs(s *registry.Services, ports ianadb.Range, as pb.Protocol) (all []*pb.P
 	return all
 }
 
-func byName(s *registry.Services, name string, p ianadb.Protocol, asked pb.Protocol, out *pb.ServiceLookup) error {
+func byName(s *registry.Services, name string, p ianadb.Protocol, asked pb.Protocol, out *pb.ServiceLookup) (err error) {
 	if name == "" {
 		return invalid("name", "is empty")
 	}
-	for r := range s.ByName(name, p) {
-		out.Entries = append(out.Entries, Entry(s, r))
-	}
-	if len(out.Entries) > 0 {
-		return nil
+	if out.Entries, err = entries(s, "name", s.ByName(name, p)); err != nil || len(out.Entries) > 0 {
+		return err
 	}
 	e := &NoServiceError{Name: name, Protocol: asked}
 	for r := range s.ByName(name, ianadb.AnyProtocol) {
@@ -153,17 +158,15 @@ func (e *NoServiceError) Error() string {
 	return text
 }
 
-func byServiceCode(s *registry.Services, code uint32, asked pb.Protocol, out *pb.ServiceLookup) error {
+func byServiceCode(s *registry.Services, code uint32, asked pb.Protocol, out *pb.ServiceLookup) (err error) {
 	switch asked {
 	case pb.Protocol_PROTOCOL_UNSPECIFIED, pb.Protocol_PROTOCOL_DCCP:
 	default:
 		return invalid("protocol", "only DCCP has service codes (RFC 4340, section 8.1.2): leave it out")
 	}
-	for r := range s.ByServiceCode(code) {
-		out.Entries = append(out.Entries, Entry(s, r))
-	}
-	if len(out.Entries) == 0 {
+	out.Entries, err = entries(s, "service_code", s.ByServiceCode(code))
+	if err == nil && len(out.Entries) == 0 {
 		return notFound("the IANA registry has no service with the DCCP service code %d", code)
 	}
-	return nil
+	return err
 }

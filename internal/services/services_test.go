@@ -202,49 +202,6 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// All ports at once are taken by a gRPC client that takes 4 MiB; what is more is refused, with what to do instead.
-func TestAllPorts(t *testing.T) {
-	s := host(t)
-	all := &pb.LookupServicesRequest{Query: &pb.LookupServicesRequest_Ports{Ports: &pb.PortRange{Last: 65535}}}
-	l, err := services.Lookup(s, all)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if size := proto.Size(l); size > 4<<20 || len(l.GetEntries()) < 13_000 {
-		t.Errorf("%d entries, %d bytes", len(l.GetEntries()), size)
-	}
-	ports := map[pb.Protocol]int{}
-	for _, a := range l.GetAssignments() {
-		if want := uint32(ports[a.GetProtocol()]); a.GetPorts().GetFirst() != want {
-			t.Fatalf("%v follows %d", a, want)
-		}
-		ports[a.GetProtocol()] = int(a.GetPorts().GetLast()) + 1
-	}
-	for p, n := range ports {
-		if n != 65536 {
-			t.Errorf("%v ends at %d", p, n)
-		}
-	}
-	var large []ianadb.Entry
-	for i := range 60_000 {
-		port := uint16(i + 1)
-		large = append(large, ianadb.Entry{
-			Name: fmt.Sprint("s", i), Port: fmt.Sprint(port), First: port, Last: port, Protocol: ianadb.TCP,
-			Description: fmt.Sprint(i, strings.Repeat("x", 60)),
-		})
-	}
-	blob, err := ianadb.Compile(large, ianadb.Source{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if s.IANA, err = ianadb.Open(string(blob)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := services.Lookup(s, all); !errors.Is(err, registry.ErrInvalid) || !strings.Contains(err.Error(), "ask for fewer ports") {
-		t.Errorf("more than 4 MiB: %.100v", err)
-	}
-}
-
 // Pages are what one large page is, and end with the registry that they are of.
 func TestPages(t *testing.T) {
 	s := host(t)
@@ -322,46 +279,6 @@ func TestPages(t *testing.T) {
 		if ok := strings.HasPrefix(name, "the same"); ok && err != nil || !ok && (!errors.Is(err, registry.ErrInvalid) || !strings.Contains(err.Error(), "start again")) {
 			t.Errorf("%s: %v", name, err)
 		}
-	}
-}
-
-// Long entries make short pages, so that a page is never more than a client takes.
-func TestLongEntries(t *testing.T) {
-	var entries []ianadb.Entry
-	for port := range uint16(3000) {
-		entries = append(entries, ianadb.Entry{
-			Name: "x", Port: fmt.Sprint(port), First: port, Last: port, Protocol: ianadb.TCP, Notes: fmt.Sprint(port, strings.Repeat("y", 4000)),
-		})
-	}
-	blob, err := ianadb.Compile(entries, ianadb.Source{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := services.Embedded()
-	if s.IANA, err = ianadb.Open(string(blob)); err != nil {
-		t.Fatal(err)
-	}
-	n := 0
-	for token := ""; ; {
-		l, err := services.List(s, &pb.ListServicesRequest{PageSize: 1000, PageToken: token})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if size := proto.Size(l); size > 4<<20 {
-			t.Errorf("a page of %d bytes", size)
-		}
-		for _, e := range l.GetServices() {
-			if e.GetPorts().GetFirst() != uint32(n) {
-				t.Fatalf("%d follows %d", e.GetPorts().GetFirst(), n-1)
-			}
-			n++
-		}
-		if token = l.GetNextPageToken(); token == "" {
-			break
-		}
-	}
-	if n != len(entries) {
-		t.Errorf("%d entries", n)
 	}
 }
 
