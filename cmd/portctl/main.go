@@ -52,21 +52,25 @@ func firstWord(args []string) string {
 	return ""
 }
 
-// complain says on standard error what went wrong, why, and what to do next.
+// complain says on standard error what went wrong, why, and what to do next. Errors quote what others have sent: a server's
+// certificate, another program's name.
 func (c *ctl) complain(err error) {
 	text, next := explain(err)
 	if text == "" {
 		return
 	}
-	fmt.Fprintf(c.stderr, "portctl: %s\n", text)
+	fmt.Fprintf(c.stderr, "portctl: %s\n", said(text))
 	if next != "" {
-		fmt.Fprintf(c.stderr, "portctl: try: %s\n", next)
+		fmt.Fprintf(c.stderr, "portctl: try: %s\n", said(next))
 	}
 }
+
+// said is talk on one line, with nothing in it that a terminal would obey.
+func said(text string) string { return printable(strings.ReplaceAll(text, "\n", "; ")) }
 
 // say talks to the person in front of the terminal; -q silences it.
 func (c *ctl) say(format string, args ...any) {
 	if !c.quiet {
-		fmt.Fprintf(c.stderr, "portctl: "+format+"\n", args...)
+		fmt.Fprintf(c.stderr, "portctl: %s\n", said(fmt.Sprintf(format, args...)))
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"unicode"
+	"unicode/utf16"
 
 	pb "github.com/portd/portd/proto/portd/v1"
 	"golang.org/x/sys/unix"
@@ -81,9 +82,26 @@ func (c *ctl) printJSON(m proto.Message) error {
 	if err := json.Compact(&line, text); err != nil {
 		return err
 	}
-	line.WriteByte('\n')
-	_, err = c.out.Write(line.Bytes())
+	_, err = fmt.Fprintln(c.out, plainJSON(line.String()))
 	return err
+}
+
+// plainJSON writes as \uXXXX what a terminal might obey or hide. Only strings can have it, and they are the same.
+func plainJSON(text string) string {
+	if !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return text
+	}
+	var b strings.Builder
+	for _, r := range text {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+			continue
+		}
+		for _, unit := range utf16.AppendRune(nil, r) {
+			fmt.Fprintf(&b, `\u%04x`, unit)
+		}
+	}
+	return b.String()
 }
 
 func (c *ctl) jsonUnless(err error, m proto.Message) error {

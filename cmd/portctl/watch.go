@@ -98,7 +98,7 @@ func (c *ctl) printEvents(m *pb.WatchReservationsResponse) error {
 		if e.GetReason() != "" {
 			cells = append(cells, "("+e.GetReason()+")")
 		}
-		if _, err := fmt.Fprintln(c.out, strings.Join(cells, "  ")); err != nil {
+		if _, err := fmt.Fprintln(c.out, printable(strings.Join(cells, "  "))); err != nil {
 			return err
 		}
 	}

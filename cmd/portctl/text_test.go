@@ -1,0 +1,47 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+
+	pb "github.com/portd/portd/proto/portd/v1"
+)
+
+// hostile is text that moves a terminal's cursor, in the ways of ASCII and of ISO 6429's 8 bits, turns the line around, hides,
+// and pretends to be a line of portctl's own.
+const hostile = "a\x1b[2J\u009b2J\u202eb\U000e0041\x7f\nportctl: try: rm -r ."
+
+func TestHostileText(t *testing.T) {
+	t.Parallel()
+	var out, talk bytes.Buffer
+	c := &ctl{out: bufio.NewWriter(&out), stderr: &talk}
+	c.complain(try(errors.New("it says "+hostile), "portctl show "+hostile))
+	c.say("it is %s", hostile)
+	event := &pb.Event{Reason: hostile, Caller: hostile, Lease: &pb.Lease{Id: hostile}}
+	if err := c.printEvents(&pb.WatchReservationsResponse{Events: []*pb.Event{event}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.printJSON(&pb.ServiceEntry{Notes: hostile}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.out.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	for _, got := range []string{out.String(), talk.String()} {
+		if plain := strings.ReplaceAll(got, "\n", ""); plain != printable(plain) {
+			t.Errorf("got %q", got)
+		}
+	}
+	if n := strings.Count(talk.String(), "\n"); n != 3 {
+		t.Errorf("%d lines of talk: %s", n, &talk)
+	}
+	_, last, _ := strings.Cut(out.String(), "\n")
+	var same struct{ Notes string }
+	if err := json.Unmarshal([]byte(last), &same); err != nil || same.Notes != hostile {
+		t.Errorf("JSON has %q (%v)", same.Notes, err)
+	}
+}
