@@ -188,12 +188,18 @@ func (ch *ownChange) add(e ianadb.Entry) (*OwnService, error) {
 	if s := ch.keys[serviceKey(e)]; s != nil && s.Entry == e {
 		return s, nil
 	}
+	if err := ch.vacant(e); err != nil {
+		return nil, err
+	}
 	return ch.place(e, EventServiceAdded)
 }
 
 // edit puts an entry in place of one that was taken out.
 func (ch *ownChange) edit(s *OwnService, e ianadb.Entry) (*OwnService, error) {
 	if err := checkEntry(&e); err != nil {
+		return nil, err
+	}
+	if err := ch.vacant(e); err != nil { // two that were taken out may want one place
 		return nil, err
 	}
 	switch {
@@ -208,11 +214,16 @@ func (ch *ownChange) edit(s *OwnService, e ianadb.Entry) (*OwnService, error) {
 	return ch.place(e, EventServiceEdited)
 }
 
-// place puts an entry where there is none of the host's own, if nothing clashes or that is to be overridden.
-func (ch *ownChange) place(e ianadb.Entry, why EventType) (*OwnService, error) {
+// vacant refuses an entry where one of the host's own is already: a name has one for a protocol and ports.
+func (ch *ownChange) vacant(e ianadb.Entry) error {
 	if s := ch.keys[serviceKey(e)]; s != nil {
-		return nil, failed(ErrTaken, "%s is an entry of the host's own already, with other words; edit that", entryText(s.Entry))
+		return failed(ErrTaken, "%s is an entry of the host's own already; edit that", entryText(s.Entry))
 	}
+	return nil
+}
+
+// place puts an entry where it is vacant, if nothing clashes or that is to be overridden.
+func (ch *ownChange) place(e ianadb.Entry, why EventType) (*OwnService, error) {
 	if len(ch.own) == maxOwn {
 		return nil, failed(ErrExhausted, "the host has %d entries of its own in the service registry, and no more are allowed; remove some", maxOwn)
 	}

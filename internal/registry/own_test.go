@@ -159,6 +159,14 @@ func TestOwnServices(t *testing.T) {
 	if err := edit(registry.ServiceSelector{Name: "screen"}, func(e *ianadb.Entry) { e.Name, e.First, e.Last = "web", 443, 443 }); !errors.Is(err, registry.ErrTaken) {
 		t.Errorf("edited onto another: %v", err)
 	}
+	if _, err := add(true, own("twins", 8401, ianadb.TCP, ""), own("twins", 8402, ianadb.TCP, "")); err != nil {
+		t.Fatal(err)
+	}
+	for _, port := range []uint16{8401, 8402, 8403} { // of whom one is there already, the other one, or neither
+		if err := edit(registry.ServiceSelector{Name: "twins"}, func(e *ianadb.Entry) { e.First, e.Last = port, port }); !errors.Is(err, registry.ErrTaken) {
+			t.Errorf("two edited into one at %d: %v", port, err)
+		}
+	}
 	rev = d.Status().Revision
 	if err := edit(udp, func(*ianadb.Entry) {}); err != nil || d.Status().Revision != rev {
 		t.Errorf("an edit that changes nothing: %v, revision %d", err, d.Status().Revision)

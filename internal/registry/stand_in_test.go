@@ -164,7 +164,10 @@ func (p *pegboard) count() int {
 // start is a Registry on stand-ins, stopped when the test ends.
 func start(t *testing.T, store *memory, pegs *pegboard, cfg registry.Config) (r *registry.Registry, stop func()) {
 	t.Helper()
-	cfg.Store, cfg.Binder, cfg.Services, cfg.BootID = store, pegs, ianadb.Embedded(), "boot"
+	cfg.Store, cfg.Binder, cfg.BootID = store, pegs, "boot"
+	if cfg.Services == nil {
+		cfg.Services = ianadb.Embedded()
+	}
 	r = registry.New(cfg)
 	if err := r.Start(t.Context()); err != nil {
 		t.Fatal(err)
