@@ -37,12 +37,18 @@ const (
 // Reserve takes everything that is asked for or nothing. existed says that the same owner had reserved the same under
 // the same name before; that reservation is returned then. The errors are all those of this package.
 func (r *Registry) Reserve(ctx context.Context, c Caller, req ReserveRequest) (res *Reservation, existed bool, err error) {
-	req, err = r.checkReserve(c, req)
-	if err != nil {
-		return nil, false, err
+	req.Spec.Endpoints = slices.Clone(req.Spec.Endpoints)
+	for i := range req.Spec.Endpoints {
+		if err := checkNetns(c, &req.Spec.Endpoints[i].Netns); err != nil {
+			return nil, false, err
+		}
 	}
-	answered, err := r.once(ctx, c, "Reserve", req.RequestID, req, func(rec *Request) (err error) {
-		res, existed, err = r.reserve(ctx, c, req, rec)
+	// What was answered is not checked again: a service may have moved since, or be gone.
+	answered, err := r.once(ctx, c, "Reserve", req.RequestID, req, func(rec *Request) error {
+		named, err := r.checkReserve(c, req)
+		if err == nil {
+			res, existed, err = r.reserve(ctx, c, req, named, rec)
+		}
 		return err
 	})
 	if answered != nil {
@@ -51,30 +57,31 @@ func (r *Registry) Reserve(ctx context.Context, c Caller, req ReserveRequest) (r
 	return res, existed, err
 }
 
-// checkReserve refuses what makes no sense, and fills in what is left open.
-func (r *Registry) checkReserve(c Caller, req ReserveRequest) (ReserveRequest, error) {
+// checkReserve refuses what makes no sense or is denied. It returns the ports that each endpoint spec names, now: to ask the
+// service registry again could give others, which were not checked.
+func (r *Registry) checkReserve(c Caller, req ReserveRequest) ([]PortRange, error) {
 	if req.Name != "" {
 		if err := ValidateName(req.Name); err != nil {
-			return req, err
+			return nil, err
 		}
 	}
 	if err := checkLabels(req.Labels); err != nil {
-		return req, err
+		return nil, err
 	}
 	if req.Lease != "" && req.NewLease != nil {
-		return req, invalid("lease_id", "a reservation has one lease: give lease_id or new_lease")
+		return nil, invalid("lease_id", "a reservation has one lease: give lease_id or new_lease")
 	}
 	if l := req.NewLease; l != nil {
 		switch l.Kind {
 		case TTLLease:
-			return req, &UnsupportedError{"ttl lease", "this portd has leases by session only; open one and give its lease_id", "LEASE_KIND"}
+			return nil, &UnsupportedError{"ttl lease", "this portd has leases by session only; open one and give its lease_id", "LEASE_KIND"}
 		case ProcessLease:
-			return req, &UnsupportedError{"process lease", "this portd has leases by session only; open one and give its lease_id", "LEASE_KIND"}
+			return nil, &UnsupportedError{"process lease", "this portd has leases by session only; open one and give its lease_id", "LEASE_KIND"}
 		}
-		return req, invalid("new_lease", "a session is made by opening it; give its lease_id")
+		return nil, invalid("new_lease", "a session is made by opening it; give its lease_id")
 	}
 	if len(req.Spec.Endpoints) == 0 {
-		return req, invalid("spec.endpoints", "is empty; at least one is wanted")
+		return nil, invalid("spec.endpoints", "is empty; at least one is wanted")
 	}
 	n, ports := 0, 0
 	for _, s := range req.Spec.Endpoints {
@@ -83,21 +90,25 @@ func (r *Registry) checkReserve(c Caller, req ReserveRequest) (ReserveRequest, e
 		ports += each * max(int(s.Exact.Last)-int(s.Exact.First)+1, 1)
 	}
 	if ports > maxPorts {
-		return req, invalid("spec.endpoints", "have %d ports in all; allowed are %d in one reservation", ports, maxPorts)
+		return nil, invalid("spec.endpoints", "have %d ports in all; allowed are %d in one reservation", ports, maxPorts)
 	}
 	if n > maxEndpoints {
-		return req, invalid("spec.endpoints", "are %d, protocols times addresses; allowed are %d", n, maxEndpoints)
+		return nil, invalid("spec.endpoints", "are %d, protocols times addresses; allowed are %d", n, maxEndpoints)
 	}
 	if req.Spec.Mode == Recorded && req.Spec.Options != (BindOptions{}) {
-		return req, invalid("spec.bind_options", "are for held endpoints; a recorded one is bound by its program")
+		return nil, invalid("spec.bind_options", "are for held endpoints; a recorded one is bound by its program")
 	}
-	req.Spec.Endpoints = slices.Clone(req.Spec.Endpoints)
-	for i := range req.Spec.Endpoints {
-		if err := r.checkSpec(c, &req.Spec.Endpoints[i], req.Spec.Options); err != nil {
-			return req, err
+	named := make([]PortRange, len(req.Spec.Endpoints))
+	for i, s := range req.Spec.Endpoints {
+		var err error
+		if named[i], err = r.exact(s); err != nil {
+			return nil, err
+		}
+		if err := r.checkSpec(c, s, named[i], req.Spec.Options); err != nil {
+			return nil, err
 		}
 	}
-	return req, nil
+	return named, nil
 }
 
 func checkLabels(labels map[string]string) error {
@@ -117,17 +128,10 @@ func checkLabels(labels map[string]string) error {
 	return nil
 }
 
-// checkSpec refuses what makes no sense or is denied, and fills in the namespace.
-func (r *Registry) checkSpec(c Caller, s *EndpointSpec, opt BindOptions) error {
-	if err := checkNetns(c, &s.Netns); err != nil {
-		return err
-	}
+// checkSpec refuses what makes no sense or is denied. The ports that s names are to be tried, unless it leaves them open.
+func (r *Registry) checkSpec(c Caller, s EndpointSpec, try PortRange, opt BindOptions) error {
 	if len(s.Protos) == 0 {
 		return invalid("spec.endpoints.protocols", "is empty; at least one is wanted")
-	}
-	try, err := r.exact(*s)
-	if err != nil {
-		return err
 	}
 	if s.V6Only && (len(s.Addrs) != 1 || s.Addrs[0] != AnyAddr) {
 		return invalid("spec.endpoints.v6_only", "goes with the address :: and no other")
@@ -229,8 +233,8 @@ func ianaProtocol(p Protocol) (ianadb.Protocol, bool) {
 	return ianadb.ParseProtocol(p.String())
 }
 
-// reserve claims, binds and commits; rec is nil or the request's record.
-func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, rec *Request) (_ *Reservation, existed bool, err error) {
+// reserve claims, binds and commits; named are the ports that each endpoint spec names, rec is nil or the request's record.
+func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, named []PortRange, rec *Request) (_ *Reservation, existed bool, err error) {
 	res := &Reservation{
 		ID: newID("rsv_"), Name: req.Name, Labels: maps.Clone(req.Labels),
 		Owner: c.Principal(), Spec: req.Spec, Lease: req.Lease,
@@ -246,7 +250,7 @@ func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, re
 			r.undo(e, res)
 		}
 	}()
-	if err := r.takeExact(ctx, c, e, res); err != nil {
+	if err := r.takeExact(ctx, c, e, res, named); err != nil {
 		return nil, false, err
 	}
 	for _, s := range req.Spec.Endpoints {
@@ -321,17 +325,12 @@ func same(a, b Spec) bool {
 
 // takeExact claims and binds the endpoints whose ports the spec names, and adds them to res. They are claimed in one
 // step: whoever waits for others' claims has none of its own, so that nobody waits in a circle.
-func (r *Registry) takeExact(ctx context.Context, c Caller, e *entry, res *Reservation) error {
+func (r *Registry) takeExact(ctx context.Context, c Caller, e *entry, res *Reservation, named []PortRange) error {
 	var eps []Endpoint
-	for _, s := range res.Spec.Endpoints {
-		if s.Any != nil {
-			continue
+	for i, s := range res.Spec.Endpoints {
+		if s.Any == nil {
+			eps = append(eps, r.endpoints(s, named[i])...)
 		}
-		ports, err := r.exact(s)
-		if err != nil {
-			return err
-		}
-		eps = append(eps, r.endpoints(s, ports)...)
 	}
 	if err := r.claim(ctx, e, eps); err != nil {
 		return err
