@@ -11,17 +11,18 @@ import (
 
 	"github.com/portd/portd/client"
 	"github.com/portd/portd/internal/ianadb"
+	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/services"
 	pb "github.com/portd/portd/proto/portd/v1"
 )
 
 const freeHelp = `With --free it finds ports that IANA has assigned to nobody, that no service of this
 host's own has, and that nobody has reserved or bound here; for several protocols, or
---both (tcp and udp), those that are free for each of them. The largest ranges come
-first; with --all they are all there, in order; with --count N it is the first N ports
-in a row, from 1024 on unless PORTS says otherwise. With -q the bare ranges. Ports from
-which the kernel serves outgoing connections are marked as ephemeral: what is free there
-may not be for long. Without a portd the registry alone is asked.
+--both (tcp and udp), those that are free for each of them. It shows the 20 largest
+ranges, the largest first; with --all all of them, in order; with --count N the first N
+ports in a row, from 1024 on unless PORTS says otherwise. With -q the bare ranges. Ports
+from which the kernel serves outgoing connections are marked as ephemeral: what is free
+there may not be for long. Without a portd the registry alone is asked.
 
 It holds nothing: "portctl reserve tcp 8009" does. And unassigned is not permission:
 ports SHOULD NOT be used without or prior to IANA registration, as the registry says,
@@ -187,7 +188,7 @@ func protoWords(protos []pb.Protocol) (words []string) {
 	return words
 }
 
-// toRequest reads "tcp", "tcp,udp 8000-8999" and "tcp/8000-8999".
+// toRequest reads "tcp", "tcp,udp 8000-8999", "tcp/8000-8999" and "8000-8999/tcp".
 func (f freeFlags) toRequest(args []string) (*pb.ListFreePortsRequest, error) {
 	req := &pb.ListFreePortsRequest{Count: uint32(max(f.count, 0))}
 	var list []string
@@ -195,26 +196,29 @@ func (f freeFlags) toRequest(args []string) (*pb.ListFreePortsRequest, error) {
 		list = []string{"tcp", "udp"}
 	}
 	for _, a := range args {
-		protos, ports, _ := strings.Cut(a, "/")
+		protos, ports := registry.SplitProtocol(a)
+		if isProtocols(a) {
+			protos, ports = a, ""
+		}
 		switch {
-		case isProtocols(protos) && len(list) == 0:
-			list = strings.Split(protos, ",")
-		case isProtocols(protos):
+		case protos == "":
+		case len(list) > 0:
 			return nil, usagef("%q: the protocols are said already; write them together, as in tcp,udp", a)
 		default:
-			ports = a
+			list = strings.Split(protos, ",")
 		}
-		if ports == "" {
-			continue
-		}
-		within, err := parseRange(ports)
 		switch {
-		case err != nil || ports[0] < '0' || ports[0] > '9':
+		case ports == "" && protos != "":
+			continue
+		case ports == "" || ports[0] < '0' || ports[0] > '9':
 			return nil, usagef("%q is neither a protocol nor ports like 8000-8999", a)
 		case req.Within != nil:
 			return nil, usagef("%q is a second range; one is wanted", a)
 		}
-		req.Within = within
+		var err error
+		if req.Within, err = parseRange(ports); err != nil {
+			return nil, err
+		}
 	}
 	if len(list) == 0 {
 		return nil, usagef("--free: for which protocol? Say tcp, udp, or --both")
