@@ -10,6 +10,7 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/portd/portd/internal/ianadb"
@@ -28,10 +29,10 @@ type fetched struct {
 	lastModified, etag string
 }
 
-// date is the day of the file's last change, empty where the server says none.
+// date is the day of the file's last change, empty where the server says none, or one that is to come.
 func (f *fetched) date() string {
 	at, err := http.ParseTime(f.lastModified)
-	if err != nil {
+	if err != nil || time.Until(at) > 0 {
 		return ""
 	}
 	return at.UTC().Format(time.DateOnly)
@@ -50,13 +51,31 @@ func checkURL(text string) (string, error) {
 	case u.Scheme == "http":
 		u.Scheme = "https"
 		return "", try(usagef("--url %s: what comes over http anybody on the way could have changed; only https is fetched", text), "portctl import --url "+u.String())
-	case u.Scheme != "https" || u.Host == "":
+	case u.Scheme != "https" || u.Hostname() == "":
 		return "", try(usagef("--url %q is no https URL", text), "portctl import --url "+ianaXML)
 	case u.User != nil:
 		return "", usagef("--url: a password does not belong in there: the URL is kept, and shown to everybody by portctl status")
 	}
 	u.Fragment = ""
+	if !isPlain(u.String()) {
+		return "", usagef("--url %q: in a URL, what is not ASCII is written as %%XX (RFC 3986)", text)
+	}
 	return u.String(), nil
+}
+
+// isPlain says whether s can go wherever it likes: into a header, a message, a terminal.
+func isPlain(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
+}
+
+const maxValidator = 256 // bytes; those of servers have some dozens
+
+// validator is what a server said of a file by which it can be asked for changes. One that portd could not keep is none.
+func validator(h http.Header, name string) string {
+	if v := h.Get(name); len(v) <= maxValidator && isPlain(v) {
+		return v
+	}
+	return ""
 }
 
 // fetch gets all of a file before any of it is used. Its error is errNotModified where the server has nothing newer.
@@ -107,7 +126,7 @@ func (c *ctl) fetch(ctx context.Context, ask fetch) (*fetched, error) {
 	case len(body) > ianadb.MaxFile:
 		return nil, ask.hint("the server sends more than %d MiB, which no registry has", ianadb.MaxFile>>20)
 	}
-	return &fetched{bytes.NewReader(body), resp.Header.Get("Last-Modified"), resp.Header.Get("ETag")}, nil
+	return &fetched{bytes.NewReader(body), validator(resp.Header, "Last-Modified"), validator(resp.Header, "ETag")}, nil
 }
 
 func onlyHTTPS(req *http.Request, via []*http.Request) error {

@@ -1,6 +1,10 @@
 package main
 
-import "testing"
+import (
+	"net/http"
+	"testing"
+	"time"
+)
 
 func TestQuote(t *testing.T) {
 	t.Parallel()
@@ -29,17 +33,35 @@ func TestThousands(t *testing.T) {
 func TestCheckURL(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
-		ianaCSV:                     ianaCSV,
-		"https://example.org/a?b#c": "https://example.org/a?b",
-		"http://example.org/a":      "",
-		"https:///a":                "",
-		"example.org":               "",
-		"https://me:it@example.org": "",
-		"https://exa mple.org":      "",
+		ianaCSV:                       ianaCSV,
+		"https://example.org/a?b#c":   "https://example.org/a?b",
+		"http://example.org/a":        "",
+		"https:///a":                  "",
+		"https://:443/a":              "",
+		"https://example.org/?\xff":   "",
+		"https://example.org/?\u202e": "",
+		"example.org":                 "",
+		"https://me:it@example.org":   "",
+		"https://exa mple.org":        "",
 	} {
 		got, err := checkURL(in)
 		if got != want || (err == nil) != (want != "") || err != nil && exitCode(err) != exitUsage {
 			t.Errorf("checkURL(%q) is %q, %v, want %q", in, got, err, want)
+		}
+	}
+}
+
+// A server whose clock is wrong gives a file no date that portd would refuse.
+func TestFetchedDate(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"":                              "",
+		"yesterday":                     "",
+		"Tue, 18 Aug 2026 04:05:06 GMT": "2026-08-18",
+		time.Now().Add(48 * time.Hour).UTC().Format(http.TimeFormat): "",
+	} {
+		if got := (&fetched{lastModified: in}).date(); got != want {
+			t.Errorf("%q is of %q, want %q", in, got, want)
 		}
 	}
 }

@@ -34,6 +34,12 @@ func webMain() {
 		w.Header().Set("ETag", `"first"`)
 		http.ServeContent(w, r, r.URL.Path, day, f)
 	})
+	mux.HandleFunc("/odd", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("ETag", "\"\xff\u202e\"")
+		w.Header().Set("Last-Modified", strings.Repeat("x", 1000))
+		file, _ := os.ReadFile(dir + "/registry.csv")
+		_, _ = w.Write(file)
+	})
 	mux.HandleFunc("/moved", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/registry.csv", http.StatusFound) })
 	mux.HandleFunc("/loop", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/loop", http.StatusFound) })
 	mux.HandleFunc("/plain", func(w http.ResponseWriter, r *http.Request) {
