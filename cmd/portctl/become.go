@@ -29,6 +29,10 @@ type becoming struct {
 func (c *ctl) programCommand() *cobra.Command {
 	var b becoming
 	cmd := &cobra.Command{Use: programName + " -- PATH ARGV…", Hidden: true, Args: cobra.MinimumNArgs(2)}
+	cmd.PersistentPreRunE = func(*cobra.Command, []string) error { // the words are run's, which has checked them
+		c.understood = true
+		return nil
+	}
 	flags := cmd.Flags()
 	flags.StringVar(&b.handoff, "handoff", "", "")
 	flags.StringArrayVar(&b.wishes, "wish", nil, "")

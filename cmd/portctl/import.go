@@ -56,12 +56,16 @@ func (c *ctl) importCommand() *cobra.Command {
   portctl import service-names-port-numbers.csv.gz --date 2026-08-17
   ssh build cat registry.csv | portctl import -
   portctl import --undo`,
-		Args: wants(0, 1, ""),
+		Args:        wants(0, 1, ""),
+		Annotations: map[string]string{anyBytes: "FILE"},
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		file := ""
 		if len(args) > 0 {
 			file = args[0]
+		}
+		if f.url == "" && cmd.Flags().Changed("timeout") {
+			return usagef("--timeout goes with --url")
 		}
 		if err := f.check(file, len(args)); err != nil {
 			return err

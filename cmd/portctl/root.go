@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"context"
 	"io"
+	"unicode/utf8"
 
 	"github.com/portd/portd/client"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // A ctl is one run of portctl: where it reads and writes, and what the flags of all commands say.
@@ -58,7 +60,7 @@ func (c *ctl) root() *cobra.Command {
 		// One line is enough; run has the suggestion as the next step.
 		DisableSuggestions:         true,
 		SuggestionsMinimumDistance: 2,
-		PersistentPreRunE:          func(*cobra.Command, []string) error { return c.settle() },
+		PersistentPreRunE:          c.settle,
 	}
 	flags := root.PersistentFlags()
 	flags.StringVar(&c.socket, "socket", "", "control socket of the portd to ask")
@@ -80,13 +82,29 @@ func (c *ctl) root() *cobra.Command {
 }
 
 // settle checks what cobra does not.
-func (c *ctl) settle() error {
+func (c *ctl) settle(cmd *cobra.Command, args []string) error {
 	if c.output != "text" && c.output != "json" {
 		return usageError("-o " + c.output + ": text and json are known")
 	}
-	c.understood = true
-	return nil
+	if cmd.Annotations[anyBytes] == "" {
+		for _, a := range args {
+			if !utf8.ValidString(a) {
+				return usagef("%q is not UTF-8", a)
+			}
+		}
+	}
+	var err error
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if f.Name != "socket" && !utf8.ValidString(f.Value.String()) {
+			err = usagef("--%s %q is not UTF-8", f.Name, f.Value)
+		}
+	})
+	c.understood = err == nil
+	return err
 }
+
+// anyBytes marks a command whose arguments name files or are a program's; those of the others are strings of the API.
+const anyBytes = "any bytes"
 
 func (c *ctl) json() bool { return c.output == "json" }
 

@@ -39,9 +39,10 @@ type runFlags struct {
 func (c *ctl) runCommand() *cobra.Command {
 	var f runFlags
 	cmd := &cobra.Command{
-		Use:   "run ENDPOINT|RESERVATION… -- PROGRAM [ARGUMENT…]",
-		Short: "Run a program with the socket of a port",
-		Long:  runHelp,
+		Use:         "run ENDPOINT|RESERVATION… -- PROGRAM [ARGUMENT…]",
+		Short:       "Run a program with the socket of a port",
+		Annotations: map[string]string{anyBytes: "PROGRAM"},
+		Long:        runHelp,
 		Example: `  portctl run tcp/8080 -- ./server
   portctl run --keep --name dns tcp/127.0.0.1:53 udp/127.0.0.1:53 -- ./resolver
   portctl run web -- ./server --verbose

@@ -45,7 +45,12 @@ func (c *ctl) servicesCommand() *cobra.Command {
   portctl services --host`,
 		Args:              wants(0, 0, ""),
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE:              func(cmd *cobra.Command, _ []string) error { return c.services(cmd.Context(), f) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if c.json() && f.format != "json" && cmd.Flags().Changed("format") {
+				return usagef("-o json and --format %s: it is one or the other", f.format)
+			}
+			return c.services(cmd.Context(), f)
+		},
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.format, "format", "services", "services, csv or json")
@@ -69,11 +74,8 @@ func (c *ctl) services(ctx context.Context, f servicesFlags) error {
 			return usagef("--protocol %s: known are tcp, udp, sctp and dccp", f.protocol)
 		}
 	}
-	switch {
-	case !slices.Contains(serviceFormats, f.format):
+	if !slices.Contains(serviceFormats, f.format) {
 		return usagef("--format %s: known are %s", f.format, strings.Join(serviceFormats, ", "))
-	case c.json() && f.format == "csv":
-		return usagef("-o json and --format csv exclude each other")
 	}
 	s := c.openSource(ctx)
 	defer s.close()
