@@ -67,15 +67,18 @@ func fromOwn(all []*registry.OwnService) (out []*pb.ServiceEntry) {
 	return out
 }
 
-// toSelector refuses ports that are none: they would select all of the name.
+// toSelector refuses ports that are none, for they would select all of the name, and names that are none, for errors repeat them.
 func toSelector(req interface {
 	GetName() string
 	GetProtocol() pb.Protocol
 	GetPorts() *pb.PortRange
 },
 ) (sel registry.ServiceSelector, err error) {
-	if sel.Name = req.GetName(); sel.Name == "" {
+	switch sel.Name = req.GetName(); {
+	case sel.Name == "":
 		return sel, invalid("name", "is empty; it says which of the host's own entries are meant")
+	case ianadb.CheckName(sel.Name) != nil: // which no entry of the host's own has
+		return sel, invalid("name", "%v", ianadb.CheckName(sel.Name))
 	}
 	if sel.Protocol, err = services.ToProtocol("protocol", req.GetProtocol()); err != nil || req.GetPorts() == nil {
 		return sel, err

@@ -248,6 +248,40 @@ func TestNearNames(t *testing.T) {
 	}
 }
 
+// An error is small, whatever the question was: it goes in headers, of which many clients take 8 kB.
+func TestErrorsAreSmall(t *testing.T) {
+	services := pb.NewServiceRegistryServiceClient(start(t, nil).grpc(t))
+	long := strings.Repeat("\x1b[2J", 10_000)
+	ask := func(req *pb.LookupServicesRequest) error { return second(services.LookupServices(t.Context(), req)) }
+	for what, err := range map[string]error{
+		"look up a name": ask(&pb.LookupServicesRequest{Query: &pb.LookupServicesRequest_Name{Name: long}}),
+		"look up a letter": ask(&pb.LookupServicesRequest{
+			Query: &pb.LookupServicesRequest_Name{Name: strings.Repeat("x", 1000)}, Protocol: pb.Protocol_PROTOCOL_TCP,
+		}),
+		"search":      second(services.SearchServices(t.Context(), &pb.SearchServicesRequest{Query: long})),
+		"page":        second(services.ListServices(t.Context(), &pb.ListServicesRequest{PageToken: long})),
+		"remove":      second(services.RemoveServices(t.Context(), &pb.RemoveServicesRequest{Name: long})),
+		"remove name": second(services.RemoveServices(t.Context(), &pb.RemoveServicesRequest{Name: "\x1b[2J"})),
+		"edit": second(services.EditServices(t.Context(), &pb.EditServicesRequest{
+			Name: "myapp", UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{long}},
+		})),
+		"add": second(services.AddServices(t.Context(), &pb.AddServicesRequest{Services: []*pb.ServiceEntry{{Name: long}}})),
+		"alias": second(services.AddServices(t.Context(), &pb.AddServicesRequest{Services: []*pb.ServiceEntry{
+			{Name: "x", Protocol: pb.Protocol_PROTOCOL_TCP, AliasOf: long},
+		}})),
+		"code": second(services.AddServices(t.Context(), &pb.AddServicesRequest{Services: []*pb.ServiceEntry{
+			{Name: "x", Protocol: pb.Protocol_PROTOCOL_DCCP, Ports: &pb.PortRange{First: 29}, ServiceCode: strings.Repeat("9", 4000)},
+		}})),
+		"clash": second(services.AddServices(t.Context(), &pb.AddServicesRequest{Services: []*pb.ServiceEntry{
+			{Name: "x", Protocol: pb.Protocol_PROTOCOL_TCP, Ports: &pb.PortRange{First: 1, Last: 65535}},
+		}})),
+	} {
+		if size := proto.Size(status.Convert(err).Proto()); err == nil || size > 2048 || strings.Contains(err.Error(), "\x1b") {
+			t.Errorf("%s: %d bytes: %.200q", what, size, err)
+		}
+	}
+}
+
 // What was asked for before is answered as if it had not been, after a change too, and whoever asks meanwhile.
 func TestHotAnswers(t *testing.T) {
 	h := start(t, nil)

@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 
@@ -99,7 +100,7 @@ func explain(err error, reason string, me registry.Principal) []protoadapt.Messa
 		info.Reason = "SERVICE_CLASH"
 		info.Metadata["service"], info.Metadata["clashes"] = clash.Entry, strings.Join(clash.Clashes, "\n")
 	case errors.As(err, &noService):
-		info.Metadata["name"] = noService.Name
+		info.Metadata["name"] = fmt.Sprintf("%.80s", noService.Name) // details go in a header, of which many clients take 8 kB
 		if len(noService.Near) > 0 {
 			info.Metadata["near"] = strings.Join(noService.Near, ",")
 		}

@@ -65,7 +65,7 @@ func ToEntry(field string, e *pb.ServiceEntry) (ianadb.Entry, error) {
 		ServiceCode: e.GetServiceCode(), UnauthorizedUse: e.GetUnauthorizedUse(), Notes: e.GetNotes(),
 	}
 	if alias := e.GetAliasOf(); alias != "" && alias != out.AliasOf() {
-		return ianadb.Entry{}, invalid(field+".alias_of", "follows from the notes: write there: This entry is an alias to %q.", alias)
+		return ianadb.Entry{}, invalid(field+".alias_of", "follows from the notes: write there: This entry is an alias to %.80q.", alias)
 	}
 	if e.GetPorts() == nil {
 		return out, nil
