@@ -74,7 +74,10 @@ func (r *Registry) ImportServices(ctx context.Context, c Caller, in io.Reader, o
 	defer unlock()
 	before := r.Services()
 	same := before.Current.SHA256 == e.SHA256
-	if same && (e.Date == "" || e.Date == before.Current.Date) {
+	if same && e.Date == "" {
+		e.Date = before.Current.Date
+	}
+	if same && e.Date == before.Current.Date && before.Unreadable == nil {
 		return r.seenAgain(c, before, e, opt.DryRun)
 	}
 	if !opt.Force && !same {
@@ -87,11 +90,7 @@ func (r *Registry) ImportServices(ctx context.Context, c Caller, in io.Reader, o
 		return nil, invalid("data", "%v", err)
 	}
 	e.Blob = string(blob)
-	previous := before.Current.in(PreviousSlot)
-	if same { // only its date is new
-		previous = before.Previous
-	}
-	return r.replace(c, before, e, previous, opt.DryRun)
+	return r.replace(c, before, e, opt.DryRun)
 }
 
 // UndoImport brings back the previous edition, or the one that portd was built with; what answered until then is the
@@ -108,7 +107,7 @@ func (r *Registry) UndoImport(ctx context.Context, c Caller, opt UndoOptions) (*
 	before := r.Services()
 	target := before.Previous
 	switch {
-	case opt.Embedded && before.Current.Blob == before.Embedded.Blob:
+	case opt.Embedded && before.asBuilt():
 		return &ServiceImport{Before: before, After: before, DryRun: opt.DryRun, Unchanged: true}, nil
 	case opt.Embedded:
 		target = before.Embedded
@@ -120,7 +119,14 @@ func (r *Registry) UndoImport(ctx context.Context, c Caller, opt UndoOptions) (*
 		// Wanted by somebody now, so that the next start does not replace it again.
 		target.By, target.Time = c.Principal(), time.Now().UTC()
 	}
-	return r.replace(c, before, target, before.Current.in(PreviousSlot), opt.DryRun)
+	return r.replace(c, before, target, opt.DryRun)
+}
+
+// asBuilt says whether the edition that answers is there for no other reason than that portd was built with it, so that the
+// next portd's takes its place.
+func (s *Services) asBuilt() bool {
+	e := s.Current
+	return e.Origin == Embedded && e.By == "" && e.SHA256 == s.Embedded.SHA256 && s.Unreadable == nil
 }
 
 // lockServices waits until nobody else changes the services.
@@ -133,14 +139,18 @@ func (r *Registry) lockServices(ctx context.Context) (unlock func(), err error) 
 	}
 }
 
-// replace makes e the edition that answers. The caller has the lock.
-func (r *Registry) replace(c Caller, before *Services, e, previous *Edition, dry bool) (*ServiceImport, error) {
+// replace makes e the edition that answers, and what answered the previous one unless it says the same. The caller has the
+// lock.
+func (r *Registry) replace(c Caller, before *Services, e *Edition, dry bool) (*ServiceImport, error) {
 	db, err := r.open(e)
 	if err != nil {
 		return nil, failed(ErrUnsupported, "the service registry of %s cannot be read by this portd: %v; import it again", e.describe(), err)
 	}
 	after := *before
-	after.IANA, after.Current, after.Previous = db, e, previous
+	after.IANA, after.Current, after.Unreadable = db, e, nil
+	if e.SHA256 != before.Current.SHA256 {
+		after.Previous = before.Current.in(PreviousSlot)
+	}
 	out := &ServiceImport{Before: before, After: &after, DryRun: dry}
 	var prepared sync.WaitGroup
 	if !dry {
@@ -151,8 +161,8 @@ func (r *Registry) replace(c Caller, before *Services, e, previous *Edition, dry
 		return out, nil
 	}
 	cm := &commit{by: c.Principal(), put: []Record{e}}
-	if previous != before.Previous {
-		cm.put = append(cm.put, previous)
+	if after.Previous != before.Previous {
+		cm.put = append(cm.put, after.Previous)
 	}
 	reason := countChanges(out.Changes)
 	cm.events = []Event{{Type: EventRegistryReplaced, Edition: e.facts(), Caller: cm.by, Reason: reason}}

@@ -53,7 +53,7 @@ func (r *Registry) seed(st *State, c *commit) {
 }
 
 // Stored is the service registry that a portd built with db would answer from, given what its store has: for a program that
-// has no portd to ask. An edition that cannot be read, or that a portd built with db would replace, is not used.
+// has no portd to ask. An edition that a portd built with db would replace is not used.
 func Stored(db *ianadb.DB, current *Edition, own []*OwnService) (*Services, error) {
 	next := *embedded(db)
 	if !next.Embedded.follows(current) {
@@ -67,6 +67,7 @@ func (s *Services) answerFrom(e *Edition) error {
 	if e.Blob != s.Embedded.Blob {
 		db, err := ianadb.Open(e.Blob)
 		if err != nil {
+			s.Unreadable = e.facts()
 			return err
 		}
 		s.IANA = db

@@ -3,10 +3,11 @@ package registry_test
 import (
 	"context"
 	"errors"
-	"slices"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/portd/portd/internal/ianadb"
 	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/registry/boltstore"
 )
@@ -54,38 +55,106 @@ func TestNewerPortd(t *testing.T) {
 	d.want(t, registry.Imported, "2026-03-01", "2026-01-01")
 }
 
-// An edition in the store that this portd cannot read stays there; portd starts and answers from its own.
+// An edition in the store that this portd cannot read stays there, and portd starts and answers from its own; until somebody
+// replaces it, be it by the very file that portd was built with.
 func TestUnreadableEdition(t *testing.T) {
+	t.Parallel()
+	built := parsed(t, "2026-01-01", small())
+	for name, tt := range map[string]struct {
+		replace func(*desk) (*registry.ServiceImport, error)
+		origin  registry.Origin
+	}{
+		"by the built-in one": {func(d *desk) (*registry.ServiceImport, error) {
+			return d.UndoImport(t.Context(), root, registry.UndoOptions{Embedded: true})
+		}, registry.Embedded},
+		"by the file of the built-in one": {func(d *desk) (*registry.ServiceImport, error) {
+			return d.ImportServices(t.Context(), root, file(t, small()), registry.ImportOptions{})
+		}, registry.Imported},
+	} {
+		d := &desk{path: filepath.Join(t.TempDir(), "portd.db")}
+		d.restart(t, built)
+		d.mustImport(t, later(), registry.ImportOptions{Date: "2026-06-01"})
+		strange := d.spoil(t)
+		d.restart(t, built)
+		d.want(t, registry.Embedded, "2026-01-01", "2026-01-01")
+		if _, _, err := d.AddServices(t.Context(), root, []ianadb.Entry{own("myapp", 8123, ianadb.TCP, "")}, false); err != nil {
+			t.Fatal(err)
+		}
+		d.stop()
+		if got := d.stored(t); *got != *strange {
+			t.Errorf("the store has %+v, want it left alone", got)
+		}
+		d.restart(t, built)
+		done, err := tt.replace(d)
+		if err != nil || done.Unchanged {
+			t.Fatalf("%s: %+v, %v", name, done, err)
+		}
+		d.restart(t, built)
+		d.want(t, tt.origin, "2026-01-01", "2026-01-01")
+		if left := d.Services().Unreadable; left != nil {
+			t.Errorf("%s: the store still has %+v", name, left)
+		}
+	}
+}
+
+// Who goes back to the built-in edition gets the newer portd's with a newer portd, also from an imported one that says the same.
+func TestBackToTheBuiltIn(t *testing.T) {
 	t.Parallel()
 	d := newDesk(t)
 	d.mustImport(t, later(), registry.ImportOptions{Date: "2026-06-01"})
+	d.restart(t, parsed(t, "2026-06-01", later()))
+	d.want(t, registry.Imported, "2026-06-01", "2026-01-01")
+	for range 2 { // the second time there is nothing to do
+		if _, err := d.UndoImport(t.Context(), root, registry.UndoOptions{Embedded: true}); err != nil {
+			t.Fatal(err)
+		}
+		d.want(t, registry.Embedded, "2026-06-01", "2026-01-01")
+	}
+	d.restart(t, edition(t, "2026-09-01", small()[:9]))
+	d.want(t, registry.Embedded, "2026-09-01", "2026-06-01")
+}
+
+// parsed is an edition as it is compiled from a file.
+func parsed(t *testing.T, date string, entries []ianadb.Entry) *ianadb.DB {
+	t.Helper()
+	f, err := ianadb.Parse(file(t, entries))
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := ianadb.New(f.Entries, ianadb.Source{Date: date, SHA256: f.SHA256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return db
+}
+
+// spoil stops portd and makes the edition in its store one of a format that it cannot read.
+func (d *desk) spoil(t *testing.T) *registry.Edition {
+	t.Helper()
 	d.stop()
+	strange := *d.stored(t)
+	strange.Blob = "of another format"
 	store, err := boltstore.Open(d.path, boltstore.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer store.Close()
 	st, err := store.Load(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	strange := *st.Editions[slices.IndexFunc(st.Editions, func(e *registry.Edition) bool { return e.Slot == registry.CurrentSlot })]
-	strange.Blob = "of another format"
 	if err := store.Commit(t.Context(), st.Revision, []registry.Change{{Revision: st.Revision + 1, Put: []registry.Record{&strange}}}); err != nil {
 		t.Fatal(err)
 	}
-	if err := store.Close(); err != nil {
+	return &strange
+}
+
+// stored is the edition in the store of a portd that has stopped.
+func (d *desk) stored(t *testing.T) *registry.Edition {
+	t.Helper()
+	current, _, err := boltstore.ReadServices(t.Context(), d.path)
+	if err != nil {
 		t.Fatal(err)
 	}
-	db := edition(t, "2026-01-01", small())
-	d.restart(t, db)
-	d.want(t, registry.Embedded, "2026-01-01", "2026-01-01")
-	d.restart(t, db)
-	d.stop()
-	if store, err = boltstore.Open(d.path, boltstore.Options{}); err != nil {
-		t.Fatal(err)
-	}
-	defer store.Close()
-	if st, err = store.Load(t.Context()); err != nil || !slices.ContainsFunc(st.Editions, func(e *registry.Edition) bool { return *e == strange }) {
-		t.Errorf("the store has %+v, %v", st.Editions, err)
-	}
+	return current
 }

@@ -13,10 +13,12 @@ import (
 // Services is the service registry at one moment: IANA's, with the host's own entries over it. It never changes.
 type Services struct {
 	ianadb.Directory
-	Current  *Edition      // the edition of IANA's registry that answers
-	Previous *Edition      // the one that UndoImport brings back; nil: none
-	Embedded *Edition      // the one that portd was built with
-	Own      []*OwnService // sorted by name, protocol and port
+	Current  *Edition // the edition of IANA's registry that answers
+	Previous *Edition // the one that UndoImport brings back; nil: none
+	Embedded *Edition // the one that portd was built with
+	// Unreadable is what the store has in place of Current, which is Embedded then, and this portd cannot read; nil: nothing.
+	Unreadable *Edition
+	Own        []*OwnService // sorted by name, protocol and port
 }
 
 // Origin says how an edition got here.
