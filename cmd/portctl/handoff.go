@@ -141,14 +141,3 @@ func (c *ctl) handoffCommand(name, short, long string, list func(*cobra.Command,
 		},
 	}
 }
-
-// pages asks for one page after the other; ask returns the token of the next.
-func pages(ask func(token string) (next string, err error)) error {
-	for token := ""; ; {
-		next, err := ask(token)
-		if err != nil || next == "" {
-			return err
-		}
-		token = next
-	}
-}

@@ -144,7 +144,7 @@ func count(n int, what string) string {
 	case 1:
 		return "1 " + what
 	}
-	return fmt.Sprintf("%d %ss", n, what)
+	return thousands(uint32(n)) + " " + what + "s"
 }
 
 func nameOrID(res *pb.Reservation) string {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -61,49 +62,58 @@ func (c *ctl) searchCommand() *cobra.Command {
 	return cmd
 }
 
-// mostOnPage is how many matches portd gives at once.
-const mostOnPage = 1000
-
 func (c *ctl) search(ctx context.Context, req *pb.SearchServicesRequest, f searchFlags) error {
 	if err := ianadb.CheckSearch(req.GetQuery()); err != nil {
 		return usageError(err.Error())
 	}
 	source := c.openSource(ctx)
 	defer source.close()
-	var found []*pb.ServiceMatch
-	total, missing := 0, 0
-	for {
-		req.PageSize = mostOnPage
-		if !f.all {
-			req.PageSize = int32(min(f.limit-len(found), mostOnPage))
-		}
-		page, err := source.search(ctx, req)
-		if err != nil {
-			return err
-		}
-		found = append(found, page.GetMatches()...)
-		total, missing = int(page.GetTotal()), int(page.GetMissingWords())
-		if req.PageToken = page.GetNextPageToken(); req.PageToken == "" || !f.all && len(found) >= f.limit {
-			break
-		}
+	most := f.limit
+	if f.all {
+		most = math.MaxInt
 	}
-	if len(found) == 0 {
+	found, err := searchPages(req, most, func(req *pb.SearchServicesRequest) (*pb.SearchServicesResponse, error) {
+		return source.search(ctx, req)
+	})
+	switch {
+	case err != nil:
+		return err
+	case len(found.GetMatches()) == 0:
 		return c.foundNothing(ctx, source, req)
 	}
 	words := strings.Fields(req.GetQuery())
-	if missing > 0 {
+	if missing := int(found.GetMissingWords()); missing > 0 {
 		c.say("no service has all of %q; these lack %s", strings.Join(words, " "), count(missing, "word"))
 	}
-	if err := c.printMatches(found, words); err != nil {
+	if err := c.printMatches(found.GetMatches(), words); err != nil {
 		return err
 	}
-	if len(found) < total {
+	if n := len(found.GetMatches()); n < int(found.GetTotal()) {
 		if err := c.out.Flush(); err != nil { // what is said of the matches stands after them
 			return err
 		}
-		c.say("%d of %d; --all shows the rest", len(found), total)
+		c.say("%d of %d; --all shows the rest", n, found.GetTotal())
 	}
 	return nil
+}
+
+// searchPages is at most so many matches as one answer.
+func searchPages(req *pb.SearchServicesRequest, most int, page func(*pb.SearchServicesRequest) (*pb.SearchServicesResponse, error)) (*pb.SearchServicesResponse, error) {
+	var all *pb.SearchServicesResponse
+	err := pagesOfOne(func() { all = &pb.SearchServicesResponse{} }, func(token string) (string, error) {
+		req.PageToken, req.PageSize = token, int32(min(most-len(all.GetMatches()), mostOnPage))
+		p, err := page(req)
+		if err != nil {
+			return "", err
+		}
+		all.Matches = append(all.Matches, p.GetMatches()...)
+		all.Total, all.MissingWords = p.GetTotal(), p.GetMissingWords()
+		if len(all.GetMatches()) == most {
+			return "", nil
+		}
+		return p.GetNextPageToken(), nil
+	})
+	return all, err
 }
 
 func (c *ctl) printMatches(found []*pb.ServiceMatch, words []string) error {

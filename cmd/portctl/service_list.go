@@ -1,13 +1,8 @@
 package main
 
 import (
-	"cmp"
 	"context"
-	"errors"
-	"fmt"
 
-	"github.com/portd/portd/client"
-	"github.com/portd/portd/internal/registry"
 	pb "github.com/portd/portd/proto/portd/v1"
 	"github.com/spf13/cobra"
 )
@@ -49,34 +44,19 @@ func (c *ctl) listOwn(ctx context.Context) error {
 	return t.flush()
 }
 
-// mostStarts bounds how often a list begins anew because the registry changed while it was read.
-const mostStarts = 5
-
-// allServices is all pages of one registry as one answer. A page token ends with the registry that it is of; the list
-// begins anew then, rather than to mix two.
+// allServices is all pages of one registry as one answer.
 func allServices(req *pb.ListServicesRequest, page func(*pb.ListServicesRequest) (*pb.ListServicesResponse, error)) (*pb.ListServicesResponse, error) {
-	req.PageSize = 1000
-	for start := 1; ; start++ {
-		all, refused := &pb.ListServicesResponse{}, false
-		req.PageToken = ""
-		err := pages(func(token string) (string, error) {
-			req.PageToken = token
-			p, err := page(req)
-			if err != nil {
-				refused = token != "" && (errors.Is(err, client.ErrInvalid) || errors.Is(err, registry.ErrInvalid))
-				return "", err
-			}
-			all.Services = append(all.Services, p.GetServices()...)
-			all.RegistryDate, all.RegistryDigest = cmp.Or(p.GetRegistryDate(), all.RegistryDate), p.GetRegistryDigest()
-			return p.GetNextPageToken(), nil
-		})
-		switch {
-		case err == nil:
-			return all, nil
-		case !refused:
-			return nil, err
-		case start == mostStarts:
-			return nil, try(fmt.Errorf("the service registry changed %d times while it was read: %w", start, err), "portctl watch")
+	req.PageSize = mostOnPage
+	var all *pb.ListServicesResponse
+	err := pagesOfOne(func() { all = &pb.ListServicesResponse{} }, func(token string) (string, error) {
+		req.PageToken = token
+		p, err := page(req)
+		if err != nil {
+			return "", err
 		}
-	}
+		all.Services = append(all.Services, p.GetServices()...)
+		all.RegistryDate, all.RegistryDigest = p.GetRegistryDate(), p.GetRegistryDigest()
+		return p.GetNextPageToken(), nil
+	})
+	return all, err
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"testing"
 
@@ -89,8 +90,19 @@ func TestAllServicesBeginsAnew(t *testing.T) {
 		}
 		return services.List(before, req)
 	})
-	if !errors.Is(err, client.ErrInvalid) || asked != 2*mostStarts {
+	if exitCode(err) != exitFailed || asked != 2*mostStarts {
 		t.Errorf("after %d pages: %v", asked, err)
+	}
+	// So does a search, which a word in every service makes long.
+	now, asked = before, 0
+	found, err := searchPages(&pb.SearchServicesRequest{Query: "e"}, math.MaxInt, func(req *pb.SearchServicesRequest) (*pb.SearchServicesResponse, error) {
+		if asked++; asked == 3 {
+			now = &after
+		}
+		return services.Search(now, req)
+	})
+	if err != nil || len(found.GetMatches()) != int(found.GetTotal()) || asked != 2+1+int(found.GetTotal())/mostOnPage+1 {
+		t.Errorf("after %d pages: %d matches of %d (%v)", asked, len(found.GetMatches()), found.GetTotal(), err)
 	}
 	asked = 0
 	_, err = allServices(&pb.ListServicesRequest{}, func(*pb.ListServicesRequest) (*pb.ListServicesResponse, error) {

@@ -156,8 +156,8 @@ func (c *ctl) sayReport(r *etcservices.Report) {
 		c.say("%s", n)
 	}
 	own, iana := r.Own, r.IANA
-	text := fmt.Sprintf("%s of %s records written, in %s lines", thousands(uint32(own.Written+iana.Written)),
-		thousands(uint32(own.Records()+iana.Records())), thousands(uint32(own.Lines+iana.Lines)))
+	written, records := own.Written+iana.Written, own.Records()+iana.Records()
+	text := fmt.Sprintf("%s of %s written, in %s", thousands(uint32(written)), count(records, "record"), count(own.Lines+iana.Lines, "line"))
 	var out []string
 	for _, n := range []struct {
 		n    int
