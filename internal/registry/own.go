@@ -14,8 +14,9 @@ import (
 
 // Limits of the host's own entries.
 const (
-	maxOwn     = 4096 // entries
-	maxOwnText = 4096 // bytes in all cells of one
+	maxOwn     = 4096    // entries
+	maxOwnText = 4096    // bytes in all cells of one
+	maxAllText = 1 << 20 // and of all together: one edit may change them all, and is one answer of watch
 )
 
 // A ServiceSelector names entries of the host's own.
@@ -146,6 +147,9 @@ func (r *Registry) commitOwn(ch *ownChange) error {
 	if len(ch.cm.events) == 0 {
 		return nil
 	}
+	if now, before := textOf(ch.own), textOf(ch.services.Own); now > max(maxAllText, before) {
+		return failed(ErrExhausted, "the host's own entries would have %d bytes of text in all; allowed are %d: remove some, or say less", now, maxAllText)
+	}
 	// An entry may be where another one has left.
 	ch.cm.del = slices.DeleteFunc(ch.cm.del, func(k Key) bool { return ch.keys[k] != nil })
 	next, err := ch.services.withOwn(ch.own)
@@ -262,7 +266,6 @@ func checkEntry(e *ianadb.Entry) error {
 		return invalid("services.ports", "of %s: %d-%d runs backwards", e.Name, e.First, e.Last)
 	}
 	e.Port = portsText(e.First, e.Last)
-	size := 0
 	for _, cell := range []struct{ field, text string }{
 		{"description", e.Description},
 		{"assignee", e.Assignee},
@@ -276,9 +279,8 @@ func checkEntry(e *ianadb.Entry) error {
 		if err := checkText("services."+cell.field, cell.text); err != nil {
 			return err
 		}
-		size += len(cell.text)
 	}
-	if size > maxOwnText {
+	if size := textSize(e); size > maxOwnText {
 		return invalid("services", "%s has %d bytes of text; allowed are %d", e.Name, size, maxOwnText)
 	}
 	for _, date := range []string{e.RegistrationDate, e.ModificationDate} {
@@ -298,6 +300,19 @@ func checkEntry(e *ianadb.Entry) error {
 	}
 	e.ServiceCode = strconv.FormatUint(uint64(code), 10)
 	return nil
+}
+
+// textSize is how many bytes people have written into an entry.
+func textSize(e *ianadb.Entry) int {
+	return len(e.Description) + len(e.Assignee) + len(e.Contact) + len(e.Reference) + len(e.UnauthorizedUse) + len(e.Notes) +
+		len(e.RegistrationDate) + len(e.ModificationDate)
+}
+
+func textOf(own []*OwnService) (size int) {
+	for _, s := range own {
+		size += textSize(&s.Entry)
+	}
+	return size
 }
 
 func isDate(s string) bool {

@@ -223,6 +223,19 @@ func TestOwnServicesRefused(t *testing.T) {
 	if own := d.Services().Own; len(own) != 0 {
 		t.Errorf("the host has %d entries", len(own))
 	}
+	long := make([]ianadb.Entry, 256)
+	for i := range long {
+		long[i] = own("long", uint16(8400+i), ianadb.UDP, strings.Repeat("l", 4096))
+	}
+	if _, _, err := d.AddServices(t.Context(), root, long, false); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := d.AddServices(t.Context(), root, []ianadb.Entry{own("right", 8200, ianadb.TCP, "one word too many")}, false); !errors.Is(err, registry.ErrExhausted) || !strings.Contains(err.Error(), "say less") {
+		t.Errorf("more than a MiB of words: %v", err)
+	}
+	if _, err := d.RemoveServices(t.Context(), root, registry.ServiceSelector{Name: "long"}); err != nil {
+		t.Fatal(err)
+	}
 	many := make([]ianadb.Entry, 4096)
 	for i := range many {
 		many[i] = own(fmt.Sprintf("app-%d", i), uint16(10_000+i), ianadb.TCP, "")
