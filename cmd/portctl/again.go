@@ -26,6 +26,18 @@ func again(cmd *cobra.Command, args []string, extra ...string) string {
 	return strings.Join(append(line, extra...), " ")
 }
 
+// shellWords is arguments as a shell reads them, also where the first looks like a flag.
+func shellWords(words ...string) string {
+	var out []string
+	for i, w := range words {
+		if i == 0 && strings.HasPrefix(w, "-") {
+			out = append(out, "--")
+		}
+		out = append(out, quote(w))
+	}
+	return strings.Join(out, " ")
+}
+
 // quote makes one word for a shell of s.
 func quote(s string) string {
 	plain := func(r rune) bool {
@@ -34,6 +46,5 @@ func quote(s string) string {
 	if s != "" && !strings.ContainsFunc(s, func(r rune) bool { return !plain(r) }) {
 		return s
 	}
-	s = oneLine(s)
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	return "'" + strings.ReplaceAll(printable(s), "'", `'\''`) + "'"
 }

@@ -6,21 +6,6 @@ import (
 	"time"
 )
 
-func TestQuote(t *testing.T) {
-	t.Parallel()
-	for in, want := range map[string]string{
-		"8123/tcp,udp": "8123/tcp,udp",
-		"":             "''",
-		"My own":       "'My own'",
-		"it's $HOME":   `'it'\''s $HOME'`,
-		"a\x1b[2Jb\n":  "'a?[2Jb'",
-	} {
-		if got := quote(in); got != want {
-			t.Errorf("quote(%q) is %s, want %s", in, got, want)
-		}
-	}
-}
-
 func TestThousands(t *testing.T) {
 	t.Parallel()
 	for n, want := range map[uint32]string{0: "0", 999: "999", 1000: "1,000", 14533: "14,533", 4294967295: "4,294,967,295"} {

@@ -231,21 +231,6 @@ func (c *ctl) otherWords(ctx context.Context, s *source, words []string) (others
 	return others
 }
 
-// shellWords is arguments as a shell reads them.
-func shellWords(words ...string) string {
-	var b strings.Builder
-	for i, w := range words {
-		if i == 0 && strings.HasPrefix(w, "-") {
-			b.WriteString(" --")
-		}
-		if w == "" || strings.ContainsAny(w, " \"'`$\\|&;<>()*?[]#~!{}") {
-			w = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
-		}
-		b.WriteString(" " + printable(w))
-	}
-	return b.String()[1:]
-}
-
 func (s *source) search(ctx context.Context, req *pb.SearchServicesRequest) (*pb.SearchServicesResponse, error) {
 	return ask(ctx, s, func(ctx context.Context) (*pb.SearchServicesResponse, error) {
 		return s.cl.Services.SearchServices(ctx, req)

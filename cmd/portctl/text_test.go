@@ -45,3 +45,9 @@ func TestHostileText(t *testing.T) {
 		t.Errorf("JSON has %q (%v)", same.Notes, err)
 	}
 }
+
+func TestPrintable(t *testing.T) {
+	if got, want := printable("a\x1b[31mb\u009b\u202ec\n\u0160t\u011bp\xff"), "a?[31mb??c?\u0160t\u011bp\ufffd"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}

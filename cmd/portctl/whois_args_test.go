@@ -137,22 +137,3 @@ func TestBrackets(t *testing.T) {
 		}
 	}
 }
-
-func TestShellWords(t *testing.T) {
-	for want, words := range map[string][]string{
-		"https":       {"https"},
-		"'sql*net' a": {"sql*net", "a"},
-		"-- -l":       {"-l"},
-		`'it'\''s'`:   {"it's"},
-	} {
-		if got := shellWords(words...); got != want {
-			t.Errorf("shellWords(%q) = %s, want %s", words, got, want)
-		}
-	}
-}
-
-func TestPrintable(t *testing.T) {
-	if got, want := printable("a\x1b[31mb\u009b\u202ec\n\u0160t\u011bp\xff"), "a?[31mb??c?\u0160t\u011bp\ufffd"; got != want {
-		t.Errorf("%q, want %q", got, want)
-	}
-}
