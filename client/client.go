@@ -55,6 +55,8 @@ func Dial(ctx context.Context, opt Options) (*Client, error) {
 			Backoff:           backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
 			MinConnectTimeout: 5 * time.Second,
 		}),
+		grpc.WithStaticStreamWindowSize(window),
+		grpc.WithStaticConnWindowSize(window),
 		grpc.WithDefaultServiceConfig(retries),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)),
 		grpc.WithUnaryInterceptor(line.unary),
@@ -88,6 +90,10 @@ func (c *Client) HandoffPath() string { return paths.Handoff(c.socket) }
 
 // maxAnswer is in bytes; a page of 1000 reservations is far below it.
 const maxAnswer = 64 << 20
+
+// window is how much of an answer may be on its way here unread, in bytes. It stays what it is: to find a better one gRPC
+// pings at every call, which costs a tenth of it, and a unix socket has no latency to make up for.
+const window = 1 << 20
 
 // retries repeat what may be repeated, while portd is away (about 0.75 s in all). Opening a session is not: the first one
 // might have been made. Nor is what would do something else the second time: an import that is undone twice is there again, and
