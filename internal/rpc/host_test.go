@@ -128,8 +128,8 @@ func (h *host) grpc(t testing.TB) *grpc.ClientConn {
 	return conn
 }
 
-func dialGRPC(socket string) (*grpc.ClientConn, error) {
-	return grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+func dialGRPC(socket string, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
+	return grpc.NewClient("unix:"+socket, append(opts, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 }
 
 // rest is an HTTP client, as curl --unix-socket is one.
