@@ -57,14 +57,15 @@ func (r *Registry) ImportServices(ctx context.Context, c Caller, in io.Reader, o
 		return nil, invalid("data", "%v", err)
 	}
 	e := &Edition{
-		Slot: CurrentSlot, Origin: Imported, Date: opt.Date, SHA256: file.SHA256, Records: len(file.Entries),
+		Slot: CurrentSlot, Origin: Imported, Date: file.Date, SHA256: file.SHA256, Records: len(file.Entries),
 		From: opt.From, LastModified: opt.LastModified, ETag: opt.ETag, By: c.Principal(), Time: time.Now().UTC(),
 	}
-	if file.Date != "" {
-		if opt.Date != "" && opt.Date != file.Date {
-			return nil, invalid("options.date", "is %s, and the file says that it is of %s", opt.Date, file.Date)
-		}
-		e.Date = file.Date
+	switch {
+	case opt.Date == "" || opt.Date == file.Date:
+	case file.Dated:
+		return nil, invalid("options.date", "is %s, and the file says that it is of %s", opt.Date, file.Date)
+	default:
+		e.Date = opt.Date
 	}
 
 	unlock, err := r.lockServices(ctx)
@@ -74,7 +75,7 @@ func (r *Registry) ImportServices(ctx context.Context, c Caller, in io.Reader, o
 	defer unlock()
 	before := r.Services()
 	same := before.Current.SHA256 == e.SHA256
-	if same && e.Date == "" {
+	if same && opt.Date == "" {
 		e.Date = before.Current.Date
 	}
 	if same && e.Date == before.Current.Date && before.Unreadable == nil {
@@ -181,12 +182,12 @@ func (r *Registry) replace(c Caller, before *Services, e *Edition, dry bool) (*S
 func (r *Registry) seenAgain(c Caller, before *Services, e *Edition, dry bool) (*ServiceImport, error) {
 	out := &ServiceImport{Before: before, After: before, DryRun: dry, Unchanged: true}
 	have := before.Current
-	if dry || e.LastModified == "" && e.ETag == "" || e.From == have.From && e.LastModified == have.LastModified && e.ETag == have.ETag {
+	if dry || e.From != have.From || e.LastModified == have.LastModified && e.ETag == have.ETag {
 		return out, nil
 	}
 	after := *before
 	after.Current = have.in(CurrentSlot)
-	after.Current.From, after.Current.LastModified, after.Current.ETag = e.From, e.LastModified, e.ETag
+	after.Current.LastModified, after.Current.ETag = e.LastModified, e.ETag
 	cm := &commit{by: c.Principal(), put: []Record{after.Current}}
 	cm.apply = append(cm.apply, func() { r.services.Store(&after) })
 	out.After = &after
@@ -204,10 +205,13 @@ func (r *Registry) open(e *Edition) (*ianadb.DB, error) {
 // plausible refuses what does not look like the next edition.
 func (s *Services) plausible(e *Edition, entries []ianadb.Entry) error {
 	err := ianadb.CheckSuccessor(s.IANA, entries)
-	if err == nil && e.Date != "" && e.Date < s.Current.Date {
+	switch {
+	case err != nil:
+	case e.Date != "" && e.Date < s.Current.Date:
 		err = fmt.Errorf("it is of %s, and the one that answers is newer, of %s", e.Date, s.Current.Date)
-	}
-	if err == nil {
+	case e.Date > tomorrow(): // and all that came after it would be older
+		err = fmt.Errorf("it is of %s, which is in the future", e.Date)
+	default:
 		return nil
 	}
 	return &InvalidError{Field: "data", Code: "IMPLAUSIBLE", Reason: err.Error() + "; force takes it all the same"}
@@ -247,15 +251,17 @@ func (opt ImportOptions) check() error {
 	if opt.Date == "" {
 		return nil
 	}
-	date, err := time.Parse(time.DateOnly, opt.Date)
-	switch {
-	case err != nil:
+	if _, err := time.Parse(time.DateOnly, opt.Date); err != nil {
 		return invalid("options.date", "%.40q is not a date; write it like 2006-01-02", opt.Date)
-	case time.Until(date) > 24*time.Hour:
+	}
+	if opt.Date > tomorrow() {
 		return invalid("options.date", "%s is in the future", opt.Date)
 	}
 	return nil
 }
+
+// tomorrow is the last day that is not in the future anywhere.
+func tomorrow() string { return time.Now().UTC().AddDate(0, 0, 1).Format(time.DateOnly) }
 
 // A tap remembers why reading ended before the end, to tell that from what is wrong with what was read.
 type tap struct {

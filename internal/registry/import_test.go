@@ -1,8 +1,10 @@
 package registry_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -140,6 +142,35 @@ func TestImportRefused(t *testing.T) {
 		t.Errorf("undo without an import: %v", err)
 	}
 	d.want(t, registry.Embedded, "2026-01-01", "none")
+}
+
+// A file that says it is of a day to come would make all that follows look older.
+func TestImportFromTheFuture(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	xml, err := os.ReadFile("../ianadb/testdata/excerpt.xml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		updated string
+		force   bool
+		says    string
+	}{
+		{"2026-08-17", true, ""},
+		{"9999-01-01", false, "in the future"},
+		{"9999-01-01", true, ""},
+	} {
+		file := bytes.Replace(xml, []byte("<updated>2026-08-17<"), []byte("<updated>"+tt.updated+"<"), 1)
+		_, err := d.ImportServices(t.Context(), root, bytes.NewReader(file), registry.ImportOptions{Force: tt.force})
+		var invalid *registry.InvalidError
+		switch {
+		case tt.says == "" && err == nil:
+		case tt.says == "" || !errors.As(err, &invalid) || invalid.Code != "IMPLAUSIBLE" || !strings.Contains(err.Error(), tt.says):
+			t.Errorf("of %s, force is %v: %v, want %q", tt.updated, tt.force, err, tt.says)
+		}
+	}
+	d.want(t, registry.Imported, "9999-01-01", "2026-08-17")
 }
 
 // broken reads what it has, and then fails.
