@@ -247,3 +247,37 @@ func TestOwnServicesRefused(t *testing.T) {
 		t.Errorf("one too many: %v", err)
 	}
 }
+
+// A wide range clashes with thousands, of which a few are told, and how many there are.
+func TestManyClashes(t *testing.T) {
+	t.Parallel()
+	store, pegs := newStandIns()
+	r, _ := start(t, store, pegs, registry.Config{})
+	wide := own("wide", 1, ianadb.TCP, "")
+	wide.Last = 65535
+	services := 0
+	for rec := range ianadb.Embedded().All() {
+		if _, hasPort := rec.Ports(); hasPort && rec.Name() != "" && (rec.Protocol() == ianadb.TCP || rec.Protocol() == ianadb.AnyProtocol) {
+			services++ // some have no protocol: they are for all
+		}
+	}
+	_, overridden, err := r.AddServices(t.Context(), root, []ianadb.Entry{wide}, true)
+	want := fmt.Sprintf("%d more services have ports of it (IANA)", services-8)
+	if err != nil || len(overridden) != 9 || overridden[0] != "1/tcp is tcpmux (IANA)" || overridden[8] != want {
+		t.Errorf("over IANA's: %q, %v; want the last one %q", overridden, err, want)
+	}
+	for i := range uint16(9) {
+		e := own("narrow", 50000+i, ianadb.TCP, "")
+		if _, _, err := r.AddServices(t.Context(), root, []ianadb.Entry{e}, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e := own("broad", 50000, ianadb.TCP, "")
+	e.Last = 50010
+	_, _, err = r.AddServices(t.Context(), root, []ianadb.Entry{e}, false)
+	var clash *registry.ClashError
+	if !errors.As(err, &clash) || len(clash.Clashes) != 9 || clash.Clashes[0] != "50000/tcp is narrow (this host's own)" ||
+		clash.Clashes[8] != "2 more have ports of it (this host's own)" {
+		t.Errorf("over the host's own: %v", err)
+	}
+}
