@@ -23,19 +23,11 @@ type fetch struct {
 	timeout            time.Duration
 }
 
-// fetched is a file as the server sent it, and what it said of it.
+// fetched is a file as the server sent it, and what it said of it: to be said again when it is asked for changes. When a server
+// got a file is not of when the registry is.
 type fetched struct {
 	body               io.Reader
 	lastModified, etag string
-}
-
-// date is the day of the file's last change, empty where the server says none, or one that is to come.
-func (f *fetched) date() string {
-	at, err := http.ParseTime(f.lastModified)
-	if err != nil || time.Until(at) > 0 {
-		return ""
-	}
-	return at.UTC().Format(time.DateOnly)
 }
 
 var errNotModified = errors.New("not modified")

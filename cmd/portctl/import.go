@@ -151,12 +151,13 @@ func (c *ctl) importURL(ctx context.Context, f importFlags) error {
 		return err
 	}
 	ask := fetch{url: from, timeout: f.timeout}
-	if has := st.GetServiceRegistry(); has.GetFrom() == from && !f.force {
+	has := st.GetServiceRegistry()
+	if has.GetFrom() == from && !f.force && (f.date == "" || f.date == has.GetDate()) { // another date is a change, too
 		ask.lastModified, ask.etag = has.GetLastModified(), has.GetEtag()
 	}
 	got, err := c.fetch(ctx, ask)
 	if errors.Is(err, errNotModified) {
-		return c.notModified(st.GetServiceRegistry(), f.dryRun)
+		return c.notModified(has, f.dryRun)
 	} else if err != nil {
 		return err
 	}
@@ -166,11 +167,6 @@ func (c *ctl) importURL(ctx context.Context, f importFlags) error {
 	}
 	opt := &pb.ImportOptions{
 		DryRun: f.dryRun, Force: f.force, Date: f.date, From: from, LastModified: got.lastModified, Etag: got.etag,
-	}
-	if f.date == "" && !in.isXML() {
-		if opt.Date = got.date(); opt.Date != "" {
-			c.say("a CSV has no date in it; this one was last modified on %s, which is taken for it", opt.Date)
-		}
 	}
 	return c.send(ctx, cl, in, opt, f.line)
 }
@@ -205,7 +201,7 @@ func (c *ctl) send(ctx context.Context, cl *client.Client, in *registryFile, opt
 	}
 	if did.GetAfter().GetDate() == "" {
 		line += " --date YYYY-MM-DD"
-		c.say("a CSV has no date in it; to give it one: %s", line)
+		c.say("there is no date in it, as in no CSV; to give it one: %s", line)
 	}
 	if opt.GetDryRun() {
 		c.say("to do it: %s", line)
@@ -235,34 +231,6 @@ func (c *ctl) undoImport(ctx context.Context, f importFlags) error {
 		c.say("to do it: %s", f.line)
 	default:
 		c.say("to have the other one again: portctl import --undo")
-	}
-	return err
-}
-
-// A refusedError is a file that portd does not take. The command line was right, so it is no error of usage.
-type refusedError struct{ why *client.Error }
-
-func (e *refusedError) Error() string {
-	return "refused, and nothing was changed: " + strings.TrimPrefix(e.why.Error(), e.why.Metadata["field"]+": ")
-}
-
-// importHint says what to do where an import fails.
-func importHint(err error, cmd *cobra.Command, args []string) error {
-	why := (*client.Error)(nil)
-	errors.As(err, &why)
-	switch {
-	case why == nil:
-		return err
-	case errors.Is(err, client.ErrInvalid) && why.Reason == "IMPLAUSIBLE":
-		return try(&refusedError{why}, again(cmd, args, "--force"))
-	case errors.Is(err, client.ErrInvalid) && why.Metadata["field"] == "options.date":
-		return usagef("--date: %s", strings.TrimPrefix(why.Error(), "options.date: "))
-	case errors.Is(err, client.ErrInvalid):
-		return try(&refusedError{why}, "portctl import --url "+ianaXML)
-	case errors.Is(err, client.ErrDenied):
-		return try(err, "sudo "+again(cmd, args))
-	case errors.Is(err, client.ErrUnsupported), errors.Is(err, client.ErrNotFound), errors.Is(err, client.ErrConflict):
-		return try(err, "portctl status")
 	}
 	return err
 }

@@ -57,13 +57,6 @@ func newRegistryFile(from string, in io.Reader) (*registryFile, error) {
 	return r, nil
 }
 
-// isXML tells the two forms apart as portd does: by how they begin.
-func (r *registryFile) isXML() bool {
-	head, _ := r.in.Peek(64)
-	head = bytes.TrimLeft(bytes.TrimPrefix(head, []byte("\xef\xbb\xbf")), " \t\r\n")
-	return bytes.HasPrefix(head, []byte("<"))
-}
-
 // Read fails where the file goes on after what a registry may have; a small packed file can be very large.
 func (r *registryFile) Read(p []byte) (int, error) {
 	if r.left == 0 {

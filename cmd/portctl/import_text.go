@@ -2,13 +2,16 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 
+	"github.com/portd/portd/client"
 	"github.com/portd/portd/internal/ianadb"
 	"github.com/portd/portd/internal/registry"
 	pb "github.com/portd/portd/proto/portd/v1"
+	"github.com/spf13/cobra"
 )
 
 // printImport prints what an import or its undoing changed, and with a dry run all that it would.
@@ -117,3 +120,31 @@ func thousands(n uint32) string {
 
 // oneLine is a text from elsewhere on one line, with nothing in it that a terminal would obey.
 func oneLine(s string) string { return printable(ianadb.Collapse(s)) }
+
+// A refusedError is a file that portd does not take. The command line was right, so it is no error of usage.
+type refusedError struct{ why *client.Error }
+
+func (e *refusedError) Error() string {
+	return "refused, and nothing was changed: " + strings.TrimPrefix(e.why.Error(), e.why.Metadata["field"]+": ")
+}
+
+// importHint says what to do where an import fails.
+func importHint(err error, cmd *cobra.Command, args []string) error {
+	why := (*client.Error)(nil)
+	errors.As(err, &why)
+	switch {
+	case why == nil:
+		return err
+	case errors.Is(err, client.ErrInvalid) && why.Reason == "IMPLAUSIBLE":
+		return try(&refusedError{why}, again(cmd, args, "--force"))
+	case errors.Is(err, client.ErrInvalid) && why.Metadata["field"] == "options.date":
+		return usagef("--date: %s", strings.TrimPrefix(why.Error(), "options.date: "))
+	case errors.Is(err, client.ErrInvalid):
+		return try(&refusedError{why}, "portctl import --url "+ianaXML)
+	case errors.Is(err, client.ErrDenied):
+		return try(err, "sudo "+again(cmd, args))
+	case errors.Is(err, client.ErrUnsupported), errors.Is(err, client.ErrNotFound), errors.Is(err, client.ErrConflict):
+		return try(err, "portctl status")
+	}
+	return err
+}

@@ -1,10 +1,6 @@
 package main
 
-import (
-	"net/http"
-	"testing"
-	"time"
-)
+import "testing"
 
 func TestThousands(t *testing.T) {
 	t.Parallel()
@@ -32,21 +28,6 @@ func TestCheckURL(t *testing.T) {
 		got, err := checkURL(in)
 		if got != want || (err == nil) != (want != "") || err != nil && exitCode(err) != exitUsage {
 			t.Errorf("checkURL(%q) is %q, %v, want %q", in, got, err, want)
-		}
-	}
-}
-
-// A server whose clock is wrong gives a file no date that portd would refuse.
-func TestFetchedDate(t *testing.T) {
-	t.Parallel()
-	for in, want := range map[string]string{
-		"":                              "",
-		"yesterday":                     "",
-		"Tue, 18 Aug 2026 04:05:06 GMT": "2026-08-18",
-		time.Now().Add(48 * time.Hour).UTC().Format(http.TimeFormat): "",
-	} {
-		if got := (&fetched{lastModified: in}).date(); got != want {
-			t.Errorf("%q is of %q, want %q", in, got, want)
 		}
 	}
 }

@@ -59,9 +59,9 @@ func (c *ctl) complain(err error) {
 	if text == "" {
 		return
 	}
-	fmt.Fprintf(c.stderr, "portctl: %s\n", said(text))
+	c.warn("%s", text)
 	if next != "" {
-		fmt.Fprintf(c.stderr, "portctl: try: %s\n", said(next))
+		c.warn("try: %s", next)
 	}
 }
 
@@ -71,6 +71,13 @@ func said(text string) string { return printable(strings.ReplaceAll(text, "\n", 
 // say talks to the person in front of the terminal; -q silences it.
 func (c *ctl) say(format string, args ...any) {
 	if !c.quiet {
-		fmt.Fprintf(c.stderr, "portctl: %s\n", said(fmt.Sprintf(format, args...)))
+		c.warn(format, args...)
 	}
+}
+
+// warn says what changes the meaning of the data, which scripts have to know too. What was printed before stands before it,
+// wherever both end up.
+func (c *ctl) warn(format string, args ...any) {
+	_ = c.out.Flush() // an error stays, and is that of the next write
+	fmt.Fprintf(c.stderr, "portctl: %s\n", said(fmt.Sprintf(format, args...)))
 }

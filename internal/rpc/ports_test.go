@@ -128,3 +128,104 @@ func TestLost(t *testing.T) {
 		}
 	}
 }
+
+// Whois of a range tells of every port of it.
+func TestWhoisRange(t *testing.T) {
+	nstest.Need(t)
+	h := start(t, nil)
+	conn := h.grpc(t)
+	_, err := pb.NewReservationServiceClient(conn).Reserve(t.Context(), &pb.ReserveRequest{
+		Name: "web", Spec: spec(&pb.EndpointSpec{Choice: &pb.EndpointSpec_Exact{Exact: &pb.PortRange{First: 6000, Last: 6003}}}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, port := range []string{"6007", "6005", "6011"} {
+		foreign, err := net.Listen("tcp4", "127.0.0.1:"+port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer foreign.Close()
+	}
+	ports := pb.NewPortServiceClient(conn)
+	for name, req := range map[string]*pb.WhoisRequest{
+		"range": {Query: &pb.WhoisRequest_Ports{Ports: &pb.PortRange{First: 6000, Last: 6010}}},
+		"tcp":   {Query: &pb.WhoisRequest_Ports{Ports: &pb.PortRange{First: 6000, Last: 6010}}, Protocol: pb.Protocol_PROTOCOL_TCP},
+	} {
+		who, err := ports.Whois(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, u := range who.GetUses() {
+			got = append(got, u.GetEndpoint().GetText())
+		}
+		if diff := cmp.Diff([]string{"tcp/6000-6003", "tcp/127.0.0.1:6005", "tcp/127.0.0.1:6007"}, got); diff != "" || len(who.GetHidden()) > 0 {
+			t.Errorf("%s: %s %v", name, diff, who.GetHidden())
+		}
+	}
+	byName, err := ports.Whois(t.Context(), &pb.WhoisRequest{Query: &pb.WhoisRequest_Name{Name: "x11"}})
+	if err != nil || len(byName.GetUses()) != 4 || len(byName.GetHidden()) > 0 { // 6000-6063, tcp and udp
+		t.Errorf("x11: %v (%v)", byName.GetUses(), err)
+	}
+}
+
+// Free ports are those that nobody has, with the registry, the reservations and the sockets of others each left out.
+func TestListFreePorts(t *testing.T) {
+	nstest.Need(t)
+	h := start(t, nil)
+	conn := h.grpc(t)
+	services, ports := pb.NewServiceRegistryServiceClient(conn), pb.NewPortServiceClient(conn)
+	within := &pb.PortRange{First: 29170, Last: 29998} // the largest run that IANA has assigned nothing of
+	ask := func(count uint32, p ...pb.Protocol) *pb.ListFreePortsResponse {
+		t.Helper()
+		resp, err := ports.ListFreePorts(t.Context(), &pb.ListFreePortsRequest{Protocols: p, Within: within, Count: count})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp
+	}
+	ranges := func(r *pb.ListFreePortsResponse) (all []string) {
+		for _, p := range r.GetRanges() {
+			all = append(all, fmt.Sprintf("%d-%d", p.GetFirst(), p.GetLast()))
+		}
+		return all
+	}
+	if got := ask(0, pb.Protocol_PROTOCOL_TCP); !cmp.Equal(ranges(got), []string{"29170-29998"}) || got.GetFree() != 829 || !got.GetHostChecked() {
+		t.Fatalf("nobody is there: %v", got)
+	}
+	_, err := services.AddServices(t.Context(), &pb.AddServicesRequest{Services: []*pb.ServiceEntry{
+		{Name: "myapp", Protocol: pb.Protocol_PROTOCOL_TCP, Ports: &pb.PortRange{First: 29200, Last: 29209}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = pb.NewReservationServiceClient(conn).Reserve(t.Context(), &pb.ReserveRequest{
+		Spec: spec(&pb.EndpointSpec{Choice: &pb.EndpointSpec_Exact{Exact: &pb.PortRange{First: 29300, Last: 29304}}}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := net.Listen("tcp4", "127.0.0.1:29400")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer foreign.Close()
+	packets, err := net.ListenPacket("udp6", "[::1]:29500")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer packets.Close()
+
+	got := ask(0, pb.Protocol_PROTOCOL_TCP)
+	want := []string{"29170-29199", "29210-29299", "29305-29399", "29401-29998"}
+	if diff := cmp.Diff(want, ranges(got)); diff != "" {
+		t.Error(diff)
+	}
+	if got.GetAssigned() != 10 || got.GetReserved() != 5 || got.GetInUse() != 1 || got.GetFree() != 829-16 || got.GetRegistryDate() == "" {
+		t.Errorf("got %v", got)
+	}
+	if diff := cmp.Diff([]string{"29305-29399", "29401-29499", "29501-29998"}, ranges(ask(95, pb.Protocol_PROTOCOL_TCP, pb.Protocol_PROTOCOL_UDP))); diff != "" {
+		t.Errorf("95 of both: %s", diff)
+	}
+}

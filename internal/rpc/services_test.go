@@ -3,7 +3,6 @@ package rpc_test
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -17,7 +16,6 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
-	"github.com/portd/portd/internal/nstest"
 	"github.com/portd/portd/internal/services"
 	pb "github.com/portd/portd/proto/portd/v1"
 )
@@ -353,114 +351,6 @@ func TestHotAnswers(t *testing.T) {
 	check("after all")
 }
 
-// The host's own entries win, are watched, and are gone when they are removed; what clashes is refused by name.
-func TestOwnServices(t *testing.T) {
-	h := start(t, nil)
-	conn := h.grpc(t)
-	services := pb.NewServiceRegistryServiceClient(conn)
-	watch, err := pb.NewReservationServiceClient(conn).WatchReservations(t.Context(), &pb.WatchReservationsRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := watch.Recv(); err != nil {
-		t.Fatal(err)
-	}
-	me := h.me(t)
-	page, err := services.ListServices(t.Context(), &pb.ListServicesRequest{PageSize: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	found, err := services.SearchServices(t.Context(), &pb.SearchServicesRequest{Query: "mail", PageSize: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	added, err := services.AddServices(t.Context(), &pb.AddServicesRequest{Services: []*pb.ServiceEntry{myapp()}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	e := added.GetServices()[0]
-	if line(e) != "myapp 8123/TCP of "+me || e.GetChangeTime() == nil || len(added.GetOverridden()) > 0 {
-		t.Errorf("added %v", added)
-	}
-	for what, err := range map[string]error{
-		"list":   second(services.ListServices(t.Context(), &pb.ListServicesRequest{PageSize: 1, PageToken: page.GetNextPageToken()})),
-		"search": second(services.SearchServices(t.Context(), &pb.SearchServicesRequest{Query: "mail", PageSize: 1, PageToken: found.GetNextPageToken()})),
-	} {
-		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "start again") {
-			t.Errorf("%s goes on after a change: %v", what, err)
-		}
-	}
-	clash := myapp()
-	clash.Ports = &pb.PortRange{First: 443}
-	all := []*pb.ServiceEntry{{Name: "innocent", Protocol: 1, Ports: &pb.PortRange{First: 8124}}, clash}
-	_, err = services.AddServices(t.Context(), &pb.AddServicesRequest{Services: all})
-	if status.Code(err) != codes.AlreadyExists || info(err).GetReason() != "SERVICE_CLASH" || !strings.Contains(info(err).GetMetadata()["clashes"], "https") {
-		t.Errorf("a clash: %v, %v", err, info(err))
-	}
-	if own := h.own(t); len(own) != 1 {
-		t.Errorf("after a refusal the host has %v", own)
-	}
-	over, err := services.AddServices(t.Context(), &pb.AddServicesRequest{Services: all, Override: true})
-	if err != nil || len(over.GetOverridden()) == 0 {
-		t.Errorf("override: %v (%v)", over, err)
-	}
-	l, err := services.LookupServices(t.Context(), &pb.LookupServicesRequest{Query: &pb.LookupServicesRequest_Port{Port: 443}, Protocol: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff([]string{"myapp 443/TCP of " + me, "https 443/TCP"}, lines(l.GetLookup().GetEntries())); diff != "" {
-		t.Error(diff)
-	}
-	_, err = services.EditServices(t.Context(), &pb.EditServicesRequest{
-		Name: "myapp", UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"description", "owner"}},
-	})
-	if i := info(err); i.GetMetadata()["field"] != "update_mask.paths[1]" || !strings.Contains(err.Error(), `"owner" cannot be edited; allowed are name, ports`) {
-		t.Errorf("an unknown field: %v", err)
-	}
-	edited, err := services.EditServices(t.Context(), &pb.EditServicesRequest{
-		Name: "myapp", Ports: &pb.PortRange{First: 443},
-		Service:    &pb.ServiceEntry{Ports: &pb.PortRange{First: 8200, Last: 8201}, Description: "not taken", Notes: "moved"},
-		UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"ports", "notes"}}, Override: true,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if e := edited.GetServices(); len(e) != 1 || line(e[0]) != "myapp 8200-8201/TCP of "+me || e[0].GetDescription() != "what we make" || e[0].GetNotes() != "moved" {
-		t.Errorf("edited %v", edited)
-	}
-	removed, err := services.RemoveServices(t.Context(), &pb.RemoveServicesRequest{Name: "MYAPP"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff([]string{"myapp 8123/TCP of " + me, "myapp 8200-8201/TCP of " + me}, lines(removed.GetServices())); diff != "" {
-		t.Error(diff)
-	}
-	_, err = services.RemoveServices(t.Context(), &pb.RemoveServicesRequest{Name: "myapp"})
-	if status.Code(err) != codes.NotFound {
-		t.Errorf("removed twice: %v", err)
-	}
-	var events []string
-	for range 4 {
-		change, err := watch.Recv()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, e := range change.GetEvents() {
-			events = append(events, strings.TrimPrefix(e.GetType().String(), "EVENT_TYPE_")+" "+line(e.GetService()))
-		}
-	}
-	want := []string{
-		"SERVICE_ADDED myapp 8123/TCP of " + me, "SERVICE_ADDED innocent 8124/TCP of " + me, "SERVICE_ADDED myapp 443/TCP of " + me,
-		"SERVICE_EDITED myapp 8200-8201/TCP of " + me, "SERVICE_REMOVED myapp 8123/TCP of " + me, "SERVICE_REMOVED myapp 8200-8201/TCP of " + me,
-	}
-	if diff := cmp.Diff(want, events); diff != "" {
-		t.Error(diff)
-	}
-}
-
-func second[T any](_ T, err error) error { return err }
-
 // me is the principal of this process, and own are the host's own entries.
 func (h *host) me(t *testing.T) string {
 	t.Helper()
@@ -497,106 +387,5 @@ func TestLookupAllPorts(t *testing.T) {
 	})
 	if n := len(all.GetLookup().GetEntries()); err != nil || n < 13_000 {
 		t.Errorf("%d entries (%v)", n, err)
-	}
-}
-
-// Whois of a range tells of every port of it.
-func TestWhoisRange(t *testing.T) {
-	nstest.Need(t)
-	h := start(t, nil)
-	conn := h.grpc(t)
-	_, err := pb.NewReservationServiceClient(conn).Reserve(t.Context(), &pb.ReserveRequest{
-		Name: "web", Spec: spec(&pb.EndpointSpec{Choice: &pb.EndpointSpec_Exact{Exact: &pb.PortRange{First: 6000, Last: 6003}}}),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, port := range []string{"6007", "6005", "6011"} {
-		foreign, err := net.Listen("tcp4", "127.0.0.1:"+port)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer foreign.Close()
-	}
-	ports := pb.NewPortServiceClient(conn)
-	for name, req := range map[string]*pb.WhoisRequest{
-		"range": {Query: &pb.WhoisRequest_Ports{Ports: &pb.PortRange{First: 6000, Last: 6010}}},
-		"tcp":   {Query: &pb.WhoisRequest_Ports{Ports: &pb.PortRange{First: 6000, Last: 6010}}, Protocol: pb.Protocol_PROTOCOL_TCP},
-	} {
-		who, err := ports.Whois(t.Context(), req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var got []string
-		for _, u := range who.GetUses() {
-			got = append(got, u.GetEndpoint().GetText())
-		}
-		if diff := cmp.Diff([]string{"tcp/6000-6003", "tcp/127.0.0.1:6005", "tcp/127.0.0.1:6007"}, got); diff != "" || len(who.GetHidden()) > 0 {
-			t.Errorf("%s: %s %v", name, diff, who.GetHidden())
-		}
-	}
-	byName, err := ports.Whois(t.Context(), &pb.WhoisRequest{Query: &pb.WhoisRequest_Name{Name: "x11"}})
-	if err != nil || len(byName.GetUses()) != 4 || len(byName.GetHidden()) > 0 { // 6000-6063, tcp and udp
-		t.Errorf("x11: %v (%v)", byName.GetUses(), err)
-	}
-}
-
-// Free ports are those that nobody has, with the registry, the reservations and the sockets of others each left out.
-func TestListFreePorts(t *testing.T) {
-	nstest.Need(t)
-	h := start(t, nil)
-	conn := h.grpc(t)
-	services, ports := pb.NewServiceRegistryServiceClient(conn), pb.NewPortServiceClient(conn)
-	within := &pb.PortRange{First: 29170, Last: 29998} // the largest run that IANA has assigned nothing of
-	ask := func(count uint32, p ...pb.Protocol) *pb.ListFreePortsResponse {
-		t.Helper()
-		resp, err := ports.ListFreePorts(t.Context(), &pb.ListFreePortsRequest{Protocols: p, Within: within, Count: count})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return resp
-	}
-	ranges := func(r *pb.ListFreePortsResponse) (all []string) {
-		for _, p := range r.GetRanges() {
-			all = append(all, fmt.Sprintf("%d-%d", p.GetFirst(), p.GetLast()))
-		}
-		return all
-	}
-	if got := ask(0, pb.Protocol_PROTOCOL_TCP); !cmp.Equal(ranges(got), []string{"29170-29998"}) || got.GetFree() != 829 || !got.GetHostChecked() {
-		t.Fatalf("nobody is there: %v", got)
-	}
-	_, err := services.AddServices(t.Context(), &pb.AddServicesRequest{Services: []*pb.ServiceEntry{
-		{Name: "myapp", Protocol: pb.Protocol_PROTOCOL_TCP, Ports: &pb.PortRange{First: 29200, Last: 29209}},
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = pb.NewReservationServiceClient(conn).Reserve(t.Context(), &pb.ReserveRequest{
-		Spec: spec(&pb.EndpointSpec{Choice: &pb.EndpointSpec_Exact{Exact: &pb.PortRange{First: 29300, Last: 29304}}}),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	foreign, err := net.Listen("tcp4", "127.0.0.1:29400")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer foreign.Close()
-	packets, err := net.ListenPacket("udp6", "[::1]:29500")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer packets.Close()
-
-	got := ask(0, pb.Protocol_PROTOCOL_TCP)
-	want := []string{"29170-29199", "29210-29299", "29305-29399", "29401-29998"}
-	if diff := cmp.Diff(want, ranges(got)); diff != "" {
-		t.Error(diff)
-	}
-	if got.GetAssigned() != 10 || got.GetReserved() != 5 || got.GetInUse() != 1 || got.GetFree() != 829-16 || got.GetRegistryDate() == "" {
-		t.Errorf("got %v", got)
-	}
-	if diff := cmp.Diff([]string{"29305-29399", "29401-29499", "29501-29998"}, ranges(ask(95, pb.Protocol_PROTOCOL_TCP, pb.Protocol_PROTOCOL_UDP))); diff != "" {
-		t.Errorf("95 of both: %s", diff)
 	}
 }

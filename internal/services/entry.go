@@ -74,12 +74,12 @@ func ToEntry(field string, e *pb.ServiceEntry) (ianadb.Entry, error) {
 	if err != nil {
 		return ianadb.Entry{}, err
 	}
-	out.First, out.Last, out.Port = ports.First, ports.Last, PortNumber(ports)
+	out.First, out.Last, out.Port = ports.First, ports.Last, portNumber(ports)
 	return out, nil
 }
 
-// PortNumber is a range as the registry's "Port Number" cell has it: "443", "6000-6063".
-func PortNumber(r ianadb.Range) string {
+// portNumber is a range as the registry's "Port Number" cell has it: "443", "6000-6063".
+func portNumber(r ianadb.Range) string {
 	s := strconv.Itoa(int(r.First))
 	if r.Last != r.First {
 		s += "-" + strconv.Itoa(int(r.Last))
