@@ -37,8 +37,8 @@ func TestOfficialFiles(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if file.Date != "" && file.Date != date {
-			t.Errorf("the file is of %s", file.Date)
+		if file.Date != date || file.Dated != strings.HasSuffix(name, ".xml.gz") {
+			t.Errorf("the file is of %s, says itself: %v", file.Date, file.Dated)
 		}
 		if same := byDate[date]; same != nil {
 			if diff := cmp.Diff(same, file.Entries); diff != "" {
@@ -53,6 +53,9 @@ func TestOfficialFiles(t *testing.T) {
 		if before != nil {
 			if err := ianadb.CheckSuccessor(before, file.Entries); err != nil {
 				t.Error(err)
+			}
+			if err := ianadb.CheckSuccessor(db, entriesOf(before)); err == nil {
+				t.Error("the older one passes for the next edition of the newer")
 			}
 			changes := ianadb.Diff(before, db)
 			checkDiff(t, before, db, changes)

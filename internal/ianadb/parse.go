@@ -8,12 +8,14 @@ import (
 	"fmt"
 	digest "hash" // the package has a function hash
 	"io"
+	"slices"
 	"strings"
 )
 
 // A File is an edition of the registry as it was read from outside.
 type File struct {
-	Date    string   // YYYY-MM-DD, of the XML; empty for a CSV, which does not say
+	Date    string   // YYYY-MM-DD; empty where nothing in the file tells
+	Dated   bool     // the file says so itself, as XML does; the day of a CSV is that of its latest entry
 	SHA256  [32]byte // of the bytes read
 	Entries []Entry  // in file order
 }
@@ -34,11 +36,15 @@ func Parse(r io.Reader) (*File, error) {
 		return nil, fmt.Errorf("line 1: %s, want the registry as CSV or XML from %s", looksLike(begin), origin)
 	case bytes.HasPrefix(bytes.TrimSpace(begin), []byte("<")):
 		f.Entries, f.Date, err = parseXML(in)
+		f.Dated = f.Date != ""
 	default:
 		f.Entries, err = parseCSV(in)
 	}
 	if err != nil {
 		return nil, err
+	}
+	if !f.Dated {
+		f.Date = latest(slices.Values(f.Entries))
 	}
 	in.meter.sum.Sum(f.SHA256[:0])
 	return f, nil

@@ -40,9 +40,10 @@ func TestParse(t *testing.T) {
 		t.Fatal(err)
 	}
 	for format, file := range map[string][]byte{"xml": xml, "csv": csv} {
-		want := &ianadb.File{SHA256: sha256.Sum256(file), Entries: entries}
+		// A CSV does not say of when it is; its latest entry does.
+		want := &ianadb.File{SHA256: sha256.Sum256(file), Entries: entries, Date: "2026-07-23"}
 		if format == "xml" {
-			want.Date = "2026-08-17"
+			want.Date, want.Dated = "2026-08-17", true
 		}
 		for name, r := range map[string]io.Reader{
 			"whole":         bytes.NewReader(file),

@@ -2,12 +2,14 @@ package ianadb
 
 import (
 	"fmt"
+	"iter"
 	"slices"
+	"time"
 )
 
 // CheckSuccessor refuses what has no fault in it but does not look like the next edition of the registry, and says why: a
-// file that was cut off between two records, and a file too unlike old in size. A week changes a handful of records, a
-// year a few dozen. Whoever knows better may take it all the same.
+// file that was cut off between two records, a file too unlike old in size, and one that is older by what is in it. A week
+// changes a handful of records, a year a few dozen. Whoever knows better may take it all the same.
 func CheckSuccessor(old *DB, new []Entry) error {
 	was, is := old.Len(), len(new)
 	if was == 0 {
@@ -28,13 +30,44 @@ func CheckSuccessor(old *DB, new []Entry) error {
 	if is > 2*was {
 		return implausible("%d records, more than twice the %d in use", is, was)
 	}
-	if had := old.portless(); had >= fewPortless && !slices.ContainsFunc(new, func(e Entry) bool { return !e.HasPort() }) {
-		return implausible("no name without a port, and %d are in use: it looks cut off where the ports end, after %q", had, new[is-1].label())
+	if n := old.portless(); n >= fewPortless && !slices.ContainsFunc(new, func(e Entry) bool { return !e.HasPort() }) {
+		return implausible("no name without a port, and %d are in use: it looks cut off where the ports end, after %q", n, new[is-1].label())
 	}
 	if n := missingTail(old, new); n >= fewMissing {
 		return implausible("the last %d records in use are missing from it: it looks cut off after %q", n, new[is-1].label())
 	}
+	had := latest(func(yield func(Entry) bool) {
+		old.All()(func(r Record) bool { return yield(r.Entry()) })
+	})
+	if has := latest(slices.Values(new)); has < had {
+		return implausible("its latest entry is of %s, and the latest in use of %s: it looks older", orNoDate(has), had)
+	}
 	return nil
+}
+
+// latest is the day on which an entry was last added or changed, or "". Nearly every change has its day in the entry, so
+// that this is the date of the registry. Some old entries have a month alone.
+func latest(entries iter.Seq[Entry]) (day string) {
+	for e := range entries {
+		for _, date := range [...]string{e.RegistrationDate, e.ModificationDate} {
+			if date > day && isDay(date) {
+				day = date
+			}
+		}
+	}
+	return day
+}
+
+func isDay(date string) bool {
+	_, err := time.Parse(time.DateOnly, date)
+	return err == nil
+}
+
+func orNoDate(day string) string {
+	if day == "" {
+		return "no known day"
+	}
+	return day
 }
 
 const (

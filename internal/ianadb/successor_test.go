@@ -25,6 +25,19 @@ func TestCheckSuccessor(t *testing.T) {
 	for i := len(all) - 10; i < len(all); i++ {
 		reworded[i].Description += ", reworded"
 	}
+	older := slices.Clone(all)
+	for i := range older {
+		if older[i].ModificationDate == "2026-08-17" {
+			older[i].ModificationDate = ""
+		}
+		if older[i].RegistrationDate == "2026-08-17" {
+			older[i].RegistrationDate = "2026-08-16"
+		}
+	}
+	undated := slices.Clone(all)
+	for i := range undated {
+		undated[i].ModificationDate, undated[i].RegistrationDate = "", "someday"
+	}
 	for name, tt := range map[string]struct {
 		new    []ianadb.Entry
 		reason string // "" for a plausible one
@@ -37,6 +50,8 @@ func TestCheckSuccessor(t *testing.T) {
 		"twice as many":            {many[:2*len(all)], ""},
 		"half":                     {insert(slices.Concat(all[:len(all)/4], all[len(all)/4*3-1:])), ""},
 		"none":                     {nil, "no records"},
+		"older by what is in it":   {older, "its latest entry is of 2026-08-16, and the latest in use of 2026-08-17: it looks older"},
+		"without any day":          {undated, "its latest entry is of no known day"},
 		"fewer than half":          {all[8000:], "6533 records, fewer than half of the 14533 in use"},
 		"more than twice":          {many, "29067 records, more than twice the 14533 in use"},
 		"cut off near the end":     {all[:len(all)-1], `its 14532 records are the first of the 14533 in use, and nothing is new: it looks cut off after "zigbee-gateway/tcp"`},

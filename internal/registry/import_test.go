@@ -59,9 +59,12 @@ func TestImport(t *testing.T) {
 			t.Errorf("imported again with %+v: unchanged is %v, revision %d", again, same.Unchanged, d.Status().Revision)
 		}
 	}
-	// What a web server says of it is worth keeping, and its date.
-	if same := d.mustImport(t, later(), registry.ImportOptions{ETag: `"1"`, From: "https://example.org"}); !same.Unchanged || d.Services().Current.ETag != `"1"` {
-		t.Errorf("the ETag is %q", d.Services().Current.ETag)
+	// What a web server says of it is worth keeping if it came from there, and its date.
+	for _, tt := range []struct{ from, want string }{{"https://example.org", ""}, {opt.From, `"1"`}} {
+		same := d.mustImport(t, later(), registry.ImportOptions{ETag: `"1"`, From: tt.from})
+		if e := d.Services().Current; !same.Unchanged || e.ETag != tt.want || e.From != opt.From {
+			t.Errorf("seen again at %s: the ETag is %q, from %s", tt.from, e.ETag, e.From)
+		}
 	}
 	d.want(t, registry.Imported, "2026-06-01", "2026-01-01")
 	if dated := d.mustImport(t, later(), registry.ImportOptions{Date: "2026-06-02"}); dated.Unchanged || len(dated.Changes) != 0 {
