@@ -32,8 +32,9 @@ type Binder struct {
 	observer registry.ListenerObserver
 	spare    int
 
-	ephemeral registry.PortRange
-	ipv6      bool
+	ephemeral  registry.PortRange
+	ipv6       bool
+	boundShown bool // the kernel shows also TCP sockets that are bound and no more
 	// fallback says that a port may be bound over leftovers of closed connections: the kernel shows everybody who might have
 	// it bound, and lets nobody in once SO_REUSEADDR is cleared again.
 	fallback bool

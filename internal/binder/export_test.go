@@ -1,5 +1,8 @@
 package binder
 
+// WithoutBoundShown makes b take the kernel for one that shows no TCP sockets that are only bound.
+func (b *Binder) WithoutBoundShown() { b.boundShown = false }
+
 // Without makes b take the kernel for one that lacks these.
 func (b *Binder) Without(ipv6, fallback bool) {
 	b.ipv6 = b.ipv6 && !ipv6

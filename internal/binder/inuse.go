@@ -11,7 +11,8 @@ import (
 	"github.com/portd/portd/internal/sockdiag"
 )
 
-// PortsInUse asks sock_diag(7). It is not asked about SCTP and DCCP: where the kernel has them, their sockets are not seen.
+// PortsInUse asks sock_diag(7). It is not asked about SCTP and DCCP: where the kernel has them, their sockets are not seen. Of
+// TCP's, older kernels show only those that listen or are connected.
 func (b *Binder) PortsInUse(ctx context.Context, p registry.Protocol, within registry.PortRange, found func(port uint16)) (seen bool, err error) {
 	if p == registry.SCTP || p == registry.DCCP {
 		return lacks(p), nil
@@ -22,7 +23,7 @@ func (b *Binder) PortsInUse(ctx context.Context, p registry.Protocol, within reg
 	if err != nil {
 		return false, fmt.Errorf("ports in use: %w", err)
 	}
-	return true, nil
+	return p != registry.TCP || b.boundShown, nil
 }
 
 // lacks says whether the kernel has no sockets of a protocol at all.

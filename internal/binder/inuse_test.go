@@ -38,6 +38,12 @@ func TestPortsInUse(t *testing.T) {
 			t.Errorf("%v in %v (-want +got):\n%s", tt.proto, tt.within, diff)
 		}
 	}
+	b.WithoutBoundShown() // then what is free of TCP may be bound
+	for proto, want := range map[registry.Protocol]bool{registry.TCP: false, registry.UDP: true} {
+		if seen, err := b.PortsInUse(t.Context(), proto, registry.PortRange{First: first, Last: first}, func(uint16) {}); seen != want || err != nil {
+			t.Errorf("%v where what is only bound is not shown: seen %v, %v", proto, seen, err)
+		}
+	}
 	// What this kernel has no sockets of, none are of; what it has is not seen.
 	for proto, typ := range map[registry.Protocol]int{registry.SCTP: unix.SOCK_STREAM, registry.DCCP: unix.SOCK_DCCP} {
 		fd, err := unix.Socket(unix.AF_INET, typ|unix.SOCK_CLOEXEC, int(proto))

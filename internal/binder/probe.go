@@ -45,10 +45,10 @@ func (b *Binder) probe() error {
 	if err != nil {
 		b.log.Warn("holding a port over closed connections could not be tried out", "err", err)
 	}
-	b.fallback = exclusive && shown && overLeftovers
+	b.boundShown, b.fallback = shown, exclusive && shown && overLeftovers
 	b.features = []Feature{
 		{"exclusive-hold", exclusive, "A program that sets SO_REUSEADDR can bind a port that portd holds."},
-		{"bound-sockets-shown", shown, "Who has bound a TCP port without listening on it cannot be named."},
+		{"bound-sockets-shown", shown, "Who has bound a TCP port without listening on it cannot be named, and such a port may be told as free."},
 		{"hold-over-leftovers", b.fallback, "A port with connections, or with some in the last minute, cannot be held again when portd restarts."},
 		{"processes-of-others", maySeeProcesses(), "Of other users' sockets the user is known and not the process: " + hiddenProcesses + "."},
 		{"ipv6", b.ipv6, "All addresses means all IPv4 addresses."},

@@ -40,7 +40,7 @@ type Binder interface {
 	Holders(ctx context.Context, eps ...Endpoint) ([]Holder, error)
 	// PortsInUse calls found with the local port, within a range, of each of this host's sockets of a protocol: portd's own
 	// and others', in any state, some ports more than once. It looks for no process, so that tens of thousands are no
-	// trouble. seen is false where the kernel has the protocol and does not show its sockets.
+	// trouble. seen is false where the kernel has the protocol and does not show its sockets, or not all of them.
 	PortsInUse(ctx context.Context, p Protocol, within PortRange, found func(port uint16)) (seen bool, err error)
 	// HasIPv6 says whether the kernel makes IPv6 sockets.
 	HasIPv6() bool

@@ -24,7 +24,7 @@ type FreePorts struct {
 	Assigned, Reserved, InUse, Free int
 	Ephemeral                       PortRange
 	Services                        *Services // by which they are unassigned
-	// Unseen are protocols whose sockets this kernel does not show to portd; what is free of them may be in use.
+	// Unseen are protocols whose sockets this kernel does not show to portd, or not all; what is free of them may be in use.
 	Unseen []Protocol
 }
 
