@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/portd/portd/internal/ianadb"
+	"github.com/portd/portd/internal/services"
 	pb "github.com/portd/portd/proto/portd/v1"
 )
 
@@ -54,9 +55,8 @@ func serviceCode(s string) []string {
 	if err != nil {
 		return cell(s)
 	}
-	text := strings.TrimRight(string([]byte{byte(code >> 24), byte(code >> 16), byte(code >> 8), byte(code)}), " ")
-	if back, err := ianadb.ParseServiceCode("SC:" + text); err == nil && back == code {
-		return []string{s + " (SC:" + text + ")"}
+	if text := services.CodeText(code); strings.HasPrefix(text, "SC:") {
+		return []string{s + " (" + text + ")"}
 	}
 	return []string{s}
 }

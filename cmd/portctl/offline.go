@@ -24,9 +24,12 @@ func (c *ctl) offlineServices() (*registry.Services, string) {
 			kept, err = registry.Stored(ianadb.Embedded(), current, own)
 		}
 		switch {
-		case err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission):
-			c.say("the registry that portd keeps cannot be read: %v", err)
-		case kept == nil || err != nil:
+		case errors.Is(err, fs.ErrNotExist):
+		case errors.Is(err, fs.ErrPermission):
+			c.warn("%s, where portd keeps the registry, is not for you to read", path)
+		case err != nil:
+			c.warn("the registry that portd keeps cannot be read: %v", err)
+		case kept == nil:
 		case kept.Current.Origin == registry.Embedded && len(kept.Own) == 0:
 			return services.Embedded(), "the copy inside portctl"
 		default:

@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 
+	"github.com/portd/portd/internal/services"
 	pb "github.com/portd/portd/proto/portd/v1"
 	"github.com/spf13/cobra"
 )
@@ -119,12 +121,27 @@ func (c *ctl) noAnswer(ctx context.Context, source *source, err error, q questio
 		return try(err, "portctl whois "+shellWords(near[0]))
 	}
 	if q.code != nil {
-		return try(err, "portctl search dccp")
+		return c.noCode(ctx, source, err, *q.code)
 	}
 	if _, err2 := source.whois(ctx, question{name: q.name}); err2 == nil { // for another protocol
 		return try(err, "portctl whois "+shellWords(q.name))
 	}
 	return try(err, "portctl search "+shellWords(q.name))
+}
+
+// noCode offers the service code that differs in case alone: they are bytes, and the registry has upper and lower case.
+func (c *ctl) noCode(ctx context.Context, source *source, err error, code uint32) error {
+	text, ok := strings.CutPrefix(services.CodeText(code), "SC:")
+	for _, other := range []string{strings.ToUpper(text), strings.ToLower(text)} {
+		q, err2 := parseCode("SC:" + other)
+		if !ok || err2 != nil || *q.code == code {
+			continue
+		}
+		if _, err2 := source.whois(ctx, q); err2 == nil {
+			return try(err, "portctl whois "+shellWords("SC:"+other))
+		}
+	}
+	return try(err, "portctl search dccp")
 }
 
 // printWhois prints the answer to one question: a line per service, what more there is to say of it, and who has it here.

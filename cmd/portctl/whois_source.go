@@ -47,7 +47,11 @@ func (s *source) alone() bool { return s.own != nil }
 // goAlone answers without portd from here on.
 func (s *source) goAlone(why error) {
 	s.own, s.where = s.c.offlineServices()
-	s.c.say("%v; this is the IANA registry's part alone, from %s", why, s.where)
+	whose := "the IANA registry's part"
+	if len(s.own.Own) > 0 {
+		whose = "the part of the IANA registry and of this host's own services"
+	}
+	s.c.warn("%v; this is %s alone, from %s", why, whose, s.where)
 }
 
 // gaveUp says that portd is not there or does not answer, rather than that its answer is no.

@@ -121,7 +121,7 @@ func byName(s *registry.Services, name string, p ianadb.Protocol, asked pb.Proto
 	if out.Entries, err = entries(s, "name", s.ByName(name, p)); err != nil || len(out.Entries) > 0 {
 		return err
 	}
-	e := &NoServiceError{Name: name, Protocol: asked}
+	e := &NoServiceError{Name: name, Protocol: asked, Own: len(s.Own) > 0}
 	for r := range s.ByName(name, ianadb.AnyProtocol) {
 		if other := r.Protocol().String(); !slices.Contains(e.Others, other) {
 			e.Others = append(e.Others, other)
@@ -139,6 +139,7 @@ type NoServiceError struct {
 	Protocol pb.Protocol // that was asked for; unspecified: all
 	Others   []string    // the protocols that it has the name for instead: "tcp"
 	Near     []string    // names like it that it has, the likeliest first
+	Own      bool        // the host has entries of its own, which were looked at too
 }
 
 // Is matches registry.ErrNotFound.
@@ -146,12 +147,15 @@ func (e *NoServiceError) Is(target error) bool { return target == registry.ErrNo
 
 func (e *NoServiceError) Error() string {
 	text := fmt.Sprintf("the IANA registry has no service %.80q", e.Name)
+	if e.Own {
+		text = fmt.Sprintf("neither the IANA registry nor this host has a service %.80q", e.Name)
+	}
 	if e.Protocol != pb.Protocol_PROTOCOL_UNSPECIFIED {
 		text += " for " + strings.ToLower(strings.TrimPrefix(e.Protocol.String(), "PROTOCOL_"))
 	}
 	switch {
 	case len(e.Others) > 0:
-		text += "; it has it for " + strings.Join(e.Others, ", ")
+		text += "; there is one for " + strings.Join(e.Others, ", ")
 	case len(e.Near) > 0:
 		text += "; near: " + strings.Join(e.Near, ", ")
 	}
@@ -166,7 +170,16 @@ func byServiceCode(s *registry.Services, code uint32, asked pb.Protocol, out *pb
 	}
 	out.Entries, err = entries(s, "service_code", s.ByServiceCode(code))
 	if err == nil && len(out.Entries) == 0 {
-		return notFound("the IANA registry has no service with the DCCP service code %d", code)
+		return notFound("the IANA registry has no service with the DCCP service code %s", CodeText(code))
 	}
 	return err
+}
+
+// CodeText is a service code as ianadb.ParseServiceCode reads it: "SC:DISC", or "SC=1" where it has no such characters.
+func CodeText(code uint32) string {
+	text := "SC:" + strings.TrimRight(string([]byte{byte(code >> 24), byte(code >> 16), byte(code >> 8), byte(code)}), " ")
+	if back, err := ianadb.ParseServiceCode(text); err == nil && back == code {
+		return text
+	}
+	return fmt.Sprintf("SC=%d", code)
 }

@@ -170,11 +170,12 @@ func TestRefusals(t *testing.T) {
 		is   error
 		says string
 	}{
-		{"a typo", lookup(`name: "htpps"`), registry.ErrNotFound, `the IANA registry has no service "htpps"; near: https`},
-		{"not for dccp", lookup(`name: "https" protocol: PROTOCOL_DCCP`), registry.ErrNotFound, `no service "https" for dccp; it has it for tcp, udp, sctp`},
-		{"a code", lookup(`service_code: 1`), registry.ErrNotFound, "no service with the DCCP service code 1"},
+		{"a typo", lookup(`name: "htpps"`), registry.ErrNotFound, `neither the IANA registry nor this host has a service "htpps"; near: https`},
+		{"not for dccp", lookup(`name: "https" protocol: PROTOCOL_DCCP`), registry.ErrNotFound, `a service "https" for dccp; there is one for tcp, udp, sctp`},
+		{"a code", lookup(`service_code: 1`), registry.ErrNotFound, "no service with the DCCP service code SC=1"},
+		{"a code of letters", lookup(`service_code: 1346981447`), registry.ErrNotFound, "no service with the DCCP service code SC:PING"},
 		{"a code of tcp", lookup(`service_code: 1145656131 protocol: PROTOCOL_TCP`), registry.ErrInvalid, "protocol: only DCCP has service codes"},
-		{"a long name", lookup(`name: "` + strings.Repeat("x", 1<<20) + `"`), registry.ErrNotFound, "no service"},
+		{"a long name", lookup(`name: "` + strings.Repeat("x", 1<<20) + `"`), registry.ErrNotFound, "nor this host has a service"},
 		{"no name", lookup(`name: ""`), registry.ErrInvalid, "name: is empty"},
 		{"no question", lookup(``), registry.ErrInvalid, "query: is missing"},
 		{"no port", lookup(`port: 65536`), registry.ErrInvalid, "port: 65536 is not a port"},
