@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// IANA's own files. Both say the same, but that a CSV has no date.
+// IANA's own files. Both say the same, but of when they are: a CSV is taken for as new as its latest entry.
 const (
 	ianaXML = "https://www.iana.org/assignments/service-names-port-numbers/service-names-port-numbers.xml"
 	ianaCSV = "https://www.iana.org/assignments/service-names-port-numbers/service-names-port-numbers.csv"
@@ -22,7 +22,8 @@ const importHelp = `Import puts another edition of the IANA registry in place of
 from: IANA's own CSV or XML, gzipped or not, from a file, from standard input, or by
 HTTPS. portd checks all of it first, and takes it whole or not at all; lookups go on
 meanwhile. This host's own services (portctl service) stay, and still win. Only root and
-the user that portd runs as may do it.
+the user that portd runs as may do it. What looks cut off, or older by its entries, is
+taken with --force only.
 
 IANA publishes the registry at
   ` + ianaXML + `
@@ -76,7 +77,7 @@ func (c *ctl) importCommand() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&f.url, "url", "", "fetch the registry from this `URL`, which is https")
 	flags.DurationVar(&f.timeout, "timeout", 2*time.Minute, "how long the fetch may take in all")
-	flags.StringVar(&f.date, "date", "", "the date of a CSV, which has none in it, as `YYYY-MM-DD`")
+	flags.StringVar(&f.date, "date", "", "the date of a CSV, `YYYY-MM-DD`, instead of that of its latest entry")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "tell every change, and change nothing")
 	flags.BoolVar(&f.force, "force", false, "take also what does not look like the next edition; fetch also what has not changed")
 	flags.BoolVar(&f.undo, "undo", false, "bring back the registry from before the last import")
@@ -201,7 +202,7 @@ func (c *ctl) send(ctx context.Context, cl *client.Client, in *registryFile, opt
 	}
 	if did.GetAfter().GetDate() == "" {
 		line += " --date YYYY-MM-DD"
-		c.say("there is no date in it, as in no CSV; to give it one: %s", line)
+		c.say("nothing in it says of when it is; to give it a date: %s", line)
 	}
 	if opt.GetDryRun() {
 		c.say("to do it: %s", line)
