@@ -14,7 +14,7 @@ var (
 	ErrDenied      = errors.New("denied")        // policy does not let this caller
 	ErrNotFound    = errors.New("not found")     // no such reservation, lease or service
 	ErrTaken       = errors.New("taken")         // somebody has the port or the name; *TakenError says who
-	ErrExhausted   = errors.New("exhausted")     // nothing left to choose from, or out of descriptors
+	ErrExhausted   = errors.New("exhausted")     // nothing left to choose from, out of descriptors, or a limit of the table is reached
 	ErrUnsupported = errors.New("not supported") // this kernel, this portd or this kind of endpoint cannot do it
 	ErrUnavailable = errors.New("unavailable")   // not now: portd is stopping, or its store cannot be written
 	ErrConflict    = errors.New("conflict")      // the thing changed meanwhile

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -187,6 +188,38 @@ func (b *broken) Read(p []byte) (int, error) {
 		return 0, b.err
 	}
 	return b.in.Read(p)
+}
+
+// Who sends a file slowly holds up nobody.
+func TestSlowImport(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	slow, rest := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := d.ImportServices(t.Context(), root, slow, registry.ImportOptions{})
+		ended <- err
+	}()
+	csv := file(t, small()[:9]).Bytes()
+	if _, err := rest.Write(csv[:100]); err != nil { // so it has begun
+		t.Fatal(err)
+	}
+	if _, _, err := d.AddServices(t.Context(), root, []ianadb.Entry{own("myapp", 8123, ianadb.TCP, "")}, false); err != nil {
+		t.Error(err)
+	}
+	d.mustImport(t, later(), registry.ImportOptions{Date: "2026-06-01"})
+	if _, err := rest.Write(csv[100:]); err != nil {
+		t.Fatal(err)
+	}
+	rest.Close()
+	// It is compared with what answers by then.
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	d.want(t, registry.Imported, "", "2026-06-01")
+	if len(d.Services().Own) != 1 {
+		t.Errorf("the host's own are %+v", d.Services().Own)
+	}
 }
 
 // What cannot be written is not done.

@@ -16,9 +16,10 @@ type Services struct {
 	Current  *Edition // the edition of IANA's registry that answers
 	Previous *Edition // the one that UndoImport brings back; nil: none
 	Embedded *Edition // the one that portd was built with
-	// Unreadable is what the store has in place of Current, which is Embedded then, and this portd cannot read; nil: nothing.
+	// Unreadable is what the store has where Current is Embedded only because this portd cannot read that; nil: nothing.
 	Unreadable *Edition
-	Own        []*OwnService // sorted by name, protocol and port
+
+	Own []*OwnService // sorted by name, protocol and port
 }
 
 // Origin says how an edition got here.
@@ -80,6 +81,9 @@ func (s *OwnService) compare(o *OwnService) int {
 	return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.First, b.First), cmp.Compare(a.Last, b.Last))
 }
 
+// age orders the host's own entries by their last change; one that is being changed now has no revision yet.
+func (s *OwnService) age() uint64 { return uint64(s.Revision) - 1 }
+
 // withOwn is s with other entries of the host's own.
 func (s *Services) withOwn(own []*OwnService) (*Services, error) {
 	next := *s
@@ -88,8 +92,14 @@ func (s *Services) withOwn(own []*OwnService) (*Services, error) {
 	if len(own) == 0 {
 		return &next, nil
 	}
-	entries := make([]ianadb.Entry, len(own))
-	for i, o := range own {
+	// Answers come in the order of these: one that holds fewer ports was meant for just them, and a later one, which is of the
+	// highest revision or of none yet, for what was there.
+	order := slices.Clone(own)
+	slices.SortStableFunc(order, func(a, b *OwnService) int {
+		return cmp.Or(cmp.Compare(a.Entry.Last-a.Entry.First, b.Entry.Last-b.Entry.First), cmp.Compare(b.age(), a.age()))
+	})
+	entries := make([]ianadb.Entry, len(order))
+	for i, o := range order {
 		entries[i] = o.Entry
 	}
 	var err error
