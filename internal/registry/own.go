@@ -62,7 +62,9 @@ func (r *Registry) AddServices(ctx context.Context, c Caller, entries []ianadb.E
 		if err != nil {
 			return nil, nil, err
 		}
-		added = append(added, s)
+		if !slices.Contains(added, s) { // said twice
+			added = append(added, s)
+		}
 	}
 	return added, ch.overridden, r.commitOwn(ch)
 }
@@ -256,6 +258,9 @@ func (ch *ownChange) event(typ EventType, s *OwnService) {
 func checkEntry(e *ianadb.Entry) error {
 	if err := ianadb.CheckName(e.Name); err != nil {
 		return invalid("services.name", "%v", err)
+	}
+	if strings.EqualFold(e.Name, "any") {
+		return invalid("services.name", `"any" stands for a port of portd's choice, as in tcp/any; give it another name`)
 	}
 	switch {
 	case e.Protocol == ianadb.AnyProtocol || e.Protocol > ianadb.DCCP:

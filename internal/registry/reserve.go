@@ -202,6 +202,14 @@ func checkNetns(c Caller, ns *string) error {
 	return &UnsupportedError{"network namespace " + *ns, "this portd reserves in its own only", "NETNS"}
 }
 
+func rangesText(all []ianadb.Range) string {
+	texts := make([]string, len(all))
+	for i, r := range all {
+		texts[i] = portsText(r.First, r.Last)
+	}
+	return strings.Join(texts, ", ")
+}
+
 // servicePort is the one port that the host or IANA gives a service for all of the protocols.
 func (r *Registry) servicePort(name string, protos []Protocol) (uint16, error) {
 	var port uint16
@@ -216,7 +224,7 @@ func (r *Registry) servicePort(name string, protos []Protocol) (uint16, error) {
 		case len(ports) == 0:
 			return 0, failed(ErrNotFound, "the service registry has no port for %q over %v", name, p)
 		case len(ports) > 1 || ports[0].First != ports[0].Last:
-			return 0, invalid("spec.endpoints.service", "%q has several ports for %v; say which", name, p)
+			return 0, invalid("spec.endpoints.service", "%q has several ports for %v (%s); say which by its number", name, p, rangesText(ports))
 		case port != 0 && ports[0].First != port:
 			return 0, invalid("spec.endpoints.service", "%q has different ports for these protocols (%d and %d); say which", name, port, ports[0].First)
 		}

@@ -12,6 +12,9 @@ func (r *Registry) seed(st *State, c *commit) {
 	next := *r.Services() // as portd was built
 	shipped := next.Embedded
 	var stored *Edition
+	for _, err := range st.Damaged {
+		r.cfg.Log.Error("an edition of the service registry is lost; if it was imported, import it again", "err", err)
+	}
 	for _, e := range st.Editions {
 		if e.Blob == shipped.Blob {
 			e.Blob = shipped.Blob // the same bytes, and the program has them anyway

@@ -34,6 +34,10 @@ type State struct {
 	Requests     []*Request
 	Editions     []*Edition
 	Services     []*OwnService
+
+	// Damaged says, a reason each, which editions of the service registry could not be read and are left out. Ports are held
+	// without them; a damaged record of any other kind is an error of Load.
+	Damaged []error
 }
 
 // A Change is everything that one request changed, under one revision.

@@ -3,6 +3,7 @@ package boltstore
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 
 	bolt "go.etcd.io/bbolt"
@@ -11,7 +12,7 @@ import (
 	"github.com/portd/portd/internal/registry/boltstore/storepb"
 )
 
-// Load implements registry.Store. One record that cannot be read is an ErrDamaged for all.
+// Load implements registry.Store. One record that cannot be read is an ErrDamaged for all, editions aside.
 func (s *Store) Load(ctx context.Context) (*registry.State, error) {
 	st := &registry.State{Schema: s.schema}
 	err := s.view(func(tx *bolt.Tx) error {
@@ -34,7 +35,7 @@ func (s *Store) Load(ctx context.Context) (*registry.State, error) {
 		if st.Requests, err = load(ctx, tx, m, bucketRequest, (*fromStored).request); err != nil {
 			return err
 		}
-		if st.Editions, err = load(ctx, tx, m, bucketEdition, (*fromStored).edition); err != nil {
+		if st.Editions, st.Damaged, err = loadEditions(tx, m); err != nil {
 			return err
 		}
 		if st.Services, err = load(ctx, tx, m, bucketService, (*fromStored).service); err != nil {
@@ -72,6 +73,25 @@ func load[T, M any, P message[M]](
 		return nil, fmt.Errorf("%w: of %d records of kind %s there are %d", ErrDamaged, want, bucket, len(all))
 	}
 	return all, err
+}
+
+// loadEditions is load for editions, of which one that is damaged is left out: there are others to answer from.
+func loadEditions(tx *bolt.Tx, m *storepb.Meta) (all []*registry.Edition, damaged []error, err error) {
+	err = tx.Bucket(bucketEdition).ForEach(func(k, v []byte) error {
+		switch e, err := decode(k, v, (*fromStored).edition); {
+		case errors.Is(err, ErrDamaged):
+			damaged = append(damaged, fmt.Errorf("%s %q: %w", bucketEdition, k, err))
+		case err != nil:
+			return err
+		default:
+			all = append(all, e)
+		}
+		return nil
+	})
+	if n, want := len(all)+len(damaged), m.GetRecords()[string(bucketEdition)]; err == nil && int64(n) != want {
+		damaged = append(damaged, fmt.Errorf("%w: of %d records of kind %s there are %d", ErrDamaged, want, bucketEdition, n))
+	}
+	return all, damaged, err
 }
 
 // checkEvents makes sure that the changes from the oldest to the last have not lost an end.
