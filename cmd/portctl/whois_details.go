@@ -52,20 +52,29 @@ func detailsOf(l *pb.ServiceLookup, q question, all bool) (blocks []*block) {
 		}
 		groups[title] = append(groups[title], e)
 	}
-	services := 0
+	services, alike := map[string]bool{}, map[recordKey]int{}
+	for _, e := range l.GetEntries() {
+		alike[recordKey{keyOf(e), e.GetProtocol()}]++
+	}
+	twins := false
 	for _, e := range l.GetEntries() {
 		isAlias := e.GetAliasOf() != "" && slices.ContainsFunc(l.GetEntries(), func(o *pb.ServiceEntry) bool { return o.GetName() == e.GetAliasOf() })
-		switch title := titleOf(e); {
+		title := titleOf(e)
+		if e.GetName() != "" && alike[recordKey{keyOf(e), e.GetProtocol()}] > 1 { // two have taken one name
+			title += ", " + describe(e)
+			twins = true
+		}
+		switch {
 		case isAlias && !all:
 		case e.GetName() == "" && q.isRange() && e.GetNotes() == "":
 		default:
-			if groups[title] == nil && e.GetName() != "" {
-				services++
+			if e.GetName() != "" {
+				services[titleOf(e)] = true
 			}
 			add(title, e)
 		}
 	}
-	if services > 1 && !all {
+	if len(services) > 1 && !all {
 		return nil
 	}
 	for _, title := range names {
@@ -73,7 +82,16 @@ func detailsOf(l *pb.ServiceLookup, q question, all bool) (blocks []*block) {
 			blocks = append(blocks, b)
 		}
 	}
+	if len(blocks) == 1 && !twins {
+		blocks[0].title = "" // there is no other that it might be of
+	}
 	return blocks
+}
+
+// A recordKey is what tells records apart but for what they say.
+type recordKey struct {
+	lineKey
+	proto pb.Protocol
 }
 
 // titleOf is the name of a service, or the ports where they have none.
@@ -142,7 +160,7 @@ func placeOf(e *pb.ServiceEntry) string {
 	return portsText(e.GetPorts()) + "/" + protoWord(e.GetProtocol())
 }
 
-// printBlocks prints details under the lines that they belong to. With several blocks each has a title.
+// printBlocks prints details under the lines that they belong to.
 func (c *ctl) printBlocks(blocks []*block) {
 	labels := 0
 	for _, b := range blocks {
@@ -152,7 +170,7 @@ func (c *ctl) printBlocks(blocks []*block) {
 	}
 	width := c.width() - labels - 4
 	for _, b := range blocks {
-		if len(blocks) > 1 {
+		if b.title != "" {
 			fmt.Fprintf(c.out, "%s:\n", printable(b.title))
 		}
 		for _, f := range b.fields {

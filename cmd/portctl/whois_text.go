@@ -25,7 +25,7 @@ func (l *line) cells() []string {
 	if l.ports != nil {
 		ports = portsText(l.ports)
 	}
-	text := strings.Join(l.texts, "; ")
+	text := strings.Join(slices.DeleteFunc(slices.Clone(l.texts), func(s string) bool { return s == "" }), "; ")
 	if l.own {
 		text = strings.TrimSpace(text + " (this host's own)")
 	}
@@ -47,32 +47,41 @@ func (c *ctl) printLines(l *pb.ServiceLookup, q question) error {
 
 // named is the named entries, those that differ in the protocol alone in one line.
 func named(entries []*pb.ServiceEntry) (lines []*line) {
-	at := map[lineKey]*line{}
+	at := map[lineKey][]*line{}
 	for _, e := range entries {
 		if e.GetName() == "" {
 			continue
 		}
-		k := keyOf(e)
-		l := at[k]
-		if l == nil {
-			l = &line{ports: e.GetPorts(), name: e.GetName(), own: k.own}
-			at[k] = l
-			lines = append(lines, l)
+		k, text := keyOf(e), describe(e)
+		i := slices.IndexFunc(at[k], func(l *line) bool { return l.says(text) })
+		if i < 0 {
+			i = len(at[k])
+			at[k] = append(at[k], &line{ports: e.GetPorts(), name: e.GetName(), own: k.own, texts: []string{text}})
+			lines = append(lines, at[k][i])
+		}
+		l := at[k][i]
+		if isNameAlone(l.texts[0], l.name) && text != "" {
+			l.texts[0] = text
 		}
 		if p := protoWord(e.GetProtocol()); !slices.Contains(l.protos, p) {
 			l.protos = append(l.protos, p)
 		}
-		text := describe(e)
-		if text != "" && !slices.ContainsFunc(l.texts, func(s string) bool { return contains(s, text) }) {
-			l.texts = append(l.texts, text)
-		}
-	}
-	for _, l := range lines {
-		if len(l.texts) > 1 { // "HTTPS" says nothing of https
-			l.texts = slices.DeleteFunc(l.texts, func(s string) bool { return strings.EqualFold(s, l.name) })
-		}
 	}
 	return lines
+}
+
+// says tells whether a text is no news beside that of a line: "HTTPS" says nothing of https. What is of the past never stands
+// for another protocol.
+func (l *line) says(text string) bool {
+	has := l.texts[0]
+	return strings.EqualFold(has, text) ||
+		(isNameAlone(has, l.name) && !isRetired(text)) || (isNameAlone(text, l.name) && !isRetired(has))
+}
+
+func isNameAlone(text, name string) bool { return text == "" || strings.EqualFold(text, name) }
+
+func isRetired(description string) bool {
+	return ianadb.Entry{Description: description}.Status() == ianadb.StatusRetired
 }
 
 // A lineKey is what entries on one line have in common.
