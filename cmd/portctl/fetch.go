@@ -121,7 +121,9 @@ func (c *ctl) fetch(ctx context.Context, ask fetch) (*fetched, error) {
 	return &fetched{bytes.NewReader(body), validator(resp.Header, "Last-Modified"), validator(resp.Header, "ETag")}, nil
 }
 
+// onlyHTTPS follows redirects as far as they are safe. The next server is not told what was asked of the last one.
 func onlyHTTPS(req *http.Request, via []*http.Request) error {
+	req.Header.Del("Referer")
 	switch {
 	case req.URL.Scheme != "https":
 		return fmt.Errorf("redirected to %s://%s, and only https is fetched", printable(req.URL.Scheme), printable(req.URL.Host))

@@ -47,7 +47,7 @@ func (c *ctl) searchCommand() *cobra.Command {
 			case f.all && cmd.Flags().Changed("limit"):
 				return usagef("--all and --limit: it is one or the other")
 			case f.protocol != "":
-				if req.Protocol, ok = parseProtocol(f.protocol); !ok {
+				if req.Protocol, ok = serviceProtocols[strings.ToLower(f.protocol)]; !ok {
 					return usagef("--protocol %s: one of tcp, udp, sctp and dccp is wanted", f.protocol)
 				}
 			}

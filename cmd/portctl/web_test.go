@@ -82,6 +82,9 @@ func webMain() {
 		if r.Header.Get("If-None-Match") != "" && r.Header.Get("If-Modified-Since") != "" {
 			asked = " if modified"
 		}
+		if from := r.Referer(); from != "" {
+			asked += " from " + from
+		}
 		fmt.Printf("asked for %s%s\n", r.URL.Path, asked)
 		mux.ServeHTTP(w, r)
 	}))
