@@ -1,8 +1,10 @@
 package main
 
 import (
+	"os"
 	"strings"
 
+	"github.com/portd/portd/internal/paths"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
@@ -24,6 +26,19 @@ func again(cmd *cobra.Command, args []string, extra ...string) string {
 		}
 	})
 	return strings.Join(append(line, extra...), " ")
+}
+
+// sudo is the command line once more as root, with what sudo takes from the environment and the command stands on.
+func sudo(cmd *cobra.Command, args []string) string {
+	var extra []string
+	if socket := os.Getenv(paths.SocketEnv); socket != "" && !cmd.Flags().Changed("socket") {
+		extra = append(extra, "--socket", quote(socket))
+	}
+	line := again(cmd, args, extra...)
+	if ca := os.Getenv("SSL_CERT_FILE"); ca != "" && cmd.Flags().Changed("url") {
+		line = "env SSL_CERT_FILE=" + quote(ca) + " " + line
+	}
+	return "sudo " + line
 }
 
 // shellWords is arguments as a shell reads them, also where the first looks like a flag.

@@ -122,9 +122,10 @@ func (c *ctl) takeRegistry(ctx context.Context, file string, f importFlags) erro
 		return c.importURL(ctx, f)
 	}
 	in, err := c.openRegistry(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return try(err, "portctl import --url "+ianaXML)
-	} else if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && strings.Contains(file, "://"):
+		return try(usagef("%s is a URL, not a file", file), "portctl import --url "+quote(file))
+	case err != nil:
 		return err
 	}
 	defer in.Close()
@@ -191,15 +192,16 @@ func (c *ctl) notModified(has *pb.ServiceRegistryStatus, dryRun bool) error {
 // send streams a registry to portd and prints what became of it. The line is for the shell, to do it again.
 func (c *ctl) send(ctx context.Context, cl *client.Client, in *registryFile, opt *pb.ImportOptions, line string) error {
 	did, err := cl.ImportServices(ctx, in, opt)
-	if err != nil {
-		return err
-	}
-	if c.json() {
+	switch {
+	case err != nil:
+		return lostSight(err, opt.GetDryRun())
+	case c.json():
 		return c.printJSON(&pb.ImportServicesResponse{Import: did})
 	}
 	if err := c.printImport(did); err != nil || did.GetUnchanged() {
 		return err
 	}
+	c.printOverridden(ctx, cl, did)
 	if did.GetAfter().GetDate() == "" {
 		line += " --date YYYY-MM-DD"
 		c.say("nothing in it says of when it is; to give it a date: %s", line)
@@ -219,13 +221,16 @@ func (c *ctl) undoImport(ctx context.Context, f importFlags) error {
 	}
 	defer cl.Close()
 	answer, err := cl.Services.UndoImport(ctx, &pb.UndoImportRequest{DryRun: f.dryRun, Embedded: f.embedded})
-	if err != nil {
-		return err
-	}
-	if c.json() {
+	switch {
+	case err != nil:
+		return lostSight(err, f.dryRun)
+	case c.json():
 		return c.printJSON(answer)
 	}
 	err = c.printImport(answer.GetImport())
+	if err == nil && !answer.GetImport().GetUnchanged() {
+		c.printOverridden(ctx, cl, answer.GetImport())
+	}
 	switch {
 	case err != nil || answer.GetImport().GetUnchanged():
 	case f.dryRun:

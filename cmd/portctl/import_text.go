@@ -2,8 +2,10 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -35,15 +37,44 @@ func (c *ctl) printImport(im *pb.ServiceImport) error {
 	default:
 		fmt.Fprintln(c.out, summary)
 	}
-	// Quiet or not: somebody wanted that name or port for something else, and is to hear that IANA has given it away.
-	_ = c.out.Flush()
-	for _, o := range im.GetOverridden() {
-		fmt.Fprintf(c.stderr, "portctl: note: %s\n", oneLine(o))
-	}
-	if len(im.GetOverridden()) > 0 && !c.quiet {
-		c.say("this host's own services still win; to see them: portctl service list")
-	}
 	return nil
+}
+
+// printOverridden tells which of the host's own services IANA gives to others now: those that it did not before, and of the
+// others how many there are; with a dry run all. Quiet or not: somebody wanted that name or port for something else.
+func (c *ctl) printOverridden(ctx context.Context, cl *client.Client, im *pb.ServiceImport) {
+	all := im.GetOverridden()
+	if len(all) == 0 {
+		return
+	}
+	fresh := all
+	if !im.GetDryRun() {
+		// To undo it would have the registry from before answer again, and what is overridden there.
+		if back, err := cl.Services.UndoImport(ctx, &pb.UndoImportRequest{DryRun: true}); err == nil {
+			fresh = nil
+			for _, o := range all {
+				if !slices.Contains(back.GetImport().GetOverridden(), o) {
+					fresh = append(fresh, o)
+				}
+			}
+		}
+	}
+	for _, o := range fresh {
+		c.warn("note: %s", oneLine(o))
+	}
+	text := "this host's own services still win"
+	if n := len(all) - len(fresh); n > 0 {
+		text += fmt.Sprintf(", over %s as before", count(n, "service"))
+	}
+	c.say("%s; to see them: portctl service list", text)
+}
+
+// lostSight says of a portd that is gone in the middle of an import that nobody knows what became of it.
+func lostSight(err error, dry bool) error {
+	if dry || !errors.Is(err, client.ErrNoDaemon) {
+		return err
+	}
+	return try(fmt.Errorf("%w; it is not known whether the import was done", err), "portctl status")
 }
 
 // edition names a registry: "registry of 2026-08-17".
@@ -75,8 +106,11 @@ func changesText(im *pb.ServiceImport) string {
 func (c *ctl) printChanges(changes []*pb.ServiceChange) error {
 	t := c.table()
 	for _, ch := range changes {
-		name := cmp.Or(oneLine(ch.GetName()), "-")
-		row := func(sign, text string) { t.row(sign+" "+placeText(ch.GetPorts(), ch.GetProtocol()), text) }
+		name, place := cmp.Or(oneLine(ch.GetName()), "-"), placeText(ch.GetPorts(), ch.GetProtocol())
+		if ch.GetPorts() == nil {
+			name, place = name+" (no port)", strings.TrimPrefix(place, "-/")
+		}
+		row := func(sign, text string) { t.row(sign+" "+place, text) }
 		switch ch.GetKind() {
 		case pb.ServiceChangeKind_SERVICE_CHANGE_KIND_ADDED:
 			row("+", strings.TrimSpace(name+"  "+shorten(oneLine(ch.GetDescription()), 60)))
@@ -85,7 +119,10 @@ func (c *ctl) printChanges(changes []*pb.ServiceChange) error {
 		case pb.ServiceChangeKind_SERVICE_CHANGE_KIND_RENAMED:
 			row("~", cmp.Or(oneLine(ch.GetOldName()), "-")+" → "+name)
 		default:
-			row("*", cmp.Or(oneLine(ch.GetName()), oneLine(ch.GetDescription()), "-")+": "+oneLine(strings.Join(ch.GetColumns(), ", ")))
+			if ch.GetName() == "" {
+				name = cmp.Or(oneLine(ch.GetDescription()), "-")
+			}
+			row("*", name+": "+oneLine(strings.Join(ch.GetColumns(), ", ")))
 		}
 	}
 	return t.flush()
@@ -142,7 +179,7 @@ func importHint(err error, cmd *cobra.Command, args []string) error {
 	case errors.Is(err, client.ErrInvalid):
 		return try(&refusedError{why}, "portctl import --url "+ianaXML)
 	case errors.Is(err, client.ErrDenied):
-		return try(err, "sudo "+again(cmd, args))
+		return try(err, sudo(cmd, args))
 	case errors.Is(err, client.ErrUnsupported), errors.Is(err, client.ErrNotFound), errors.Is(err, client.ErrConflict):
 		return try(err, "portctl status")
 	}

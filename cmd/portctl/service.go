@@ -140,7 +140,7 @@ func serviceHint(err error, cmd *cobra.Command, args []string) error {
 	case errors.Is(err, client.ErrTaken):
 		return try(err, "portctl service list")
 	case errors.Is(err, client.ErrDenied):
-		return try(err, "sudo "+again(cmd, args))
+		return try(err, sudo(cmd, args))
 	case errors.Is(err, client.ErrNotFound):
 		return try(err, "portctl service list")
 	}
