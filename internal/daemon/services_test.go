@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -132,47 +133,66 @@ func TestServicesOutliveAKill(t *testing.T) {
 	})
 }
 
-// portd is killed while it imports, again and again: one edition or the other is there, whole.
+// portd is killed while it imports, again and again: one edition or the other is there, whole, and so is the one before it.
 func TestKilledWhileImporting(t *testing.T) {
 	clean(t)
+	rounds := 6
+	if os.Getenv("PORTD_LONG") != "" {
+		rounds = 60
+	}
 	d := portdtest.New(t)
 	entries := shipped()
 	last := ssh(entries).Description
-	for round := range 6 {
-		next := fmt.Sprint("of round ", round)
-		file := csvOf(t, entries, next).Bytes()
+	began := func() (*process, *client.Client) {
 		p := portd(t, d, "")
 		p.begin(t)
-		c := dial(t, d)
-		if got := describes(t, c, 22); got != last && round == 0 {
-			t.Errorf("22 is %q", got)
+		return p, dial(t, d)
+	}
+	kill := func(p *process) {
+		t.Helper()
+		if err := p.Process.Kill(); err != nil {
+			t.Fatal(err)
 		}
+		p.ends(t)
+	}
+	done := 0
+	for round := range rounds {
+		next := fmt.Sprint("of round ", round)
+		file := csvOf(t, entries, next).Bytes()
+		p, c := began()
+		if got := describes(t, c, 22); got != last {
+			t.Errorf("round %d: 22 is %q at first, want %q", round, got, last)
+		}
+		before := registryOf(t, c)
 		var importing sync.WaitGroup
 		var err error
 		importing.Go(func() { _, err = c.ImportServices(t.Context(), bytes.NewReader(file), nil) })
 		time.Sleep(time.Duration(rand.IntN(250)) * time.Millisecond) // the random moment
-		if err := p.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		p.ends(t)
+		kill(p)
 		importing.Wait()
 		c.Close()
 
-		p = portd(t, d, "")
-		p.begin(t)
-		c = dial(t, d)
-		st := registryOf(t, c)
+		p, c = began()
+		after := registryOf(t, c)
 		got := describes(t, c, 22)
-		if got != last && got != next || err == nil && got != next || st.GetRecords() != uint32(len(entries)) {
-			t.Errorf("round %d: 22 is %q, it was %q, and the import of %q said %v; %v", round, got, last, next, err, st)
+		previous := before.GetPrevious().GetDigest()
+		if got == next {
+			previous = before.GetDigest()
+			done++
+		}
+		if got != last && got != next || err == nil && got != next || after.GetRecords() != uint32(len(entries)) || after.GetPrevious().GetDigest() != previous {
+			t.Errorf("round %d: 22 is %q, it was %q, and the import of %q said %v; before %v, after %v", round, got, last, next, err, before, after)
+		}
+		if previous != "" {
+			if _, err := c.Services.UndoImport(t.Context(), &pb.UndoImportRequest{DryRun: true}); err != nil {
+				t.Errorf("round %d: the edition before cannot be read: %v", round, err)
+			}
 		}
 		last = got
-		if err := p.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		p.ends(t)
+		kill(p)
 		c.Close()
 	}
+	t.Logf("%d of %d imports were done when portd was killed", done, rounds)
 }
 
 // Thousands look something up while others import; each is answered, by one edition or another.
