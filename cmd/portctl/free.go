@@ -19,9 +19,10 @@ const freeHelp = `With --free it finds ports that IANA has assigned to nobody, t
 host's own has, and that nobody has reserved or bound here; for several protocols, or
 --both (tcp and udp), those that are free for each of them. It shows the 20 largest
 ranges, the largest first; with --all all of them, in order; with --count N the first N
-ports in a row, from 1024 on unless PORTS says otherwise. With -q the bare ranges. Ports
-from which the kernel serves outgoing connections are marked as ephemeral: what is free
-there may not be for long. Without a portd the registry alone is asked.
+ports in a row, from 1024 on unless PORTS says otherwise. With -q the bare ranges, all of
+them. Ports from which the kernel serves outgoing connections are marked as ephemeral:
+what is free there may not be for long; and those that are for root alone as privileged.
+Without a portd the registry alone is asked, which is said with -q too.
 
 It holds nothing: "portctl reserve tcp 8009" does. And unassigned is not permission:
 ports SHOULD NOT be used without or prior to IANA registration, as the registry says,
@@ -56,6 +57,9 @@ func (c *ctl) listFree(ctx context.Context, args []string, f freeFlags, countSet
 	if err != nil {
 		return err
 	}
+	if !source.alone() && !answer.GetHostChecked() && (c.quiet || c.json()) {
+		c.warn("this kernel does not say which ports are bound")
+	}
 	if f.count > 0 && len(answer.GetRanges()) == 0 {
 		return source.exhausted(ctx, req)
 	}
@@ -67,12 +71,12 @@ func (c *ctl) listFree(ctx context.Context, args []string, f freeFlags, countSet
 	case f.count > 0:
 		first := ranges[0].GetFirst()
 		ranges = []*pb.PortRange{{First: first, Last: first + uint32(f.count) - 1}}
-	case !f.all:
+	case !f.all && !c.quiet: // a script has no use for a part
 		ranges = slices.Clone(ranges)
 		slices.SortStableFunc(ranges, func(a, b *pb.PortRange) int { return cmp.Compare(size(b), size(a)) })
 		ranges = ranges[:min(len(ranges), mostFree)]
 	}
-	return c.printFree(answer, ranges, req, source.alone())
+	return source.printFree(ctx, answer, ranges, req)
 }
 
 // exhausted is the error where no run of ports is long enough. It says how long the longest is.
@@ -87,7 +91,12 @@ func (s *source) exhausted(ctx context.Context, req *pb.ListFreePortsRequest) er
 	if n == 1 {
 		text = "no port is free for " + where
 	}
-	if answer, err := s.free(ctx, req); err == nil && len(answer.GetRanges()) > 0 {
+	answer, err := s.free(ctx, req)
+	switch {
+	case err != nil:
+	case len(answer.GetRanges()) == 0:
+		text += "; " + s.whyNone(ctx, answer, req)
+	default:
 		longest := slices.MaxFunc(answer.GetRanges(), func(a, b *pb.PortRange) int { return cmp.Compare(size(a), size(b)) })
 		text += fmt.Sprintf("; the longest range is %s, %s", portsText(longest), count(int(size(longest)), "port"))
 	}
