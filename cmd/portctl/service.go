@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -12,6 +13,7 @@ import (
 	pb "github.com/portd/portd/proto/portd/v1"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"google.golang.org/protobuf/proto"
 )
 
 const serviceHelp = `Service keeps this host's own names for ports, over those of the IANA registry. They win
@@ -72,7 +74,10 @@ func parsePlaces(name string, texts []string) (entries []*pb.ServiceEntry, err e
 			return nil, usagef("%s: which protocol? write %s/tcp, or %s/tcp,udp", text, text, text)
 		}
 		for _, p := range protos {
-			entries = append(entries, &pb.ServiceEntry{Name: name, Ports: ports, Protocol: p})
+			e := &pb.ServiceEntry{Name: name, Ports: ports, Protocol: p}
+			if !slices.ContainsFunc(entries, func(o *pb.ServiceEntry) bool { return proto.Equal(o, e) }) {
+				entries = append(entries, e)
+			}
 		}
 	}
 	return entries, nil
@@ -135,7 +140,7 @@ func serviceHint(err error, cmd *cobra.Command, args []string) error {
 	switch {
 	case errors.As(err, &why) && why.Reason == "SERVICE_CLASH":
 		return try(err, again(cmd, args, "--override"))
-	case errors.Is(err, client.ErrTaken) && cmd.Name() == "add": // by an entry of the same name and port, with other words
+	case errors.Is(err, client.ErrTaken) && cmd.Name() == "add" && saysWords(cmd): // by an entry of the same name and port, with others
 		return try(err, strings.Replace(again(cmd, args[:1]), " add ", " edit ", 1))
 	case errors.Is(err, client.ErrTaken):
 		return try(err, "portctl service list")
@@ -143,8 +148,26 @@ func serviceHint(err error, cmd *cobra.Command, args []string) error {
 		return try(err, sudo(cmd, args))
 	case errors.Is(err, client.ErrNotFound):
 		return try(err, "portctl service list")
+	case errors.Is(err, client.ErrInvalid) && why != nil:
+		return inFlags(why, cmd)
 	}
 	return err
+}
+
+// saysWords says whether a command line has a text for a cell, which edit can have as well.
+func saysWords(cmd *cobra.Command) bool {
+	return slices.ContainsFunc([]string{"description", "assignee", "contact", "reference", "notes"}, cmd.Flags().Changed)
+}
+
+// inFlags says of which flag portd speaks where it names a field of the API: "services[0].notes" is --notes.
+func inFlags(why *client.Error, cmd *cobra.Command) error {
+	field := why.Metadata["field"]
+	text, named := strings.CutPrefix(why.Error(), field+": ")
+	name := field[strings.LastIndexByte(field, '.')+1:]
+	if !named || field == "" || !cmd.Flags().Changed(name) {
+		return why
+	}
+	return usagef("--%s: %s", name, text)
 }
 
 // checkServiceName says which rule a new name breaks, before portd is asked.

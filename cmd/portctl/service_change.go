@@ -25,7 +25,7 @@ func (c *ctl) serviceAddCommand() *cobra.Command {
 		Short: "Give ports a name on this host",
 		Long:  serviceAddHelp,
 		Example: `  portctl service add myapp 8123/tcp --description "What I work on"
-  portctl service add metrics 9400-9409/tcp 9400/udp --contact ops@example.org
+  portctl service add metrics 8810-8812/tcp 8810/udp --contact ops@example.org
   portctl service add http 8080/tcp --override`,
 		Args:              wants(2, many, "a name and ports like 8123/tcp"),
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -123,6 +123,8 @@ func parseSelector(args []string) (*pb.PortRange, pb.Protocol, error) {
 	text := strings.Join(args, " ")
 	ports, protos, err := parsePlace(text)
 	switch {
+	case err != nil && !strings.ContainsAny(text, "0123456789/"): // another name, likely
+		return nil, 0, usagef("%q is not a port and protocol like 8123/tcp; one service at a time", text)
 	case err != nil:
 		return nil, 0, err
 	case len(protos) > 1:
@@ -154,7 +156,7 @@ func (c *ctl) serviceRemoveCommand() *cobra.Command {
 		Use:               "remove NAME [PORT/PROTOCOL]",
 		Short:             "Take a service of this host's own away",
 		Long:              serviceRemoveHelp,
-		Example:           "  portctl service remove myapp\n  portctl service remove myapp 8123/udp",
+		Example:           "  portctl service remove myapp 8123/udp\n  portctl service remove myapp",
 		Args:              wants(1, 3, "the name of a service"),
 		ValidArgsFunction: c.completeOwn,
 	}

@@ -23,6 +23,7 @@ func TestParsePlaces(t *testing.T) {
 		{in: []string{"8123/tcp"}, want: "8123/tcp"},
 		{in: []string{"TCP/8123"}, want: "8123/tcp"},
 		{in: []string{"tcp 8123"}, want: "8123/tcp"},
+		{in: []string{"8123/tcp", "8123/tcp,udp"}, want: "8123/tcp,udp"},
 		{in: []string{"8123/tcp,udp", "9000-9009/sctp"}, want: "8123/tcp,udp and 9000-9009/sctp"},
 		{in: []string{"1/dccp", "65535/udp"}, want: "1/dccp and 65535/udp"},
 		{in: []string{"8123"}, err: "8123: which protocol? write 8123/tcp, or 8123/tcp,udp"},
