@@ -23,8 +23,10 @@ that read files:
   csv       IANA's own form, byte for byte where the host has no services of its own
   json      a ServiceEntry of the API on a line; -o json is the same
 
-What the form cannot hold is told on standard error, a line each, and left out. Nothing
-is written before all of it has been read. The same registry gives the same bytes.
+An /etc/services has no place for what has no port or no name, nor for some names: on
+standard error it is told how many entries that leaves out, and which names, a line each.
+Nothing is written before all of it has been read; a shell empties the file behind > before
+that, so write another one and move it. The same registry gives the same bytes.
 
 Without a portd it is the registry that portctl can read by itself, and that is said.`
 
