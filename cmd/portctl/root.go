@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 	"unicode/utf8"
 
@@ -62,6 +63,7 @@ func (c *ctl) root() *cobra.Command {
 		SuggestionsMinimumDistance: 2,
 		PersistentPreRunE:          c.settle,
 	}
+	root.SetFlagErrorFunc(flagError)
 	flags := root.PersistentFlags()
 	flags.StringVar(&c.socket, "socket", "", "control socket of the portd to ask")
 	flags.StringVarP(&c.output, "output", "o", "text", "text or json")
@@ -79,6 +81,22 @@ func (c *ctl) root() *cobra.Command {
 		c.serviceCommand(), c.importCommand())
 	root.AddCommand(c.programCommand())
 	return root
+}
+
+// flagError says what a flag takes, rather than which function of Go's could not read it.
+func flagError(_ *cobra.Command, err error) error {
+	var invalid *pflag.InvalidValueError
+	if !errors.As(err, &invalid) {
+		return err
+	}
+	want := map[string]string{
+		"int": "a number", "int64": "a number", "uint": "a number", "uint16": "a number, 0 to 65535", "uint32": "a number",
+		"duration": "a time like 30s or 5m", "bool": "true or false",
+	}[invalid.GetFlag().Value.Type()]
+	if want == "" {
+		return err
+	}
+	return usagef("--%s %q is not %s", invalid.GetFlag().Name, invalid.GetValue(), want)
 }
 
 // settle checks what cobra does not.

@@ -78,7 +78,7 @@ func watchHint(err error, seen int64, begun bool) error {
 	case errors.Is(err, client.ErrCompacted):
 		return try(err, "portctl list, then portctl watch")
 	case errors.Is(err, client.ErrInvalid):
-		return try(err, "portctl watch")
+		return try(usagef("--from: %s", strings.TrimPrefix(err.Error(), "start_revision: ")), "portctl watch")
 	case begun:
 		return try(err, fmt.Sprintf("portctl watch --from %d", seen+1))
 	}
