@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -227,5 +228,42 @@ func TestListFreePorts(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"29305-29399", "29401-29499", "29501-29998"}, ranges(ask(95, pb.Protocol_PROTOCOL_TCP, pb.Protocol_PROTOCOL_UDP))); diff != "" {
 		t.Errorf("95 of both: %s", diff)
+	}
+}
+
+// A question about very much is answered in part, and the answer says so.
+func TestWhoisBounds(t *testing.T) {
+	nstest.Need(t)
+	h := start(t, nil)
+	conn := h.grpc(t)
+	services, ports := pb.NewServiceRegistryServiceClient(conn), pb.NewPortServiceClient(conn)
+	var many []*pb.ServiceEntry
+	for port := range uint32(65) {
+		many = append(many, &pb.ServiceEntry{Name: "many", Protocol: pb.Protocol_PROTOCOL_TCP, Ports: &pb.PortRange{First: 29200 + 2*port}})
+	}
+	if _, err := services.AddServices(t.Context(), &pb.AddServicesRequest{Services: many, Override: true}); err != nil {
+		t.Fatal(err)
+	}
+	var addresses []string
+	for i := range 91 {
+		addresses = append(addresses, fmt.Sprintf("127.0.1.%d", i+1))
+	}
+	for port := range uint32(11) {
+		noted := spec(&pb.EndpointSpec{Addresses: addresses, Choice: &pb.EndpointSpec_Exact{Exact: &pb.PortRange{First: 29500 + port}}})
+		noted.Mode = pb.Mode_MODE_RECORDED
+		if _, err := pb.NewReservationServiceClient(conn).Reserve(t.Context(), &pb.ReserveRequest{Spec: noted}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for hidden, req := range map[string]*pb.WhoisRequest{
+		"only the first 64 of 65 runs of ports were looked at: ask for fewer": {Query: &pb.WhoisRequest_Name{Name: "many"}},
+		"only the first 1000 of 1001 uses are shown: ask for fewer ports": {
+			Query: &pb.WhoisRequest_Ports{Ports: &pb.PortRange{First: 29500, Last: 29600}}, Protocol: pb.Protocol_PROTOCOL_TCP,
+		},
+	} {
+		who, err := ports.Whois(t.Context(), req)
+		if err != nil || !slices.Contains(who.GetHidden(), hidden) || len(who.GetUses()) > 1000 {
+			t.Errorf("%d uses, hidden %q (%v), want %q", len(who.GetUses()), who.GetHidden(), err, hidden)
+		}
 	}
 }
