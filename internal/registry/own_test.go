@@ -204,6 +204,7 @@ func TestOwnServicesRefused(t *testing.T) {
 		field, says string
 	}{
 		{with(func(e *ianadb.Entry) { e.Name = "my_app" }), "services.name", "RFC 6335"},
+		{with(func(e *ianadb.Entry) { e.Name = "ANY" }), "services.name", "tcp/any"},
 		{with(func(e *ianadb.Entry) { e.Protocol = ianadb.AnyProtocol }), "services.protocol", "allowed are tcp"},
 		{with(func(e *ianadb.Entry) { e.First = 0 }), "services.ports", "1 to 65535"},
 		{with(func(e *ianadb.Entry) { e.First = 8124 }), "services.ports", "backwards"},
