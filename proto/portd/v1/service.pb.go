@@ -887,7 +887,7 @@ type SearchServicesRequest struct {
 	Query string `protobuf:"bytes,1,opt,name=query,proto3" json:"query,omitempty"`
 	// Only this protocol; unspecified means all.
 	Protocol Protocol `protobuf:"varint,2,opt,name=protocol,proto3,enum=portd.v1.Protocol" json:"protocol,omitempty"`
-	// At most 1000; 0 means 50.
+	// At most 1000; 0 means 50. Where entries are long, a page has fewer.
 	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// As the answer before gave it. It ends with the registry that it is of: INVALID_ARGUMENT after a change.
 	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
@@ -1037,7 +1037,7 @@ type ListServicesRequest struct {
 	Source EntrySource `protobuf:"varint,1,opt,name=source,proto3,enum=portd.v1.EntrySource" json:"source,omitempty"`
 	// Only this protocol; unspecified means all.
 	Protocol Protocol `protobuf:"varint,2,opt,name=protocol,proto3,enum=portd.v1.Protocol" json:"protocol,omitempty"`
-	// At most 1000; 0 means 100.
+	// At most 1000; 0 means 100. Where entries are long, a page has fewer.
 	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// As in SearchServicesRequest.
 	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
@@ -1281,7 +1281,7 @@ func (x *AddServicesResponse) GetOverridden() []string {
 
 type EditServicesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Of the host's own entries.
+	// Of the host's own entries, in any case of letters.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Only those of this protocol or these ports, where set.
 	Protocol Protocol   `protobuf:"varint,2,opt,name=protocol,proto3,enum=portd.v1.Protocol" json:"protocol,omitempty"`
@@ -1423,7 +1423,7 @@ func (x *EditServicesResponse) GetOverridden() []string {
 
 type RemoveServicesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Of the host's own entries.
+	// Of the host's own entries, in any case of letters.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Only those of this protocol or these ports, where set.
 	Protocol      Protocol   `protobuf:"varint,2,opt,name=protocol,proto3,enum=portd.v1.Protocol" json:"protocol,omitempty"`

@@ -39,7 +39,8 @@ const (
 // are for root and the user that portd runs as.
 type ServiceRegistryServiceClient interface {
 	// LookupServices answers by port, by ports, by name or by DCCP service code. Ports always have an answer; an unknown name
-	// is NOT_FOUND, with near ones in ErrorInfo's metadata ("near", separated by commas).
+	// is NOT_FOUND, with near ones in ErrorInfo's metadata ("near", separated by commas). An answer of more than 3.5 MiB is
+	// INVALID_ARGUMENT instead; all ports of IANA's registry are less than half of that.
 	LookupServices(ctx context.Context, in *LookupServicesRequest, opts ...grpc.CallOption) (*LookupServicesResponse, error)
 	// SearchServices finds words in names, descriptions, assignees and notes, the best matches first.
 	SearchServices(ctx context.Context, in *SearchServicesRequest, opts ...grpc.CallOption) (*SearchServicesResponse, error)
@@ -159,7 +160,8 @@ func (c *serviceRegistryServiceClient) UndoImport(ctx context.Context, in *UndoI
 // are for root and the user that portd runs as.
 type ServiceRegistryServiceServer interface {
 	// LookupServices answers by port, by ports, by name or by DCCP service code. Ports always have an answer; an unknown name
-	// is NOT_FOUND, with near ones in ErrorInfo's metadata ("near", separated by commas).
+	// is NOT_FOUND, with near ones in ErrorInfo's metadata ("near", separated by commas). An answer of more than 3.5 MiB is
+	// INVALID_ARGUMENT instead; all ports of IANA's registry are less than half of that.
 	LookupServices(context.Context, *LookupServicesRequest) (*LookupServicesResponse, error)
 	// SearchServices finds words in names, descriptions, assignees and notes, the best matches first.
 	SearchServices(context.Context, *SearchServicesRequest) (*SearchServicesResponse, error)
