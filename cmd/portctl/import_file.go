@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"compress/gzip"
 	"errors"
 	"fmt"
@@ -42,20 +41,49 @@ func (c *ctl) openRegistry(name string) (*registryFile, error) {
 // newRegistryFile unpacks in where it is gzipped (RFC 1952), whatever its name says.
 func newRegistryFile(from string, in io.Reader) (*registryFile, error) {
 	r := &registryFile{from: printable(from), in: bufio.NewReader(in), left: ianadb.MaxFile}
-	head, err := r.in.Peek(2)
+	head, err := r.in.Peek(len(gzipMagic))
 	switch {
 	case err != nil && !errors.Is(err, io.EOF):
 		return nil, r.failed(err)
-	case !bytes.Equal(head, []byte{0x1f, 0x8b}):
+	case string(head) != gzipMagic:
 		return r, nil
 	}
 	unpacked, err := gzip.NewReader(r.in)
 	if err != nil {
 		return nil, r.failed(err)
 	}
-	r.in = bufio.NewReader(unpacked)
+	unpacked.Multistream(false)
+	r.in = bufio.NewReader(&members{r.in, unpacked})
 	return r, nil
 }
+
+// members reads one gzip member after the other (RFC 1952 section 2.2), and tells what is none from one that is cut off.
+type members struct {
+	in  *bufio.Reader
+	one *gzip.Reader
+}
+
+var errBehindGzip = errors.New("something else follows its gzip stream")
+
+func (m *members) Read(p []byte) (int, error) {
+	n, err := m.one.Read(p)
+	if !errors.Is(err, io.EOF) {
+		return n, err
+	}
+	switch head, err := m.in.Peek(len(gzipMagic)); {
+	case err != nil && !errors.Is(err, io.EOF):
+		return n, err
+	case len(head) == 0:
+		return n, io.EOF
+	case string(head) != gzipMagic:
+		return n, errBehindGzip
+	}
+	err = m.one.Reset(m.in)
+	m.one.Multistream(false)
+	return n, err
+}
+
+const gzipMagic = "\x1f\x8b"
 
 // Read fails where the file goes on after what a registry may have; a small packed file can be very large.
 func (r *registryFile) Read(p []byte) (int, error) {
