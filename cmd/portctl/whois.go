@@ -21,8 +21,9 @@ sockets of other programs as far as you may see them.
 
 A question is a port, a range of ports, a name, or a DCCP service code as RFC 4340
 writes it (SC:DISC, SC=1145656131, SC=x44495343). A protocol stands before or after it:
-443/tcp, "tcp 443", "443 tcp". There may be several questions; protocols that stand
-apart then all stand before theirs, or all after. A word that is both a protocol and a
+443/tcp, "tcp 443", "443 tcp", tcp,udp/443. There may be several questions. A protocol
+that stands apart is for all that follow it up to the next one ("tcp 80 443 udp 53"), or,
+where the last word is one, for all before it. A word that is both a protocol and a
 service (tcp, udp) is the service when nothing else is asked.
 
 The details of a service (assignee, dates, reference, notes) are shown where a question

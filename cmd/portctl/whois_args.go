@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -39,19 +41,21 @@ func (q question) String() string {
 	return text
 }
 
-// parseQuestions reads all arguments of whois, left to right. A protocol that stands apart belongs to what follows it; if
-// one is the last argument, they belong to what stands before.
+// parseQuestions reads all arguments of whois, left to right. A protocol that stands apart is that of all that follow it up to
+// the next; if one is the last argument, they are those of what stands before. Several in one word are as many questions.
 func parseQuestions(args, codes []string) (questions []question, err error) {
 	texts, err := pairs(args)
 	if err != nil {
 		return nil, err
 	}
 	for _, text := range texts {
-		q, err := parseQuestion(text)
-		if err != nil {
-			return nil, err
+		for _, one := range eachProtocol(text) {
+			q, err := parseQuestion(one)
+			if err != nil {
+				return nil, err
+			}
+			questions = append(questions, q)
 		}
-		questions = append(questions, q)
 	}
 	for _, text := range codes {
 		code, err := ianadb.ParseServiceCode(upperSC(text))
@@ -66,8 +70,8 @@ func parseQuestions(args, codes []string) (questions []question, err error) {
 	return questions, nil
 }
 
-// pairs puts protocols that stand apart to what they belong to: "tcp 443" and "443 tcp" are one question. Where all
-// arguments are protocols, they are services.
+// pairs puts protocols that stand apart to what they belong to: "tcp 443" and "443 tcp" are one question. What has a protocol
+// of its own keeps it. Where all arguments are protocols, they are services.
 func pairs(args []string) (texts []string, err error) {
 	protos := 0
 	for _, a := range args {
@@ -78,26 +82,42 @@ func pairs(args []string) (texts []string, err error) {
 	if protos == 0 || protos == len(args) {
 		return args, nil
 	}
+	order := slices.Clone(args)
 	after := isProtocols(args[len(args)-1])
-	for i := 0; i < len(args); i++ {
-		next := ""
-		if i+1 < len(args) {
-			next = args[i+1]
-		}
-		switch is := isProtocols(args[i]); {
-		case is && !after && !isProtocols(next):
-			texts = append(texts, args[i]+" "+next)
-			i++
+	if after { // read from its end, a protocol stands before what it is of
+		slices.Reverse(order)
+	}
+	proto := ""
+	for i, a := range order {
+		own, _ := registry.SplitProtocol(a)
+		switch is := isProtocols(a); {
+		case is && (i+1 == len(order) || isProtocols(order[i+1])):
+			return nil, usagef("it is not clear what %s is to go with; write it after a slash, as in 443/%s", a, a)
 		case is:
-			return nil, usagef("it is not clear what %s is to go with; write it after a slash, as in 443/%s", args[i], args[i])
-		case after && next != "" && isProtocols(next):
-			texts = append(texts, next+" "+args[i])
-			i++
+			proto = a
+		case proto == "" || own != "":
+			texts = append(texts, a)
 		default:
-			texts = append(texts, args[i])
+			texts = append(texts, proto+" "+a)
 		}
 	}
+	if after {
+		slices.Reverse(texts)
+	}
 	return texts, nil
+}
+
+// eachProtocol is "tcp,udp/53" as "tcp/53" and "udp/53".
+func eachProtocol(text string) []string {
+	protos, rest := registry.SplitProtocol(text)
+	if isServiceCode(text) || !strings.Contains(protos, ",") {
+		return []string{text}
+	}
+	var each []string
+	for word := range strings.SplitSeq(protos, ",") {
+		each = append(each, word+"/"+rest)
+	}
+	return each
 }
 
 func parseQuestion(text string) (q question, err error) {
@@ -109,7 +129,7 @@ func parseQuestion(text string) (q question, err error) {
 	if protos != "" {
 		var ok bool
 		if q.proto, ok = parseProtocol(protos); !ok {
-			return q, usagef("%q names several protocols; leave them out to see all", text)
+			return q, usagef("%q: %q is not one protocol; known are tcp, udp, sctp, dccp and udplite", text, protos)
 		}
 	}
 	switch {
@@ -126,6 +146,9 @@ func parseQuestion(text string) (q question, err error) {
 	if ep, err := registry.ParseEndpoint(text); err == nil {
 		q.first, q.last = ep.First, ep.Last
 		return q, nil
+	}
+	if better := betterForm(rest, protos); better != "" {
+		return q, usagef("%q is neither a port, 0 to 65535, nor the name of a service; write %s", cmp.Or(rest, text), better)
 	}
 	if port, word, ok := strings.Cut(rest, "/"); ok {
 		if _, isPorts, _ := parsePorts(port); isPorts {
@@ -154,6 +177,32 @@ func parsePorts(s string) (r ianadb.Range, ok bool, err error) {
 		return ianadb.Range{First: uint16(f), Last: uint16(l)}, true, nil
 	}
 	return r, false, nil
+}
+
+// betterForm is how to write what people write in other ways, or "" where that is not known: ports without one end or past
+// the last, a list, a slash with nothing beside it.
+func betterForm(s, protos string) string {
+	isPort := func(s string) bool { _, err := strconv.ParseUint(s, 10, 16); return err == nil }
+	isNumber := func(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
+	first, last, isRange := strings.Cut(s, "-")
+	if colon := strings.Count(s, ":"); colon == 1 && !isRange {
+		first, last, isRange = strings.Cut(s, ":")
+	}
+	switch bare := strings.Trim(s, "/"); {
+	case s == "" && protos != "":
+		return "443/" + protos
+	case bare != s && isPort(bare):
+		return bare + " or " + bare + "/tcp"
+	case isRange && isPort(first) && (last == "" || isNumber(last) && !isPort(last)):
+		return first + "-65535"
+	case isRange && isPort(first) && isPort(last):
+		return first + "-" + last
+	}
+	items := strings.Split(s, ",")
+	if len(items) > 1 && !slices.ContainsFunc(items, func(item string) bool { return !isPort(item) }) {
+		return strings.Join(items, " ")
+	}
+	return ""
 }
 
 // isServiceCode says whether s is written as RFC 4340 section 8.1.2 writes service codes, in either case.
