@@ -237,6 +237,9 @@ func answerError(ctx context.Context, mux *runtime.ServeMux, m runtime.Marshaler
 	if st := status.Convert(err); st.Code() == codes.InvalidArgument && len(st.Details()) == 0 {
 		// protojson puts a no-break space into its messages at random, so that nobody relies on them.
 		text := strings.TrimPrefix(strings.ReplaceAll(st.Message(), "\u00a0", " "), "proto: ")
+		if r.URL.Path == importPath && strings.HasSuffix(text, "is already set") {
+			text += "; options and data are messages of their own, one after the other"
+		}
 		err = refusal(0, st.Code(), "INVALID_ARGUMENT", text)
 	}
 	runtime.DefaultHTTPErrorHandler(ctx, mux, m, w, r, err)

@@ -275,6 +275,7 @@ func TestRefusedImportBodies(t *testing.T) {
 		{"no JSON", strings.NewReader("Service Name,Port Number"), "invalid character 'S'"},
 		{"half a message", strings.NewReader(`{"data": "`), "unexpected EOF"},
 		{"another field", strings.NewReader(`{"dat": ""}`), `unknown field "dat"`},
+		{"two parts in one", strings.NewReader(`{"options": {}, "data": ""}`), "already set; options and data are messages of their own"},
 		{"a message without end", io.MultiReader(strings.NewReader(`{"data": "`), endless("AAAA")), "a message has at most 2097152 bytes"},
 		{"messages without end", io.MultiReader(strings.NewReader(registry.String()), endless(`{"data": "eA=="}`)), "more than 16777216 bytes in all"},
 		{"blanks without end", endless(" \n"), "a message has at most 2097152 bytes"},
