@@ -89,10 +89,10 @@ func (c *ctl) search(ctx context.Context, req *pb.SearchServicesRequest, f searc
 		return err
 	}
 	if n := len(found.GetMatches()); n < int(found.GetTotal()) {
-		if err := c.out.Flush(); err != nil { // what is said of the matches stands after them
-			return err
-		}
 		c.say("%d of %d; --all shows the rest", n, found.GetTotal())
+	}
+	if line := asPorts(words); line != "" {
+		c.say("these have it in their texts; for the port: %s", line)
 	}
 	return nil
 }
@@ -198,14 +198,17 @@ func (e nothingFound) Is(target error) bool { return target == client.ErrNotFoun
 // foundNothing says so, with a search that finds something if there is one.
 func (c *ctl) foundNothing(ctx context.Context, s *source, req *pb.SearchServicesRequest) error {
 	words := strings.Fields(req.GetQuery())
-	text := fmt.Sprintf("nothing in the IANA registry has %q", strings.Join(words, " "))
+	text := fmt.Sprintf("no service has %q", strings.Join(words, " "))
 	if len(words) > 1 {
-		text = fmt.Sprintf("nothing in the IANA registry has any of %q", strings.Join(words, " "))
+		text = fmt.Sprintf("no service has any of %q", strings.Join(words, " "))
 	}
 	if req.GetProtocol() != 0 {
 		text += " for " + protoWord(req.GetProtocol())
 	}
 	err := nothingFound(text)
+	if line := asPorts(words); line != "" {
+		return try(err, line)
+	}
 	for _, others := range c.otherWords(ctx, s, words) {
 		page, err2 := s.search(ctx, &pb.SearchServicesRequest{Query: others, Protocol: req.GetProtocol(), PageSize: 1})
 		if err2 == nil && page.GetTotal() > 0 {
@@ -213,6 +216,15 @@ func (c *ctl) foundNothing(ctx context.Context, s *source, req *pb.SearchService
 		}
 	}
 	return try(err, "portctl search --help")
+}
+
+// asPorts is the whois that asks for the same, where the words are ports: a search looks into texts.
+func asPorts(words []string) string {
+	questions, err := parseQuestions(words, nil)
+	if err != nil || slices.ContainsFunc(questions, func(q question) bool { return !q.isPorts() }) {
+		return ""
+	}
+	return "portctl whois " + shellWords(words...)
 }
 
 // otherWords are what to search for instead: the same with a name for a word that is like it.

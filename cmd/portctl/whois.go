@@ -118,7 +118,8 @@ func (c *ctl) noAnswer(ctx context.Context, source *source, err error, q questio
 	if exitCode(err) != exitNotFound {
 		return try(err, "portctl whois PORT")
 	}
-	if near := nearNames(err); len(near) > 0 {
+	// Names that it begins are no typing errors of it.
+	if near := nearNames(err); len(near) > 0 && !strings.HasPrefix(near[0], strings.ToLower(q.name)) {
 		return try(err, "portctl whois "+shellWords(near[0]))
 	}
 	if q.code != nil {
@@ -159,7 +160,11 @@ func (c *ctl) printWhois(answer *pb.WhoisResponse, q question, source *source, f
 	case len(blocks) > 0:
 		c.printBlocks(blocks)
 	case !f.short && !f.long:
+		told := false
 		for _, n := range notes(l, q) {
+			if strings.HasSuffix(n, "…") && !told {
+				n, told = n+" (--long shows it all)", true
+			}
 			fmt.Fprintln(c.out, "note:", printable(n))
 		}
 	}
