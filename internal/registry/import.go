@@ -81,7 +81,8 @@ func (r *Registry) ImportServices(ctx context.Context, c Caller, in io.Reader, o
 		return r.seenAgain(c, before, e, opt.DryRun)
 	}
 	if !opt.Force && !same {
-		if err := before.plausible(e, file.Entries); err != nil {
+		stated := file.Dated || opt.Date != "" // rather than told by the latest entry
+		if err := before.plausible(e, file.Entries, stated); err != nil {
 			return nil, err
 		}
 	}

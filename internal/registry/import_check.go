@@ -32,12 +32,13 @@ func (opt ImportOptions) check() error {
 // tomorrow is the last day that is not in the future anywhere.
 func tomorrow() string { return time.Now().UTC().AddDate(0, 0, 1).Format(time.DateOnly) }
 
-// plausible refuses what does not look like the next edition.
-func (s *Services) plausible(e *Edition, entries []ianadb.Entry) error {
+// plausible refuses what does not look like the next edition. A date that nobody stated is no reason for that: the one that
+// answers may have the day on which a server had it, which is later than that of its latest entry.
+func (s *Services) plausible(e *Edition, entries []ianadb.Entry, stated bool) error {
 	err := ianadb.CheckSuccessor(s.IANA, entries)
 	switch {
 	case err != nil:
-	case e.Date != "" && e.Date < s.Current.Date:
+	case stated && e.Date < s.Current.Date:
 		err = fmt.Errorf("it is of %s, and the one that answers is newer, of %s", e.Date, s.Current.Date)
 	case e.Date > tomorrow(): // and all that came after it would be older
 		err = fmt.Errorf("it is of %s, which is in the future", e.Date)

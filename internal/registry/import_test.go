@@ -190,6 +190,24 @@ func (b *broken) Read(p []byte) (int, error) {
 	return b.in.Read(p)
 }
 
+// A CSV has no date of its own. The day of its latest entry does for one, and does not count against what somebody has said.
+func TestImportWithoutADate(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	entries := later()
+	entries[0].ModificationDate = "2026-05-05"
+	d.mustImport(t, entries, registry.ImportOptions{})
+	d.want(t, registry.Imported, "2026-05-05", "2026-01-01")
+	d.mustImport(t, entries, registry.ImportOptions{Date: "2026-06-01"})
+	if again := d.mustImport(t, entries, registry.ImportOptions{}); !again.Unchanged {
+		t.Error("the same file without a date changes something")
+	}
+	d.want(t, registry.Imported, "2026-06-01", "2026-01-01")
+	entries[4].ModificationDate = "2026-05-06"
+	d.mustImport(t, entries, registry.ImportOptions{}) // newer, though 2026-06-01 was said of the last one
+	d.want(t, registry.Imported, "2026-05-06", "2026-06-01")
+}
+
 // Who sends a file slowly holds up nobody.
 func TestSlowImport(t *testing.T) {
 	t.Parallel()

@@ -16,14 +16,14 @@ import (
 func TestOwnOrder(t *testing.T) {
 	t.Parallel()
 	d := newDesk(t)
-	wide := own("wide", 9000, ianadb.TCP, "")
+	wide := own("all", 9000, ianadb.TCP, "") // by the alphabet they would come the other way round
 	wide.Last = 9999
-	for _, e := range []ianadb.Entry{own("bygone", 9100, ianadb.TCP, ""), own("answers", 9100, ianadb.TCP, ""), wide} {
+	for _, e := range []ianadb.Entry{own("bygone", 9100, ianadb.TCP, ""), own("present", 9100, ianadb.TCP, ""), wide} {
 		if _, _, err := d.AddServices(t.Context(), root, []ianadb.Entry{e, e}, true); err != nil {
 			t.Fatal(err)
 		}
 	}
-	want := []string{"answers", "bygone", "wide"}
+	want := []string{"present", "bygone", "all"}
 	for range 2 {
 		if got := names(d.Services(), 9100); !slices.Equal(got[:3], want) {
 			t.Errorf("port 9100 is %v, want %v first", got, want)

@@ -100,11 +100,24 @@ func TestServicesAsStored(t *testing.T) {
 	}
 	stop()
 	store.fail = nil
-	before := asStored(r.Services())
+	before, order := asStored(r.Services()), entriesOf(r.Services().Directory.Own)
 	again, _ := start(t, store, pegs, registry.Config{Services: built})
 	if diff := gocmp.Diff(before, asStored(again.Services()), cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("after a start (-before +after):\n%s", diff)
 	}
+	if diff := gocmp.Diff(order, entriesOf(again.Services().Directory.Own)); diff != "" {
+		t.Errorf("the order of answers after a start (-before +after):\n%s", diff)
+	}
+}
+
+func entriesOf(db *ianadb.DB) (all []ianadb.Entry) {
+	if db == nil {
+		return nil
+	}
+	for r := range db.All() {
+		all = append(all, r.Entry())
+	}
+	return all
 }
 
 // asStored is s as a store has it.
