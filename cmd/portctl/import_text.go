@@ -175,7 +175,7 @@ func importHint(err error, cmd *cobra.Command, args []string) error {
 	case errors.Is(err, client.ErrInvalid) && why.Reason == "IMPLAUSIBLE":
 		return try(&refusedError{why}, again(cmd, args, "--force"))
 	case errors.Is(err, client.ErrInvalid) && why.Metadata["field"] == "options.date":
-		return usagef("--date: %s", strings.TrimPrefix(why.Error(), "options.date: "))
+		return usagef("--date %s", strings.TrimPrefix(why.Error(), "options.date: "))
 	case errors.Is(err, client.ErrInvalid):
 		return try(&refusedError{why}, "portctl import --url "+ianaXML)
 	case errors.Is(err, client.ErrDenied):

@@ -77,7 +77,7 @@ type ClashError struct {
 
 func (e *ClashError) Is(target error) bool { return target == ErrTaken }
 func (e *ClashError) Error() string {
-	return fmt.Sprintf("%s clashes: %s; override has the host's own entry win", e.Entry, strings.Join(e.Clashes, "; "))
+	return fmt.Sprintf("%s clashes: %s; with override it wins", e.Entry, strings.Join(e.Clashes, "; "))
 }
 
 // A DeniedError says which rule denies what. It is an ErrDenied.
