@@ -48,6 +48,7 @@ func TestDamagedEdition(t *testing.T) {
 	if _, _, err := d.AddServices(t.Context(), root, []ianadb.Entry{own("myapp", 8123, ianadb.TCP, "")}, false); err != nil {
 		t.Fatal(err)
 	}
+	rev := d.Status().Revision
 	d.stop()
 	raw, err := os.ReadFile(d.path)
 	if err != nil {
@@ -62,6 +63,9 @@ func TestDamagedEdition(t *testing.T) {
 	}
 	d.restart(t, parsed(t, "2026-01-01", small()))
 	d.want(t, registry.Embedded, "2026-01-01", "2026-01-01")
+	if why := d.replaced(t, rev, "2026-01-01"); !strings.Contains(why, "damaged") {
+		t.Errorf("the registry was replaced because %q", why)
+	}
 	if got := names(d.Services(), 8123); !slices.Contains(got, "myapp") {
 		t.Errorf("port 8123 is %v", got)
 	}

@@ -29,11 +29,14 @@ func (r *Registry) seed(st *State, c *commit) {
 	switch {
 	case stored == nil:
 		c.put = append(c.put, shipped)
+		if len(st.Damaged) > 0 { // in a new store there is nothing that it replaces
+			c.events = append(c.events, replacedBy(shipped, "the registry in the store was damaged; "+shipped.describe()+" answers"))
+		}
 	case shipped.follows(stored):
 		next.Previous = stored.in(PreviousSlot)
 		reason := "portd was built with a newer registry: " + shipped.summary(stored)
 		c.put = append(c.put, shipped, next.Previous)
-		c.events = append(c.events, Event{Type: EventRegistryReplaced, Edition: shipped.facts(), Caller: Self, Reason: reason})
+		c.events = append(c.events, replacedBy(shipped, reason))
 		r.cfg.Log.Info("the service registry is replaced", "reason", reason)
 	case stored.Origin == Embedded && stored.SHA256 == shipped.SHA256 && stored.Blob != shipped.Blob:
 		// Compiled in another way by another portd, and the same.
@@ -53,6 +56,11 @@ func (r *Registry) seed(st *State, c *commit) {
 		services.Own = st.Services
 	}
 	r.services.Store(services)
+}
+
+// replacedBy is the event of a start that puts another edition in place.
+func replacedBy(e *Edition, reason string) Event {
+	return Event{Type: EventRegistryReplaced, Edition: e.facts(), Caller: Self, Reason: reason}
 }
 
 // Stored is the service registry that a portd built with db would answer from, given what its store has: for a program that

@@ -22,24 +22,10 @@ func TestNewerPortd(t *testing.T) {
 	if got := d.Status().Revision; got != rev {
 		t.Errorf("a start that has nothing to do moves the revision from %d to %d", rev, got)
 	}
-	var changes []registry.Change
 	d.restart(t, newer)
 	d.want(t, registry.Embedded, "2026-06-01", "2026-01-01")
-	ctx, stop := context.WithCancel(t.Context())
-	err := d.Watch(ctx, alice, registry.WatchRequest{From: rev + 1}, func(_ string, ch registry.Change) error {
-		if len(ch.Events) > 0 {
-			changes = append(changes, ch)
-			stop()
-		}
-		return nil
-	})
-	if !errors.Is(err, context.Canceled) || len(changes) != 1 || len(changes[0].Events) != 1 {
-		t.Fatalf("watch: %v, %+v", err, changes)
-	}
-	ev := changes[0].Events[0]
-	if ev.Type != registry.EventRegistryReplaced || ev.Caller != registry.Self || ev.Edition.Date != "2026-06-01" || ev.Edition.Blob != "" ||
-		!strings.Contains(ev.Reason, "portd was built with a newer registry") || !strings.Contains(ev.Reason, "1 renamed") {
-		t.Errorf("the event is %+v", ev)
+	if why := d.replaced(t, rev, "2026-06-01"); !strings.Contains(why, "portd was built with a newer registry") || !strings.Contains(why, "1 renamed") {
+		t.Errorf("the registry was replaced because %q", why)
 	}
 	d.restart(t, older) // a downgrade keeps what is newer
 	d.want(t, registry.Embedded, "2026-06-01", "2026-01-01")
@@ -112,6 +98,32 @@ func TestBackToTheBuiltIn(t *testing.T) {
 	}
 	d.restart(t, edition(t, "2026-09-01", small()[:9]))
 	d.want(t, registry.Embedded, "2026-09-01", "2026-06-01")
+}
+
+// replaced is why the registry was replaced by one of that date, as the only change since rev tells.
+func (d *desk) replaced(t *testing.T, rev registry.Revision, date string) string {
+	t.Helper()
+	var changes []registry.Change
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	last := d.Status().Revision
+	err := d.Watch(ctx, alice, registry.WatchRequest{From: rev + 1, Progress: 1}, func(_ string, ch registry.Change) error {
+		if len(ch.Events) > 0 {
+			changes = append(changes, ch)
+		}
+		if ch.Revision >= last {
+			stop()
+		}
+		return nil
+	})
+	if !errors.Is(err, context.Canceled) || len(changes) != 1 || len(changes[0].Events) != 1 {
+		t.Fatalf("watch: %v, %+v", err, changes)
+	}
+	ev := changes[0].Events[0]
+	if ev.Type != registry.EventRegistryReplaced || ev.Caller != registry.Self || ev.Edition.Date != date || ev.Edition.Blob != "" {
+		t.Errorf("the event is %+v", ev)
+	}
+	return ev.Reason
 }
 
 // parsed is an edition as it is compiled from a file.
