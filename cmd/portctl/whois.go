@@ -118,8 +118,8 @@ func (c *ctl) noAnswer(ctx context.Context, source *source, err error, q questio
 	if exitCode(err) != exitNotFound {
 		return try(err, "portctl whois PORT")
 	}
-	// Names that it begins are no typing errors of it.
-	if near := nearNames(err); len(near) > 0 && !strings.HasPrefix(near[0], strings.ToLower(q.name)) {
+	// A name that goes on for more than a letter is no typing error.
+	if near := nearNames(err); len(near) > 0 && (len(near[0]) == len(q.name)+1 || !strings.HasPrefix(near[0], strings.ToLower(q.name))) {
 		return try(err, "portctl whois "+shellWords(near[0]))
 	}
 	if q.code != nil {
