@@ -222,7 +222,7 @@ func (r *Registry) servicePort(name string, protos []Protocol) (uint16, error) {
 		}
 		switch {
 		case len(ports) == 0:
-			return 0, failed(ErrNotFound, "the service registry has no port for %q over %v", name, p)
+			return 0, failed(ErrNotFound, "the service registry has no port for %q over %v%s", name, p, nearText(services, name))
 		case len(ports) > 1 || ports[0].First != ports[0].Last:
 			return 0, invalid("spec.endpoints.service", "%q has several ports for %v (%s); say which by its number", name, p, rangesText(ports))
 		case port != 0 && ports[0].First != port:
@@ -231,6 +231,18 @@ func (r *Registry) servicePort(name string, protos []Protocol) (uint16, error) {
 		port = ports[0].First
 	}
 	return port, nil
+}
+
+// nearText offers the names that are like one that the service registry does not have.
+func nearText(s *Services, name string) string {
+	for range s.ByName(name, ianadb.AnyProtocol) {
+		return "" // it has it, without a port there
+	}
+	near := s.Near(name)
+	if len(near) == 0 {
+		return ""
+	}
+	return "; near: " + strings.Join(near, ", ")
 }
 
 // ianaProtocol is p as the IANA registry knows it. UDP-Lite has the services of UDP (RFC 3828 section 3.1).
