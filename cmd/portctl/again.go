@@ -31,7 +31,7 @@ func again(cmd *cobra.Command, args []string, extra ...string) string {
 // sudo is the command line once more as root, with what sudo takes from the environment and the command stands on.
 func sudo(cmd *cobra.Command, args []string) string {
 	var extra []string
-	if socket := os.Getenv(paths.SocketEnv); socket != "" && !cmd.Flags().Changed("socket") {
+	if socket := os.Getenv(paths.SocketEnv); socket != "" && socket != paths.System().Control() && !cmd.Flags().Changed("socket") {
 		extra = append(extra, "--socket", quote(socket))
 	}
 	line := again(cmd, args, extra...)

@@ -1,6 +1,11 @@
 package main
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/portd/portd/internal/paths"
+	"github.com/spf13/cobra"
+)
 
 func TestQuote(t *testing.T) {
 	t.Parallel()
@@ -27,6 +32,37 @@ func TestShellWords(t *testing.T) {
 	} {
 		if got := shellWords(words...); got != want {
 			t.Errorf("shellWords(%q) = %s, want %s", words, got, want)
+		}
+	}
+}
+
+// sudo takes away what a command had from the environment.
+func TestSudo(t *testing.T) {
+	for _, tt := range []struct {
+		socket, ca string
+		args       []string
+		want       string
+	}{
+		{"", "", []string{"import", "a b.csv"}, "sudo portctl import 'a b.csv'"},
+		{paths.System().Control(), "", []string{"import", "a"}, "sudo portctl import a"},
+		{"/tmp/my own", "/ca.pem", []string{"import", "a"}, "sudo portctl import a --socket '/tmp/my own'"},
+		{"/tmp/s", "", []string{"--socket", "/x", "import", "a"}, "sudo portctl import a --socket /x"},
+		{"/tmp/s", "/ca.pem", []string{"import", "--url", "https://x/y"}, "sudo env SSL_CERT_FILE=/ca.pem portctl import --url https://x/y --socket /tmp/s"},
+	} {
+		t.Setenv(paths.SocketEnv, tt.socket)
+		t.Setenv("SSL_CERT_FILE", tt.ca)
+		root, got := (&ctl{}).root(), ""
+		for _, cmd := range root.Commands() {
+			if cmd.Name() == "import" {
+				cmd.RunE = func(cmd *cobra.Command, args []string) error {
+					got = sudo(cmd, args)
+					return nil
+				}
+			}
+		}
+		root.SetArgs(tt.args)
+		if err := root.Execute(); err != nil || got != tt.want {
+			t.Errorf("%q is %q (%v), want %q", tt.args, got, err, tt.want)
 		}
 	}
 }
