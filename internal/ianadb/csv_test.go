@@ -70,6 +70,7 @@ func TestParseCSVRefuses(t *testing.T) {
 		"neither name nor port":       {header + line("", "", "tcp", "lost"), "line 2: Service Name", "neither"},
 		"Latin-1":                     {header + line("a", "1", "tcp", "FORT\xc9"), "line 2: Description", "UTF-8"},
 		"an escape sequence":          {header + line("a", "1", "tcp", "\x1b[31mred"), "line 2: Description", "U+001B"},
+		"text that turns round":       {header + line("a", "1", "tcp", "safe \u202egnihtemos"), "line 2: Description", "U+202E"},
 		"a NUL":                       {header + line("a\x00b", "1", "tcp"), "line 2: Service Name", "U+0000"},
 		"an endless cell":             {header + line("a", "1", "tcp", strings.Repeat("x", 1<<15)), "line 2: Description", "32768 bytes"},
 		"an end within a record":      {header + line("a", "1", "tcp") + "b,2", "line 3", "cut off within a record"},

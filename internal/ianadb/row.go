@@ -77,11 +77,17 @@ func checkCell(cell string) error {
 		return errors.New("not UTF-8")
 	}
 	for _, r := range cell {
-		if unicode.IsControl(r) && r != '\n' && r != '\t' {
+		if !Shows(r) {
 			return fmt.Errorf("control character %U", r)
 		}
 	}
 	return nil
+}
+
+// Shows says whether a character may be in a cell: none that control a terminal may, nor those that turn the direction of
+// text, by which a line can read as another one.
+func Shows(r rune) bool {
+	return r == '\n' || r == '\t' || !unicode.IsControl(r) && !unicode.Is(unicode.Bidi_Control, r)
 }
 
 // checkSpelling refuses what is no name by any rule, new or old: names are put into messages, file names and URLs, and

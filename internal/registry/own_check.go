@@ -4,7 +4,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/portd/portd/internal/ianadb"
@@ -101,7 +100,7 @@ func checkText(field, s string) error {
 		return invalid(field, "is not UTF-8")
 	}
 	for _, r := range s {
-		if unicode.IsControl(r) && r != '\n' && r != '\t' {
+		if !ianadb.Shows(r) {
 			return invalid(field, "has the control character %U", r)
 		}
 	}

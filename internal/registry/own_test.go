@@ -209,6 +209,7 @@ func TestOwnServicesRefused(t *testing.T) {
 		{with(func(e *ianadb.Entry) { e.First = 0 }), "services.ports", "1 to 65535"},
 		{with(func(e *ianadb.Entry) { e.First = 8124 }), "services.ports", "backwards"},
 		{with(func(e *ianadb.Entry) { e.Description = "\x1b[31m" }), "services.description", "control character U+001B"},
+		{with(func(e *ianadb.Entry) { e.Description = "safe \u202egnihtemos" }), "services.description", "control character U+202E"},
 		{with(func(e *ianadb.Entry) { e.Notes = "\xff" }), "services.notes", "UTF-8"},
 		{with(func(e *ianadb.Entry) { e.Notes, e.Contact = strings.Repeat("n", 2100), strings.Repeat("c", 2100) }), "services", "4200 bytes"},
 		{with(func(e *ianadb.Entry) { e.RegistrationDate = "yesterday" }), "services", "2006-01"},
