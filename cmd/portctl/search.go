@@ -20,11 +20,13 @@ the words, it finds those that have most of them, and says so. The best come fir
 is the name, what begins it, whole words, parts of words.
 
 Without a portd it searches as whois does. Nothing found is exit code 3. With -q the
-names alone. With -o json a match on each line, with how well it matches.`
+names alone, and still what they are not: that no portd was asked, that words are
+missing, that there are more. With -o json a match on each line, with how well it matches.`
 
 type searchFlags struct {
 	protocol string
 	limit    int
+	limited  bool // on the command line
 	all      bool
 }
 
@@ -51,6 +53,7 @@ func (c *ctl) searchCommand() *cobra.Command {
 					return usagef("--protocol %s: one of tcp, udp, sctp and dccp is wanted", f.protocol)
 				}
 			}
+			f.limited = cmd.Flags().Changed("limit")
 			return c.search(cmd.Context(), req, f)
 		},
 	}
@@ -83,13 +86,17 @@ func (c *ctl) search(ctx context.Context, req *pb.SearchServicesRequest, f searc
 	}
 	words := strings.Fields(req.GetQuery())
 	if missing := int(found.GetMissingWords()); missing > 0 {
-		c.say("no service has all of %q; these lack %s", strings.Join(words, " "), count(missing, "word"))
+		c.warn("no service has all of %q; these lack %s", strings.Join(words, " "), count(missing, "word"))
 	}
 	if err := c.printMatches(found.GetMatches(), words); err != nil {
 		return err
 	}
 	if n := len(found.GetMatches()); n < int(found.GetTotal()) {
-		c.say("%d of %d; --all shows the rest", n, found.GetTotal())
+		tell := c.warn
+		if f.limited {
+			tell = c.say // it is as was asked
+		}
+		tell("%d of %d; --all shows the rest", n, found.GetTotal())
 	}
 	if line := asPorts(words); line != "" {
 		c.say("these have it in their texts; for the port: %s", line)

@@ -13,7 +13,7 @@ import (
 const whoisHelp = `Whois says what the IANA registry has a port or a service name for, and who has
 the port on this host now. Services that this host has added to the registry come first
 and are marked. Without a portd the registry's part alone is answered, from a copy that
-portctl can read itself, and which it names.
+portctl can read itself, and which it names, with -q and -o json on standard error too.
 
 That IANA has assigned a port says nothing about what really listens there; that it
 has not does not make the port yours. "here" is what really is: reservations, and
