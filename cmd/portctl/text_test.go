@@ -51,3 +51,21 @@ func TestPrintable(t *testing.T) {
 		t.Errorf("%q, want %q", got, want)
 	}
 }
+
+// Where both streams end up in one place, talk stands after the lines that were printed before it.
+func TestTalkAfterData(t *testing.T) {
+	t.Parallel()
+	var both bytes.Buffer
+	code := run(t.Context(), []string{"whois", "--socket", t.TempDir() + "/no.sock", "-q", "22", "nosuchservice", "https"}, nil, &both, &both)
+	if code != exitNotFound {
+		t.Errorf("exit code %d", code)
+	}
+	at := 0
+	for _, line := range []string{"ssh\n", "portctl: try: portctl search nosuchservice\n", "443\n"} {
+		i := strings.Index(both.String()[at:], "\n"+line)
+		if i < 0 {
+			t.Fatalf("no %q in its place:\n%s", line, &both)
+		}
+		at += i
+	}
+}

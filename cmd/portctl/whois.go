@@ -84,9 +84,6 @@ func (c *ctl) whois(ctx context.Context, questions []question, f whoisFlags) err
 			return c.noAnswer(ctx, source, err, q)
 		case err != nil:
 			// Said at once, where it would stand among the answers.
-			if err := c.out.Flush(); err != nil {
-				return err
-			}
 			c.complain(c.noAnswer(ctx, source, err, q))
 			if code := exitCode(err); failed == nil || code != exitNotFound {
 				failed = status(code)
