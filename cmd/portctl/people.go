@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/portd/portd/internal/registry"
 	pb "github.com/portd/portd/proto/portd/v1"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
@@ -89,19 +90,31 @@ func holderName(h *pb.Holder) string {
 	if h.Uid == nil {
 		return "nobody"
 	}
-	who := fmt.Sprintf("uid %d", h.GetUid())
-	if h.GetUser() != "" {
-		who = "user " + h.GetUser()
-	}
 	if len(h.GetProcesses()) == 0 {
-		return "a process of " + who
+		return "a process of " + userText(h.GetUid(), h.GetUser())
 	}
 	p := h.GetProcesses()[0]
+	who := userText(p.GetUid(), p.GetUser())
+	if place := processPlace(p); place != "" {
+		who += ", " + place
+	}
 	more := ""
 	if n := len(h.GetProcesses()) - 1; n > 0 {
 		more = fmt.Sprintf(" and %d more", n)
 	}
 	return fmt.Sprintf("%s (pid %d, %s)%s", p.GetCommand(), p.GetPid(), who, more)
+}
+
+func userText(uid uint32, name string) string {
+	if name == "" {
+		return fmt.Sprintf("uid %d", uid)
+	}
+	return "user " + name
+}
+
+// processPlace is the container or the service that a process is of, in short, or nothing.
+func processPlace(p *pb.Process) string {
+	return registry.Process{Container: p.GetContainer(), Unit: p.GetUnit()}.Place()
 }
 
 // holderAddr is the address and port of a socket, as ss(8) has them.

@@ -78,7 +78,7 @@ func withProcesses(ctx context.Context, socks []sockdiag.Socket) ([]registry.Hol
 	for i, s := range socks {
 		h := registry.Holder{Endpoint: endpointOf(s), State: stateOf(s), UID: s.UID}
 		for _, p := range owners[s.Inode] {
-			h.Processes = append(h.Processes, registry.Process{PID: p.PID, UID: p.UID, Viewer: p.Viewer, Command: p.Command})
+			h.Processes = append(h.Processes, registry.Process(p))
 		}
 		switch {
 		case len(h.Processes) > 0 || s.Inode == 0:

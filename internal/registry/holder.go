@@ -31,9 +31,24 @@ type Process struct {
 	UID     uint32
 	Viewer  uint32 // the user who, besides root, may look into it (proc(5), ptrace(2))
 	Command string // as in /proc/PID/comm
+	// Cgroup is its control group as portd sees it; Container (64 digits) and Unit (of systemd) are what that is made for. Empty
+	// where there is none.
+	Cgroup, Container, Unit string
 }
 
-// String says who does what: "nginx (pid 812, user www-data) is listening on 0.0.0.0:8080".
+// Place says in short where a process runs: "container 3f2a91c0d5e7", as the container's own tools have it, or
+// "nginx.service". It is empty where that is nowhere in particular: systemd's scopes say no more than the command.
+func (p Process) Place() string {
+	switch {
+	case p.Container != "":
+		return "container " + p.Container[:min(12, len(p.Container))]
+	case strings.HasSuffix(p.Unit, ".scope"):
+		return ""
+	}
+	return p.Unit
+}
+
+// String says who does what: "nginx (pid 812, user www-data, nginx.service) is listening on 0.0.0.0:8080".
 func (h Holder) String() string {
 	who := "a process of " + UserName(h.UID)
 	switch {
@@ -41,7 +56,11 @@ func (h Holder) String() string {
 		who = "a closed connection that the kernel still remembers"
 	case len(h.Processes) > 0:
 		p := h.Processes[0]
-		who = fmt.Sprintf("%s (pid %d, %s)", p.Command, p.PID, UserName(p.UID))
+		who = fmt.Sprintf("%s (pid %d, %s", p.Command, p.PID, UserName(p.UID))
+		if place := p.Place(); place != "" {
+			who += ", " + place
+		}
+		who += ")"
 		if n := len(h.Processes) - 1; n > 0 {
 			who += fmt.Sprintf(" and %d more", n)
 		}

@@ -118,9 +118,16 @@ func fromHolder(h registry.Holder) *pb.Holder {
 		out.Uid, out.User = &h.UID, userName(h.UID)
 	}
 	for _, p := range h.Processes {
-		out.Processes = append(out.Processes, &pb.Process{Pid: int32(p.PID), Command: p.Command})
+		out.Processes = append(out.Processes, fromProcess(p))
 	}
 	return out
+}
+
+func fromProcess(p registry.Process) *pb.Process {
+	return &pb.Process{
+		Pid: int32(p.PID), Command: p.Command, Uid: p.UID, User: userName(p.UID),
+		Cgroup: p.Cgroup, Container: p.Container, Unit: p.Unit,
+	}
 }
 
 // userName is empty for a user without a name here.

@@ -25,6 +25,9 @@ type Process struct {
 	// Command is the name that the process goes by (comm), at most 15 bytes. The process chooses it; what would not print is
 	// replaced by '?'.
 	Command string
+	// Cgroup is the process's control group as this process sees it, such as /system.slice/nginx.service; Container and Unit are
+	// what its name says of a container (its id, 64 digits) and a systemd unit. Empty where there is none, or none to be read.
+	Cgroup, Container, Unit string
 }
 
 // Owners tells which processes have the sockets with the given inodes open, by PID; inherited and passed sockets have several. It sees what
@@ -169,7 +172,15 @@ func describe(process, fds int) (Process, error) {
 	if err != nil {
 		return who, err
 	}
-	who.UID, err = effectiveUID(status)
+	if who.UID, err = effectiveUID(status); err != nil {
+		return who, err
+	}
+	groups, err := readAt(process, "cgroup")
+	if errors.Is(err, unix.ENOENT) { // a kernel without control groups; a process that ended says ESRCH
+		return who, nil
+	}
+	who.Cgroup = cgroupOf(groups)
+	who.Container, who.Unit = containerOf(who.Cgroup), unitOf(who.Cgroup)
 	return who, err
 }
 

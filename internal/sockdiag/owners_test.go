@@ -4,17 +4,20 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/portd/portd/internal/nstest"
 	"github.com/portd/portd/internal/sockdiag"
 	"golang.org/x/sys/unix"
@@ -74,6 +77,9 @@ func self(t *testing.T) sockdiag.Process {
 	return sockdiag.Process{PID: os.Getpid(), UID: uid, Viewer: uid, Command: string(comm[:len(comm)-1])}
 }
 
+// noPlace leaves out where the processes are, which is where the tests are run.
+var noPlace = cmpopts.IgnoreFields(sockdiag.Process{}, "Cgroup", "Container", "Unit")
+
 func TestOwners(t *testing.T) {
 	nstest.Descriptors(t)
 	shared, alone := open(t, stream, 0, v4), open(t, datagram, 0, v4)
@@ -92,7 +98,7 @@ func TestOwners(t *testing.T) {
 	if pid < me.PID { // pids wrap around
 		want[inode(t, shared)] = []sockdiag.Process{want[inode(t, shared)][1], me}
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, noPlace); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -114,9 +120,57 @@ func TestOwnersOfOtherUsers(t *testing.T) {
 		other:       {PID: other, UID: 65533, Viewer: 65533, Command: "other"},
 		dropped:     {PID: dropped, UID: 65533, Viewer: 0, Command: "dropped"},
 	}
-	if diff := cmp.Diff(want, processes); diff != "" {
+	if diff := cmp.Diff(want, processes, noPlace); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// A process in a real control group, as systemd and Docker would have made it.
+func TestOwnersByControlGroup(t *testing.T) {
+	const id = "3f2a91c0d5e7b8a64f10293847566c7d8e9fa0b1c2d3e4f5061728394a5b6c7d"
+	fd := open(t, stream, 0, v4)
+	for _, want := range []sockdiag.Process{
+		{Cgroup: fmt.Sprintf("/portd%d.slice/portd-test.service", os.Getpid()), Unit: "portd-test.service"},
+		{Cgroup: fmt.Sprintf("/portd%d.slice/docker-%s.scope", os.Getpid(), id), Unit: "docker-" + id + ".scope", Container: id},
+	} {
+		want.PID, want.UID, want.Viewer, want.Command = holder(t, fd, "grouped", nil), uint32(os.Geteuid()), uint32(os.Geteuid()), "grouped"
+		group(t, want.PID, want.Cgroup)
+		owners, _, err := sockdiag.Owners(t.Context(), inode(t, fd))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Contains(owners[inode(t, fd)], want) {
+			t.Errorf("owners are %+v, want %+v among them", owners[inode(t, fd)], want)
+		}
+	}
+}
+
+// group puts a process into a new control group until the test ends: a unified one, or one of systemd's hierarchy, where that
+// is how the host has them.
+func group(t *testing.T, pid int, path string) {
+	t.Helper()
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"} {
+		if _, err := os.Stat(filepath.Join(root, "cgroup.procs")); err != nil {
+			continue
+		}
+		if err := os.MkdirAll(root+path, 0o755); err != nil {
+			t.Skipf("needs to make a control group: %v", err)
+		}
+		t.Cleanup(func() {
+			// A group that has a process is not removed.
+			_ = os.WriteFile(root+"/cgroup.procs", []byte(strconv.Itoa(pid)), 0)
+			for dir := path; dir != "/"; dir = filepath.Dir(dir) {
+				if err := os.Remove(root + dir); err != nil && filepath.Dir(dir) != "/" {
+					t.Errorf("remove the control group: %v", err)
+				}
+			}
+		})
+		if err := os.WriteFile(root+path+"/cgroup.procs", []byte(strconv.Itoa(pid)), 0); err != nil {
+			t.Skipf("needs to put a process into a control group: %v", err)
+		}
+		return
+	}
+	t.Skip("needs control groups in /sys/fs/cgroup")
 }
 
 func TestOwnersSaysWhatIsHidden(t *testing.T) {

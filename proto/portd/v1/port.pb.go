@@ -572,7 +572,18 @@ type Process struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Pid   int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
 	// As in /proc/PID/comm.
-	Command       string `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
+	Command string `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
+	// The effective user, which need not be the one who made the socket.
+	Uid uint32 `protobuf:"varint,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	// Name of that user, where it has one.
+	User string `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
+	// Its control group as portd sees it (cgroups(7)), such as "/system.slice/nginx.service". Empty where it has none.
+	Cgroup string `protobuf:"bytes,5,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
+	// The container that the control group is of, by its whole id: Docker's, Podman's, containerd's or CRI-O's. Empty where it is
+	// of none.
+	Container string `protobuf:"bytes,6,opt,name=container,proto3" json:"container,omitempty"`
+	// The systemd unit that the control group is of; under a user's own manager that user's. Empty where it is of none.
+	Unit          string `protobuf:"bytes,7,opt,name=unit,proto3" json:"unit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -617,6 +628,41 @@ func (x *Process) GetPid() int32 {
 func (x *Process) GetCommand() string {
 	if x != nil {
 		return x.Command
+	}
+	return ""
+}
+
+func (x *Process) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *Process) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *Process) GetCgroup() string {
+	if x != nil {
+		return x.Cgroup
+	}
+	return ""
+}
+
+func (x *Process) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *Process) GetUnit() string {
+	if x != nil {
+		return x.Unit
 	}
 	return ""
 }
@@ -895,10 +941,15 @@ const file_portd_v1_port_proto_rawDesc = "" +
 	"\x04user\x18\x04 \x01(\tR\x04user\x12/\n" +
 	"\tprocesses\x18\x05 \x03(\v2\x11.portd.v1.ProcessR\tprocesses\x12\x16\n" +
 	"\x06hidden\x18\x06 \x01(\tR\x06hiddenB\x06\n" +
-	"\x04_uid\"5\n" +
+	"\x04_uid\"\xa5\x01\n" +
 	"\aProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x18\n" +
-	"\acommand\x18\x02 \x01(\tR\acommand\"a\n" +
+	"\acommand\x18\x02 \x01(\tR\acommand\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\rR\x03uid\x12\x12\n" +
+	"\x04user\x18\x04 \x01(\tR\x04user\x12\x16\n" +
+	"\x06cgroup\x18\x05 \x01(\tR\x06cgroup\x12\x1c\n" +
+	"\tcontainer\x18\x06 \x01(\tR\tcontainer\x12\x12\n" +
+	"\x04unit\x18\a \x01(\tR\x04unit\"a\n" +
 	"\fPortConflict\x12*\n" +
 	"\x06wanted\x18\x01 \x01(\v2\x12.portd.v1.EndpointR\x06wanted\x12%\n" +
 	"\x04uses\x18\x02 \x03(\v2\x11.portd.v1.PortUseR\x04uses\"\xa1\x01\n" +
