@@ -85,14 +85,12 @@ func withProcesses(ctx context.Context, socks []sockdiag.Socket) ([]registry.Hol
 		case complete:
 			h.Hidden = "no process in portd's sight has it open: it is in another pid namespace, or on its way from one process to another"
 		default:
-			h.Hidden = hiddenProcesses
+			h.Hidden = hiddenWithout(lackingForProcesses())
 		}
 		holders[i] = h
 	}
 	return holders, nil
 }
-
-const hiddenProcesses = "portd may not see other users' processes without CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
 
 // onlyLeftovers is ErrTaken if another socket that listens, or is bound and no more, is in the way of s.
 func onlyLeftovers(ctx context.Context, s *socket) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -50,7 +51,7 @@ func (b *Binder) probe() error {
 		{"exclusive-hold", exclusive, "A program that sets SO_REUSEADDR can bind a port that portd holds."},
 		{"bound-sockets-shown", shown, "Who has bound a TCP port without listening on it cannot be named, and such a port may be told as free."},
 		{"hold-over-leftovers", b.fallback, "A port with connections, or with some in the last minute, cannot be held again when portd restarts."},
-		{"processes-of-others", maySeeProcesses(), "Of other users' sockets the user is known and not the process: " + hiddenProcesses + "."},
+		{"processes-of-others", len(lackingForProcesses()) == 0, "Of other users' sockets the user is known and not the process: that takes CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH."},
 		{"ipv6", b.ipv6, "All addresses means all IPv4 addresses."},
 	}
 	return nil
@@ -158,10 +159,29 @@ func tryOverLeftovers() (bool, error) {
 
 var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 
-// maySeeProcesses says whether portd may look into the processes of other users (proc(5), ptrace(2)).
-func maySeeProcesses() bool {
-	const need = 1<<unix.CAP_SYS_PTRACE | 1<<unix.CAP_DAC_READ_SEARCH
+// lackingForProcesses are the capabilities that portd would need to look into the processes of other users (proc(5), ptrace(2)).
+func lackingForProcesses() (lacking []string) {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var caps [2]unix.CapUserData
-	return unix.Capget(&header, &caps[0]) == nil && caps[0].Effective&need == need
+	if err := unix.Capget(&header, &caps[0]); err != nil {
+		caps = [2]unix.CapUserData{}
+	}
+	for _, c := range []struct {
+		bit  int
+		name string
+	}{{unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE"}, {unix.CAP_DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH"}} {
+		if caps[0].Effective&(1<<c.bit) == 0 {
+			lacking = append(lacking, c.name)
+		}
+	}
+	return lacking
+}
+
+// hiddenWithout says why portd does not see other users' processes, and what would show them.
+func hiddenWithout(lacking []string) string {
+	if len(lacking) == 0 {
+		return "portd may not see every process though it has CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH: " +
+			"it is in a user namespace, or a security module or hidepid of /proc keeps it out"
+	}
+	return "portd may not see other users' processes without " + strings.Join(lacking, " and ")
 }

@@ -20,7 +20,8 @@ type Holder struct {
 	Endpoint Endpoint // one port
 	State    SocketState
 	UID      uint32 // of the socket; meaningless where State is SocketLeftover
-	// Processes have the socket open. Empty where portd could not see them, or where the caller may not: Hidden then says why.
+	// Processes have the socket open, as far as portd could see them and the caller may. Where there may be more, Hidden says why,
+	// and who could see them.
 	Processes []Process
 	Hidden    string
 }

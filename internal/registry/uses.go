@@ -99,20 +99,30 @@ func (r *Registry) Holders(ctx context.Context, c Caller, eps ...Endpoint) ([]Ho
 	return r.showing(c, holders), err
 }
 
-// showing hides the processes that the caller may not see.
+// showing hides the processes that the caller may not see, and says who may.
 func (r *Registry) showing(c Caller, holders []Holder) []Holder {
 	for i := range holders {
 		h := &holders[i]
-		var seen []Process
+		var seen, unseen []Process
 		for _, p := range h.Processes {
 			if r.cfg.Policy.SeeProcess(c, p) {
 				seen = append(seen, p)
+			} else {
+				unseen = append(unseen, p)
 			}
 		}
-		if len(seen) < len(h.Processes) {
-			h.Hidden = "the process is another user's: root may see it"
+		if len(unseen) > 0 {
+			h.Hidden = hiddenFrom(unseen)
 		}
 		h.Processes = seen
 	}
 	return holders
+}
+
+// hiddenFrom says who may see the processes that somebody may not.
+func hiddenFrom(processes []Process) string {
+	if slices.ContainsFunc(processes, func(p Process) bool { return p.Viewer != 0 }) {
+		return "the process is another user's: that user and root (CAP_SYS_PTRACE) may see it"
+	}
+	return "the process is root's, or guards what it has open: root (CAP_SYS_PTRACE) may see it"
 }

@@ -488,9 +488,9 @@ type Holder struct {
 	Uid *uint32 `protobuf:"varint,3,opt,name=uid,proto3,oneof" json:"uid,omitempty"`
 	// Name of the user, where it has one.
 	User string `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
-	// Empty where the caller may not see them; the reason then stands in hidden.
+	// As far as the caller may see them: what /proc would show to it.
 	Processes []*Process `protobuf:"bytes,5,rep,name=processes,proto3" json:"processes,omitempty"`
-	// Why processes is empty, with what would show them.
+	// Why there are no processes, or not all of them, and what would show them: a capability that portd lacks, or another caller.
 	Hidden        string `protobuf:"bytes,6,opt,name=hidden,proto3" json:"hidden,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
