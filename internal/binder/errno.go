@@ -57,7 +57,7 @@ func (r recipe) transparentError(err error) error {
 func (r recipe) bindError(port uint16, err error) error {
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
-		return registry.ErrTaken
+		return &registry.TakenError{Want: r.ep.At(port)}
 	case errors.Is(err, unix.EACCES) && port < firstUnprivileged():
 		return noCapability(fmt.Sprintf("port %d", port), fmt.Sprintf(
 			"portd may not bind ports below %d (net.ipv4.ip_unprivileged_port_start) without CAP_NET_BIND_SERVICE", firstUnprivileged()))

@@ -21,10 +21,10 @@ type Bind struct {
 // A Binder takes endpoints from the kernel and has their sockets. Its methods may be called at the same time, though
 // not for one key.
 type Binder interface {
-	// Bind holds every port of the endpoint exclusively, or none of them, and adds the sockets to the key's. The error is
-	// ErrTaken where the kernel gives the port to another socket (without saying whose: see Holders), ErrUnsupported where
-	// this kernel lacks the protocol or portd a capability, ErrExhausted where descriptors or memory have run out,
-	// ErrInvalid where the host has no such address or device.
+	// Bind holds every port of the endpoint exclusively, or none of them, and adds the sockets to the key's. The error is a
+	// *TakenError whose Want is the port that the kernel gives to another socket (whose that is, Holders says),
+	// ErrUnsupported where this kernel lacks the protocol or portd a capability, ErrExhausted where descriptors or memory
+	// have run out, ErrInvalid where the host has no such address or device.
 	Bind(ctx context.Context, b Bind) error
 	// Listen makes all sockets of the key listen, or none. ErrTaken where another socket listens on the port; the
 	// endpoint then stays held. Listening sockets get the new options.

@@ -66,8 +66,10 @@ func (r *Registry) FreePorts(ctx context.Context, c Caller, q FreeQuery) (*FreeP
 	}
 	r.mu.RLock()
 	for _, p := range q.Protos {
-		for port := range r.claims[space{q.Netns, p}] {
-			find(port, reserved)
+		if in := r.claims[space{q.Netns, p}]; in != nil {
+			for port := range in.any.all {
+				find(port, reserved)
+			}
 		}
 	}
 	r.mu.RUnlock()

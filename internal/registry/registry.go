@@ -43,6 +43,7 @@ type Registry struct {
 
 	services atomic.Pointer[Services] // stored with mu held, loaded without
 	changing chan struct{}            // capacity 1: who is in it changes the services
+	apart    atomic.Pointer[apartness]
 
 	mu       sync.RWMutex // guards all below; never held over a system call of the Binder or the Store
 	entries  map[string]*entry

@@ -103,8 +103,10 @@ func (p *pegboard) Bind(ctx context.Context, b registry.Bind) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, eps := range p.bound {
-		if slices.ContainsFunc(eps, b.Endpoint.Overlaps) {
-			return registry.ErrTaken
+		for _, ep := range eps {
+			if ep.Overlaps(b.Endpoint) {
+				return &registry.TakenError{Want: b.Endpoint.At(max(ep.First, b.Endpoint.First))}
+			}
 		}
 	}
 	p.bound[b.Key] = append(p.bound[b.Key], b.Endpoint)
@@ -134,8 +136,17 @@ func (p *pegboard) Release(key registry.SocketKey) error {
 
 func (p *pegboard) Options(registry.SocketKey) (o registry.ListenOptions, _ error) { return o, nil }
 
-func (p *pegboard) Holders(context.Context, ...registry.Endpoint) ([]registry.Holder, error) {
-	return nil, nil
+func (p *pegboard) Holders(_ context.Context, eps ...registry.Endpoint) (holders []registry.Holder, _ error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, ep := range p.bound[foreign] {
+		for port := int(ep.First); port <= int(ep.Last); port++ {
+			if at := ep.At(uint16(port)); slices.ContainsFunc(eps, at.Overlaps) {
+				holders = append(holders, registry.Holder{Endpoint: at, State: registry.SocketBound})
+			}
+		}
+	}
+	return holders, nil
 }
 
 func (p *pegboard) PortsInUse(_ context.Context, proto registry.Protocol, _ registry.PortRange, found func(uint16)) (bool, error) {

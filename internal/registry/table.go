@@ -3,7 +3,7 @@ package registry
 import "slices"
 
 // A table knows which endpoints are claimed, and by whom. It is guarded by Registry.mu.
-type table map[space]map[uint16][]claim
+type table map[space]*claims
 
 // A space is a set of port numbers in which claims can collide.
 type space struct {
@@ -11,19 +11,30 @@ type space struct {
 	proto Protocol
 }
 
+// claims are what is claimed in a space. The sets spare a choice of ports the question port by port: they may rule a port
+// out, but it is the claims that decide where two addresses share one.
+type claims struct {
+	at    map[uint16][]claim
+	any   portSet // have a claim
+	whole portSet // have one that overlaps all others: on every address and device
+}
+
 type claim struct {
 	ep Endpoint
 	by *entry
 }
 
+// whole says whether c overlaps whatever else there may be on its ports.
+func (c claim) whole() bool { return c.ep.Dual() && c.ep.device() == "" }
+
 // overlapping yields who has claims that overlap e, each once.
 func (t table) overlapping(e Endpoint) (by []*entry) {
-	ports := t[space{e.Netns, e.Proto}]
-	if len(ports) == 0 {
+	in := t[space{e.Netns, e.Proto}]
+	if in == nil {
 		return nil
 	}
 	for p := int(e.First); p <= int(e.Last); p++ {
-		for _, c := range ports[uint16(p)] {
+		for _, c := range in.at[uint16(p)] {
 			if c.ep.Overlaps(e) && !slices.Contains(by, c.by) {
 				by = append(by, c.by)
 			}
@@ -33,23 +44,38 @@ func (t table) overlapping(e Endpoint) (by []*entry) {
 }
 
 func (t table) add(e Endpoint, by *entry) {
-	s := space{e.Netns, e.Proto}
-	if t[s] == nil {
-		t[s] = map[uint16][]claim{}
+	s, c := space{e.Netns, e.Proto}, claim{e, by}
+	in := t[s]
+	if in == nil {
+		in = &claims{at: map[uint16][]claim{}}
+		t[s] = in
+	}
+	ports := PortRange{e.First, e.Last}
+	in.any.addRange(ports)
+	if c.whole() {
+		in.whole.addRange(ports)
 	}
 	for p := int(e.First); p <= int(e.Last); p++ {
-		t[s][uint16(p)] = append(t[s][uint16(p)], claim{e, by})
+		in.at[uint16(p)] = append(in.at[uint16(p)], c)
 	}
 }
 
 func (t table) remove(e Endpoint, by *entry) {
-	ports := t[space{e.Netns, e.Proto}]
+	in := t[space{e.Netns, e.Proto}]
+	if in == nil {
+		return
+	}
 	for p := int(e.First); p <= int(e.Last); p++ {
-		rest := slices.DeleteFunc(ports[uint16(p)], func(c claim) bool { return c.by == by && c.ep == e })
+		port := uint16(p)
+		rest := slices.DeleteFunc(in.at[port], func(c claim) bool { return c.by == by && c.ep == e })
+		if !slices.ContainsFunc(rest, claim.whole) {
+			in.whole.remove(port)
+		}
 		if len(rest) == 0 {
-			delete(ports, uint16(p))
+			delete(in.at, port)
+			in.any.remove(port)
 		} else {
-			ports[uint16(p)] = rest
+			in.at[port] = rest
 		}
 	}
 }

@@ -83,6 +83,7 @@ func explain(err error, reason string, me registry.Principal) []protoadapt.Messa
 		unsupported *registry.UnsupportedError
 		compacted   *registry.CompactedError
 		clash       *registry.ClashError
+		exhausted   *registry.ExhaustedError
 		noService   *services.NoServiceError
 	)
 	switch {
@@ -99,6 +100,13 @@ func explain(err error, reason string, me registry.Principal) []protoadapt.Messa
 	case errors.As(err, &clash):
 		info.Reason = "SERVICE_CLASH"
 		info.Metadata["service"], info.Metadata["clashes"] = clash.Entry, strings.Join(clash.Clashes, "\n")
+	case errors.As(err, &exhausted):
+		for what, n := range map[string]int{
+			"reserved": exhausted.Reserved, "in_use": exhausted.InUse, "ephemeral": exhausted.Ephemeral, "node_ports": exhausted.NodePorts,
+			"assigned": exhausted.Assigned, "kept": exhausted.Kept, "free": exhausted.Free, "longest": exhausted.Longest,
+		} {
+			info.Metadata[what] = strconv.Itoa(n)
+		}
 	case errors.As(err, &noService):
 		info.Metadata["name"] = fmt.Sprintf("%.80s", noService.Name) // details go in a header, of which many clients take 8 kB
 		if len(noService.Near) > 0 {

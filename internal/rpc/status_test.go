@@ -45,6 +45,9 @@ func TestStatus(t *testing.T) {
 		{&services.NoServiceError{Name: "q"}, codes.NotFound, "NOT_FOUND", map[string]string{"name": "q"}},
 		{&registry.InvalidError{Field: "data", Code: "IMPLAUSIBLE"}, codes.InvalidArgument, "IMPLAUSIBLE", map[string]string{"field": "data"}},
 		{registry.ErrExhausted, codes.ResourceExhausted, "EXHAUSTED", nil},
+		{&registry.ExhaustedError{Count: 2, Reserved: 7, InUse: 6, Ephemeral: 5, NodePorts: 4, Assigned: 3, Kept: 2, Free: 10, Longest: 1}, codes.ResourceExhausted, "EXHAUSTED", map[string]string{
+			"reserved": "7", "in_use": "6", "ephemeral": "5", "node_ports": "4", "assigned": "3", "kept": "2", "free": "10", "longest": "1",
+		}},
 		{&registry.UnsupportedError{What: "sctp", Why: "this kernel has no SCTP"}, codes.FailedPrecondition, "UNSUPPORTED", map[string]string{"what": "sctp"}},
 		{&registry.UnsupportedError{What: "watch", Code: "STORE_CHANGED"}, codes.FailedPrecondition, "STORE_CHANGED", map[string]string{"what": "watch"}},
 		{fmt.Errorf("write to the store: %w", registry.ErrUnavailable), codes.Unavailable, "UNAVAILABLE", nil},

@@ -1,0 +1,110 @@
+package registry
+
+import "math/bits"
+
+// A portSet is a set of port numbers, a bit each: small enough to copy for every choice, and counted in a microsecond.
+type portSet [1 << 16 / 64]uint64
+
+func (s *portSet) has(port uint16) bool { return s[port/64]>>(port%64)&1 != 0 }
+func (s *portSet) add(port uint16)      { s[port/64] |= 1 << (port % 64) }
+func (s *portSet) remove(port uint16)   { s[port/64] &^= 1 << (port % 64) }
+
+func (s *portSet) addRange(r PortRange) {
+	for w := int(r.First) / 64; w <= int(r.Last)/64; w++ {
+		s[w] |= r.inWord(w)
+	}
+}
+
+func (s *portSet) removeRange(r PortRange) {
+	for w := int(r.First) / 64; w <= int(r.Last)/64; w++ {
+		s[w] &^= r.inWord(w)
+	}
+}
+
+// inWord is the ports of r that lie in word w, which has one at least.
+func (r PortRange) inWord(w int) uint64 {
+	from, to := max(int(r.First)-w*64, 0), min(int(r.Last)-w*64, 63)
+	return ^uint64(0) << from & (^uint64(0) >> (63 - to))
+}
+
+func (s *portSet) addAll(o *portSet) {
+	for w := range s {
+		s[w] |= o[w]
+	}
+}
+
+func (s *portSet) removeAll(o *portSet) {
+	for w := range s {
+		s[w] &^= o[w]
+	}
+}
+
+func (s *portSet) keepAll(o *portSet) {
+	for w := range s {
+		s[w] &= o[w]
+	}
+}
+
+func (s *portSet) count() (n int) {
+	for _, w := range s {
+		n += bits.OnesCount64(w)
+	}
+	return n
+}
+
+// all yields the ports in ascending order. The set may change meanwhile.
+func (s *portSet) all(yield func(uint16) bool) {
+	for w := range s {
+		for rest := s[w]; rest != 0; rest &= rest - 1 {
+			if !yield(uint16(w*64 + bits.TrailingZeros64(rest))) {
+				return
+			}
+		}
+	}
+}
+
+// nth is the port that has n others before it; there must be more than n.
+func (s *portSet) nth(n int) uint16 {
+	w := 0
+	for c := bits.OnesCount64(s[0]); n >= c; c = bits.OnesCount64(s[w]) {
+		n -= c
+		w++
+	}
+	rest := s[w]
+	for range n {
+		rest &= rest - 1
+	}
+	return uint16(w*64 + bits.TrailingZeros64(rest))
+}
+
+// runs makes s the ports at which runs of n begin that lie in s wholly. It doubles what it knows: where runs of k begin at
+// p and at p+k, one of 2k begins at p.
+func (s *portSet) runs(n int) {
+	for have := 1; have < n; {
+		shift := min(have, n-have)
+		word, bit := shift/64, shift%64
+		at := func(w int) uint64 {
+			if w < len(s) {
+				return s[w]
+			}
+			return 0
+		}
+		for w := range s { // reads ahead only of what it has written
+			s[w] &= at(w+word)>>bit | at(w+word+1)<<(64-bit)
+		}
+		have += shift
+	}
+}
+
+// longest is the length of the longest run.
+func (s *portSet) longest() (n int) {
+	run, before := 0, -2
+	for port := range s.all {
+		if int(port) != before+1 {
+			run = 0
+		}
+		run, before = run+1, int(port)
+		n = max(n, run)
+	}
+	return n
+}
