@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/portd/portd/internal/registry"
@@ -26,7 +27,7 @@ func (b *Binder) Holders(ctx context.Context, eps ...registry.Endpoint) ([]regis
 			return nil, fmt.Errorf("holders of %v: %w", ep, err)
 		}
 		for _, s := range all {
-			if overlap(endpointOf(s), ep) {
+			if inTheWay(s, ep) {
 				found = append(found, s)
 			}
 		}
@@ -76,7 +77,7 @@ func withProcesses(ctx context.Context, socks []sockdiag.Socket) ([]registry.Hol
 	}
 	holders := make([]registry.Holder, len(socks))
 	for i, s := range socks {
-		h := registry.Holder{Endpoint: endpointOf(s), State: stateOf(s), UID: s.UID}
+		h := registry.Holder{Endpoint: endpointOf(s), State: stateOf(s), Multipath: s.Multipath, UID: s.UID}
 		for _, p := range owners[s.Inode] {
 			h.Processes = append(h.Processes, registry.Process(p))
 		}
@@ -138,6 +139,21 @@ func stateOf(s sockdiag.Socket) registry.SocketState {
 		return 0
 	}
 	return registry.SocketLeftover
+}
+
+// inTheWay says whether s may be why the kernel refuses ep. A dual-stack socket that has come to an IPv6 address, by connecting or
+// as its listener's connection, is in the way of all IPv4 addresses together all the same. Of leftovers the kernel does not tell
+// what they were; they are taken for such.
+func inTheWay(s sockdiag.Socket, ep registry.Endpoint) bool {
+	at := endpointOf(s)
+	if overlap(at, ep) {
+		return true
+	}
+	if s.V6Only || !at.Addr.Is6() || stateOf(s) < registry.SocketConnected || ep.Addr != netip.IPv4Unspecified() {
+		return false
+	}
+	at.Device, at.Addr = cmp.Or(at.Device, at.Addr.Zone()), ep.Addr
+	return overlap(at, ep)
 }
 
 // overlap is Endpoint.Overlaps with the zone of a link-local address as the device that it is to the kernel.

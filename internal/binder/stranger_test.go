@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -212,7 +213,11 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 	if a.Addr().Is4() {
 		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
 	}
-	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+	to := &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+	if ifi, err := net.InterfaceByName(a.Addr().Zone()); err == nil {
+		to.ZoneId = uint32(ifi.Index)
+	}
+	return to
 }
 
 func isInUse(err error) bool {
