@@ -16,12 +16,14 @@ import (
 
 const releaseHelp = `Release gives reservations back, each named by its id, its name or an endpoint of it.
 When it returns the ports are free of portd; a program that was given the socket itself
-still has it until it closes it, and is named then.`
+still has it until it closes it, and is named then.
+
+A lease, named by its id, is ended with all that it carries.`
 
 func (c *ctl) releaseCommand() *cobra.Command {
 	var request string
 	cmd := &cobra.Command{
-		Use:   "release RESERVATION…",
+		Use:   "release RESERVATION|LEASE…",
 		Short: "Give reservations back",
 		Long:  releaseHelp,
 		Example: `  portctl release tcp 8080
@@ -32,6 +34,9 @@ func (c *ctl) releaseCommand() *cobra.Command {
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return c.each(cmd.Context(), words(args), func(cl *client.Client, ref string) error {
+			if isLease(ref) {
+				return c.endLease(cmd.Context(), cl, ref, request)
+			}
 			answer, err := cl.Reservations.Release(cmd.Context(), &pb.ReleaseRequest{Reservation: ref, RequestId: request})
 			if err != nil {
 				return err

@@ -111,15 +111,15 @@ func (c *ctl) list(ctx context.Context, args []string, f listFlags) error {
 	if err != nil || c.json() {
 		return c.jsonUnless(err, all)
 	}
-	t := c.listing(len(all.GetReservations()), "ENDPOINT", "STATE", "OWNER", "SINCE", "NAME", "ID")
+	t := c.listing(len(all.GetReservations()), "ENDPOINT", "STATE", "OWNER", "SINCE", "UNTIL", "NAME", "ID")
 	for _, res := range all.GetReservations() {
 		if c.quiet {
 			t.row(res.GetId())
 			continue
 		}
-		owner, since := ownerName(res.GetOwner()), when(res.GetCreateTime())
+		owner, since, until := ownerName(res.GetOwner()), when(res.GetCreateTime()), when(res.GetExpireTime())
 		for _, a := range res.GetAssigned() {
-			t.row(a.GetEndpoint().GetText(), word(a.GetState()), owner, since, res.GetName(), res.GetId())
+			t.row(a.GetEndpoint().GetText(), word(a.GetState()), owner, since, until, res.GetName(), res.GetId())
 			for _, ex := range exceptions(a) {
 				t.row("  "+ex.ports, ex.state)
 			}

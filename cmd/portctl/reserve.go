@@ -7,17 +7,20 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/portd/portd/client"
 	"github.com/portd/portd/internal/registry"
 	pb "github.com/portd/portd/proto/portd/v1"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 const reserveHelp = `Reserve takes ports for you, all that are asked for or none. They are held: bound in
 the kernel, so that no other program can have them, and refused to clients until
 something serves on them (portctl run, or client.Listen in Go). They stay yours until
-they are released, also when portd restarts.
+they are released, also when portd restarts; with --ttl until that time has passed
+without a "portctl renew".
 
 The port is a number, a range, a service name that has one port in the IANA registry,
 or "any": one of portd's choice, from --range where that is given, else from 1024 up
@@ -30,6 +33,8 @@ port numbers alone, each on a line.`
 type reserveFlags struct {
 	addresses, labels     []string
 	name, within, request string
+	lease                 string
+	ttl                   time.Duration
 	count                 int
 	recordOnly, listenToo bool
 }
@@ -45,10 +50,17 @@ func (c *ctl) reserveCommand() *cobra.Command {
   portctl reserve tcp 9000-9009
   portctl reserve tcp/https tcp/http
   P=$(portctl reserve -q tcp any --range 20000-20999)
-  portctl reserve tcp 5432 --record-only`,
+  portctl reserve tcp 5432 --record-only
+  portctl reserve tcp any --ttl 10m`,
 		Args:              wants(1, many, "an endpoint like tcp/8080"),
 		ValidArgsFunction: completeEndpoints,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			switch timed := cmd.Flags().Changed("ttl"); {
+			case timed && f.ttl <= 0:
+				return usagef("--ttl %v is not allowed; allowed are 1s to 720h (30 days)", f.ttl)
+			case timed && f.lease != "":
+				return usagef("--ttl and --lease exclude each other: a reservation has one lease")
+			}
 			return c.reserve(cmd.Context(), words(args), f)
 		},
 	}
@@ -60,6 +72,8 @@ func (c *ctl) reserveCommand() *cobra.Command {
 	flags.IntVar(&f.count, "count", 1, "how many contiguous ports (with \"any\")")
 	flags.BoolVar(&f.recordOnly, "record-only", false, "do not bind: the program binds the port itself")
 	flags.BoolVar(&f.listenToo, "listen", false, "listen at once: connections wait for a program to take them")
+	flags.DurationVar(&f.ttl, "ttl", 0, "give them back after this `time`, unless they are renewed: 1s to 720h")
+	flags.StringVar(&f.lease, "lease", "", "give them back when this `lease` ends: the id of one that is there")
 	flags.StringVar(&f.request, "request-id", "", "makes a repeated call give the first one's answer")
 	return cmd
 }
@@ -110,6 +124,10 @@ func (f reserveFlags) toRequest(endpoints []string) (*pb.ReserveRequest, error) 
 		return nil, err
 	}
 	req := &pb.ReserveRequest{Name: f.name, Labels: labels, RequestId: f.request, Spec: &pb.ReservationSpec{Mode: pb.Mode_MODE_HELD}}
+	req.LeaseId = f.lease
+	if f.ttl != 0 {
+		req.NewLease = &pb.LeaseSpec{Kind: &pb.LeaseSpec_Ttl{Ttl: durationpb.New(f.ttl)}}
+	}
 	if f.recordOnly {
 		req.Spec.Mode = pb.Mode_MODE_RECORDED
 	}
@@ -165,6 +183,8 @@ func reserveHint(err error, req *pb.ReserveRequest) error {
 		return try(err, "portctl show "+req.GetName())
 	case errors.Is(err, client.ErrTaken) && why != nil && yours(why.Conflict) != "":
 		return try(err, "portctl show "+yours(why.Conflict))
+	case errors.Is(err, client.ErrNotFound) && req.GetLeaseId() != "":
+		return try(err, "portctl leases --mine")
 	case errors.Is(err, client.ErrTaken), errors.Is(err, client.ErrDenied):
 		return try(err, "portctl reserve "+strings.Join(protos, ",")+" any")
 	case first.GetService() != "":
@@ -216,6 +236,7 @@ func (c *ctl) sayReserved(res *pb.Reservation, existed bool) {
 	if len(res.GetAssigned()) == 1 {
 		ref = res.GetAssigned()[0].GetEndpoint().GetText()
 	}
+	defer c.sayLease(res)
 	again := ""
 	if existed {
 		again = ", and was yours before"
@@ -231,6 +252,13 @@ func (c *ctl) sayReserved(res *pb.Reservation, existed bool) {
 		how += fmt.Sprintf(", or client.Listen(ctx, %q) in Go", ref)
 	}
 	c.say("to serve on it: %s", how)
+}
+
+// sayLease tells when it all ends, and how that is put off.
+func (c *ctl) sayLease(res *pb.Reservation) {
+	if res.GetExpireTime() != nil {
+		c.say("until %s; to keep it longer: portctl renew %s", full(res.GetExpireTime()), nameOrID(res))
+	}
 }
 
 func endpointsText(res *pb.Reservation) string {

@@ -115,5 +115,5 @@ func eventText(e *pb.Event) (what, who string) {
 	case e.GetServiceRegistry() != nil:
 		return registryDate(e.GetServiceRegistry().GetDate()), thousands(e.GetServiceRegistry().GetRecords()) + " records"
 	}
-	return "", e.GetLease().GetId()
+	return forText(e.GetLease().GetSpec()), e.GetLease().GetId()
 }

@@ -6,12 +6,10 @@ import (
 	"net"
 	"os"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/portd/portd/client"
 	"github.com/portd/portd/internal/ianadb"
@@ -100,16 +98,6 @@ func TestFailedPrecondition(t *testing.T) {
 	if got := answer(err); got != "FailedPrecondition RECORDED" {
 		t.Errorf("listen on what is recorded: %s (%v)", got, err)
 	}
-	for name, lease := range map[string]*pb.LeaseSpec{
-		"ttl":     {Kind: &pb.LeaseSpec_Ttl{Ttl: durationpb.New(time.Minute)}},
-		"process": {Kind: &pb.LeaseSpec_Process{Process: &pb.ProcessLease{Pid: int32(os.Getpid())}}},
-	} {
-		_, err := c.Reservations.Reserve(t.Context(), &pb.ReserveRequest{Spec: spec(t, "tcp/8081"), NewLease: lease})
-		if got := answer(err); got != "FailedPrecondition LEASE_KIND" {
-			t.Errorf("%s: %s (%v)", name, got, err)
-		}
-	}
-	wantFree(t, 8081)
 }
 
 func TestAllOrNothing(t *testing.T) {

@@ -97,6 +97,7 @@ func (r *Registry) commitBatch(batch []*commit) {
 		r.swept = now
 		r.forget(batch[0], now)
 	}
+	r.noteSeen(batch[0], now)
 	base := r.rev // only this goroutine changes it
 	changes := make([]Change, len(batch))
 	for i, c := range batch {

@@ -11,10 +11,12 @@ const (
 	ProcessLease                      // the end of a process
 )
 
-// Limits of a session's grace.
+// Limits of a session's grace, and of a time to live.
 const (
 	DefaultGrace = 10 * time.Second
 	MaxGrace     = time.Hour
+	MinTTL       = time.Second
+	MaxTTL       = 30 * 24 * time.Hour
 )
 
 // A LeaseSpec says what ends a lease.
@@ -31,6 +33,7 @@ type Lease struct {
 	Owner   Principal
 	Spec    LeaseSpec
 	Token   [32]byte // SHA-256 of a session's resume token; the token itself is only ever with its owner
+	Single  bool     // made with a reservation: it ends when it carries none any more
 	Created time.Time
 
 	CreateRevision Revision
@@ -41,4 +44,21 @@ type LeaseStatus struct {
 	*Lease
 	Connected bool
 	Expires   time.Time // zero while connected
+}
+
+// check refuses a lease that cannot be made by asking for it. Field is where the spec stands in the request.
+func (s LeaseSpec) check(field string) error {
+	switch s.Kind {
+	case SessionLease:
+		return invalid(field, "a session is made by opening it; give its lease_id")
+	case TTLLease:
+		if s.TTL < MinTTL || s.TTL > MaxTTL {
+			return invalid(field+".ttl", "%v is not allowed; allowed are %v to %.0fh (30 days)", s.TTL, MinTTL, MaxTTL.Hours())
+		}
+	case ProcessLease:
+		return &UnsupportedError{"process lease", "this portd has leases by time and by session only", "LEASE_KIND"}
+	default:
+		return invalid(field, "says nothing that ends the lease; one of ttl and process is wanted")
+	}
+	return nil
 }

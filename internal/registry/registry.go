@@ -45,20 +45,21 @@ type Registry struct {
 	changing chan struct{}            // capacity 1: who is in it changes the services
 	apart    atomic.Pointer[apartness]
 
-	mu       sync.RWMutex // guards all below; never held over a system call of the Binder or the Store
-	entries  map[string]*entry
-	names    map[string]*entry
-	order    []*entry // committed ones by CreateRevision
-	claims   table
-	leases   map[string]*lease
-	tokens   map[[32]byte]*lease
-	requests map[Key]*request
-	lost     map[*entry]bool
-	rev      Revision
-	oldest   Revision
-	boot     *Boot
-	recent   []Change      // the last changes, without gaps, up to rev
-	changed  chan struct{} // closed and made anew when rev moves
+	mu        sync.RWMutex // guards all below; never held over a system call of the Binder or the Store
+	entries   map[string]*entry
+	names     map[string]*entry
+	order     []*entry // committed ones by CreateRevision
+	claims    table
+	leases    map[string]*lease
+	deadlines deadlines // of leases that end by time
+	tokens    map[[32]byte]*lease
+	requests  map[Key]*request
+	lost      map[*entry]bool
+	rev       Revision
+	oldest    Revision
+	boot      *Boot
+	recent    []Change      // the last changes, without gaps, up to rev
+	changed   chan struct{} // closed and made anew when rev moves
 }
 
 // An entry is a reservation's place in the table. While somebody works on it, it is busy, and others wait.
@@ -109,16 +110,29 @@ func (r *Registry) Start(ctx context.Context) error {
 	}
 	r.storeID, r.schema, r.rev, r.oldest, r.boot = st.StoreID, st.Schema, st.Revision, st.Oldest, st.Boot
 	slices.SortFunc(st.Reservations, func(a, b *Reservation) int { return int(a.CreateRevision - b.CreateRevision) })
-	for _, l := range st.Leases { // before the reservations that hang on them
+	restored := &commit{by: Self}
+	over := map[string]string{}     // leases that ended while portd was down, and why
+	for _, rec := range st.Leases { // before the reservations that hang on them
+		l := newLease(rec)
+		if why := r.overAtStart(st.Boot, l); why != "" {
+			over[rec.ID] = why
+			restored.del = append(restored.del, rec.Key())
+			restored.events = append(restored.events, Event{Type: EventLeaseEnded, Lease: rec, Caller: Self, Reason: why})
+			continue
+		}
 		r.insertLease(l)
 	}
 	for _, res := range st.Reservations {
+		if why := over[res.Lease]; why != "" {
+			restored.del = append(restored.del, res.Key())
+			restored.events = append(restored.events, Event{Type: EventExpired, Reservation: res, Caller: Self, Reason: why})
+			continue
+		}
 		r.insert(&entry{}, res)
 	}
 	for _, q := range st.Requests {
 		r.requests[q.Key()] = &request{stored: q}
 	}
-	restored := &commit{by: Self}
 	r.seed(st, restored)
 	for _, e := range r.order {
 		if after, ev, changed := r.restore(ctx, e.res, true); changed {
@@ -130,11 +144,11 @@ func (r *Registry) Start(ctx context.Context) error {
 		return err // what could not be bound was not lost
 	}
 	if r.boot == nil || r.boot.ID != r.cfg.BootID {
-		boot := &Boot{ID: r.cfg.BootID}
+		boot := &Boot{ID: r.cfg.BootID, Seen: time.Now().UTC()}
 		restored.put = append(restored.put, boot)
 		restored.apply = append(restored.apply, func() { r.boot = boot })
 	}
-	if len(restored.put) == 0 {
+	if len(restored.put)+len(restored.del) == 0 {
 		return nil
 	}
 	r.commitBatch([]*commit{restored})
@@ -145,6 +159,7 @@ func (r *Registry) Start(ctx context.Context) error {
 func (r *Registry) Run(ctx context.Context) error {
 	keepers, kctx := errgroup.WithContext(ctx)
 	keepers.Go(func() error { return r.keepLeases(kctx) })
+	keepers.Go(func() error { return r.noteAlive(kctx) })
 	keepers.Go(func() error { return r.retryLost(kctx) })
 	keepers.Go(func() error {
 		r.Services().Prepare() // or the first search would wait for it

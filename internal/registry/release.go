@@ -39,7 +39,14 @@ func (r *Registry) release(ctx context.Context, c Caller, ref string, rec *Reque
 		rec.Result = res
 	}
 	cm.remember(rec)
+	l := r.lastOf(e)
+	if l != nil {
+		cm.endLease(r, l, "all that it carried was released")
+	}
 	if err := r.end(cm, []*entry{e}, EventReleased, ""); err != nil {
+		if l != nil {
+			r.revive(l)
+		}
 		return Released{}, err
 	}
 	out := Released{Reservation: res, Revision: cm.rev}

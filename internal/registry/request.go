@@ -76,8 +76,8 @@ func (c *commit) remember(rec *Request) {
 	}
 }
 
-// forget adds the deletion of request ids that are too old to a commit. That of a Reserve is kept for as long as the
-// reservation lives and for an hour after, others for an hour. Only the committing goroutine calls it.
+// forget adds the deletion of request ids that are too old to a commit. That of a Reserve or a CreateLease is kept for as
+// long as the reservation or the lease lives and for an hour after, others for an hour. Only the committing goroutine calls it.
 func (r *Registry) forget(c *commit, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -85,6 +85,11 @@ func (r *Registry) forget(c *commit, now time.Time) {
 		switch {
 		case q.stored == nil:
 			continue
+		case q.stored.Method == "CreateLease" && r.leases[q.stored.Lease.ID] != nil:
+			continue
+		case q.stored.Method == "CreateLease" && q.ended.IsZero():
+			q.ended = now
+		case q.stored.Method == "CreateLease":
 		case q.stored.Method != "Reserve":
 			q.ended = q.stored.Time
 		case r.entries[q.stored.Result.ID] != nil:

@@ -72,13 +72,9 @@ func (r *Registry) checkReserve(c Caller, req ReserveRequest) ([]PortRange, erro
 		return nil, invalid("lease_id", "a reservation has one lease: give lease_id or new_lease")
 	}
 	if l := req.NewLease; l != nil {
-		switch l.Kind {
-		case TTLLease:
-			return nil, &UnsupportedError{"ttl lease", "this portd has leases by session only; open one and give its lease_id", "LEASE_KIND"}
-		case ProcessLease:
-			return nil, &UnsupportedError{"process lease", "this portd has leases by session only; open one and give its lease_id", "LEASE_KIND"}
+		if err := l.check("new_lease"); err != nil {
+			return nil, err
 		}
-		return nil, invalid("new_lease", "a session is made by opening it; give its lease_id")
 	}
 	if len(req.Spec.Endpoints) == 0 {
 		return nil, invalid("spec.endpoints", "is empty; at least one is wanted")
@@ -259,8 +255,13 @@ func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, na
 		ID: newID("rsv_"), Name: req.Name, Labels: maps.Clone(req.Labels),
 		Owner: c.Principal(), Spec: req.Spec, Lease: req.Lease,
 	}
+	var fresh *lease
+	if req.NewLease != nil {
+		fresh = newLease(&Lease{ID: newID("lse_"), Owner: c.Principal(), Spec: *req.NewLease, Single: true})
+		res.Lease = fresh.ID
+	}
 	e := &entry{busy: make(chan struct{})}
-	old, err := r.enter(ctx, c, e, res)
+	old, err := r.enter(ctx, c, e, res, fresh)
 	if err != nil || old != nil {
 		return old, old != nil, err
 	}
@@ -282,8 +283,11 @@ func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, na
 		}
 	}
 	cm := &commit{by: c.Principal()}
+	if fresh != nil {
+		r.create(cm, fresh)
+	}
 	cm.put = append(cm.put, res)
-	cm.events = []Event{{Type: EventReserved, Reservation: res, Caller: c.Principal()}}
+	cm.events = append(cm.events, Event{Type: EventReserved, Reservation: res, Caller: c.Principal()})
 	cm.apply = append(cm.apply, func() { r.insert(e, res) })
 	if rec != nil {
 		rec.Result = res
@@ -296,8 +300,8 @@ func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, na
 }
 
 // enter puts a reservation to be into the table, busy and without endpoints. It returns the one that is there
-// already under that name, if it is the same.
-func (r *Registry) enter(ctx context.Context, c Caller, e *entry, res *Reservation) (*Reservation, error) {
+// already under that name, if it is the same; where that has the like of the fresh lease, it is renewed.
+func (r *Registry) enter(ctx context.Context, c Caller, e *entry, res *Reservation, fresh *lease) (*Reservation, error) {
 	for {
 		r.mu.Lock()
 		var busy chan struct{}
@@ -311,12 +315,16 @@ func (r *Registry) enter(ctx context.Context, c Caller, e *entry, res *Reservati
 		if busy == nil {
 			defer r.mu.Unlock()
 			if other != nil {
-				if o := other.res; o.Owner == res.Owner && o.Lease == res.Lease && same(o.Spec, res.Spec) {
+				o := other.res
+				if o.Owner == res.Owner && same(o.Spec, res.Spec) && r.sameLease(o.Lease, res.Lease, fresh) {
 					return o, nil
 				}
 				return nil, &TakenError{Name: res.Name, By: []*Reservation{other.res}}
 			}
-			if res.Lease != "" {
+			switch {
+			case fresh != nil:
+				fresh.carries[e] = true
+			case res.Lease != "":
 				l := r.leases[res.Lease]
 				if l == nil || l.ending || l.Owner != c.Principal() {
 					return nil, failed(ErrNotFound, "lease %s: you have no such lease, or it has ended", res.Lease)
@@ -334,6 +342,22 @@ func (r *Registry) enter(ctx context.Context, c Caller, e *entry, res *Reservati
 			return nil, err
 		}
 	}
+}
+
+// sameLease says whether a reservation with the lease has, if it were reserved again, all that is wanted: that lease, or
+// one as the fresh one would be, which is then renewed. mu is held.
+func (r *Registry) sameLease(has, want string, fresh *lease) bool {
+	if fresh == nil {
+		return has == want
+	}
+	l := r.leases[has]
+	if l == nil || !l.Single || l.ending || l.Spec != fresh.Spec {
+		return false
+	}
+	if l.Spec.Kind == TTLLease {
+		r.schedule(l, l.Spec.TTL)
+	}
+	return true
 }
 
 // same compares specs by what they say.

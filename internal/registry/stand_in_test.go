@@ -175,7 +175,14 @@ func (p *pegboard) count() int {
 // start is a Registry on stand-ins, stopped when the test ends.
 func start(t *testing.T, store *memory, pegs *pegboard, cfg registry.Config) (r *registry.Registry, stop func()) {
 	t.Helper()
-	cfg.Store, cfg.Binder, cfg.BootID = store, pegs, "boot"
+	cfg.BootID = "boot"
+	return startAt(t, store, pegs, cfg)
+}
+
+// startAt is the same on any store and in any boot.
+func startAt(t testing.TB, store registry.Store, pegs *pegboard, cfg registry.Config) (r *registry.Registry, stop func()) {
+	t.Helper()
+	cfg.Store, cfg.Binder = store, pegs
 	if cfg.Services == nil {
 		cfg.Services = ianadb.Embedded()
 	}

@@ -85,7 +85,10 @@ type Request struct {
 }
 
 // Boot is the boot of the host in which the store was last written to.
-type Boot struct{ ID string } // /proc/sys/kernel/random/boot_id
+type Boot struct {
+	ID   string    // /proc/sys/kernel/random/boot_id
+	Seen time.Time // when portd was alive, to two minutes while there are leases that live by time; zero: unknown
+}
 
 func (r *Reservation) Key() Key { return Key{KindReservation, r.ID} }
 func (l *Lease) Key() Key       { return Key{KindLease, l.ID} }

@@ -48,6 +48,29 @@ func (s *leases) OpenSession(req *pb.OpenSessionRequest, to pb.LeaseService_Open
 	}
 }
 
+func (s *leases) CreateLease(ctx context.Context, req *pb.CreateLeaseRequest) (*pb.CreateLeaseResponse, error) {
+	spec, err := toLeaseSpec("spec", req.GetSpec())
+	if err != nil {
+		return nil, err
+	}
+	if spec == nil {
+		return nil, invalid("spec", "is missing: it says what ends the lease")
+	}
+	lease, err := s.reg.CreateLease(ctx, callerOf(ctx), *spec, req.GetRequestId())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.CreateLeaseResponse{Lease: fromLease(lease)}, nil
+}
+
+func (s *leases) RenewLease(ctx context.Context, req *pb.RenewLeaseRequest) (*pb.RenewLeaseResponse, error) {
+	lease, err := s.reg.RenewLease(ctx, callerOf(ctx), req.GetLeaseId())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.RenewLeaseResponse{Lease: fromLease(lease)}, nil
+}
+
 func (s *leases) EndLease(ctx context.Context, req *pb.EndLeaseRequest) (*pb.EndLeaseResponse, error) {
 	ended, err := s.reg.EndLease(ctx, callerOf(ctx), req.GetLeaseId(), req.GetRequestId())
 	if err != nil {

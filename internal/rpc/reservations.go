@@ -23,7 +23,7 @@ func (s *reservations) Reserve(ctx context.Context, req *pb.ReserveRequest) (*pb
 	if err != nil {
 		return nil, err
 	}
-	return &pb.ReserveResponse{Reservation: fromReservation(r), Existed: existed}, nil
+	return &pb.ReserveResponse{Reservation: s.shown(r), Existed: existed}, nil
 }
 
 func (s *reservations) Release(ctx context.Context, req *pb.ReleaseRequest) (*pb.ReleaseResponse, error) {
@@ -41,7 +41,7 @@ func (s *reservations) GetReservation(ctx context.Context, req *pb.GetReservatio
 	if err != nil {
 		return nil, err
 	}
-	return &pb.GetReservationResponse{Reservation: fromReservation(r, s.culprits(ctx, r)...)}, nil
+	return &pb.GetReservationResponse{Reservation: s.shown(r, s.culprits(ctx, r)...)}, nil
 }
 
 func (s *reservations) ListReservations(ctx context.Context, req *pb.ListReservationsRequest) (*pb.ListReservationsResponse, error) {
@@ -56,9 +56,16 @@ func (s *reservations) ListReservations(ctx context.Context, req *pb.ListReserva
 	holders := s.culprits(ctx, list.Items...)
 	out := &pb.ListReservationsResponse{NextPageToken: list.Next, Revision: int64(list.Revision), StoreId: list.StoreID}
 	for _, r := range list.Items {
-		out.Reservations = append(out.Reservations, fromReservation(r, holders...))
+		out.Reservations = append(out.Reservations, s.shown(r, holders...))
 	}
 	return out, nil
+}
+
+// shown is a reservation that is there, with the time that its lease ends.
+func (s *reservations) shown(r *registry.Reservation, holders ...registry.Holder) *pb.Reservation {
+	out := fromReservation(r, holders...)
+	out.ExpireTime = fromTime(s.reg.Expires(r.Lease))
+	return out
 }
 
 // culprits are the sockets that have what these reservations have lost: looked for once, and only where something is. A
@@ -100,7 +107,7 @@ func (s *reservations) Listen(ctx context.Context, req *pb.ListenRequest) (*pb.L
 	if err != nil {
 		return nil, err
 	}
-	return &pb.ListenResponse{Reservation: fromReservation(r)}, nil
+	return &pb.ListenResponse{Reservation: s.shown(r)}, nil
 }
 
 func (s *reservations) Close(ctx context.Context, req *pb.CloseRequest) (*pb.CloseResponse, error) {
@@ -108,5 +115,5 @@ func (s *reservations) Close(ctx context.Context, req *pb.CloseRequest) (*pb.Clo
 	if err != nil {
 		return nil, err
 	}
-	return &pb.CloseResponse{Reservation: fromReservation(r)}, nil
+	return &pb.CloseResponse{Reservation: s.shown(r)}, nil
 }

@@ -162,6 +162,7 @@ func (c *toStored) lease(l *registry.Lease) *storepb.Lease {
 			GraceNanos: int64(l.Spec.Grace),
 		},
 		Token:          c.digest(l.Token),
+		Single:         l.Single,
 		Created:        c.time(l.Created),
 		CreateRevision: int64(l.CreateRevision),
 	}
@@ -180,7 +181,9 @@ func (c *toStored) request(r *registry.Request) *storepb.Request {
 	}
 }
 
-func (c *toStored) boot(b *registry.Boot) *storepb.Boot { return &storepb.Boot{Id: b.ID} }
+func (c *toStored) boot(b *registry.Boot) *storepb.Boot {
+	return &storepb.Boot{Id: b.ID, Seen: c.time(b.Seen)}
+}
 
 // change is what is kept for Events; the records that the change puts and deletes have places of their own.
 func (c *toStored) change(ch registry.Change) *storepb.Change {
@@ -334,6 +337,7 @@ func (c *fromStored) lease(m *storepb.Lease) *registry.Lease {
 			Grace: time.Duration(m.GetSpec().GetGraceNanos()),
 		},
 		Token:          c.digest(m.GetToken()),
+		Single:         m.GetSingle(),
 		Created:        c.time(m.GetCreated()),
 		CreateRevision: registry.Revision(m.GetCreateRevision()),
 	}
@@ -352,7 +356,9 @@ func (c *fromStored) request(m *storepb.Request) *registry.Request {
 	}
 }
 
-func (c *fromStored) boot(m *storepb.Boot) *registry.Boot { return &registry.Boot{ID: m.GetId()} }
+func (c *fromStored) boot(m *storepb.Boot) *registry.Boot {
+	return &registry.Boot{ID: m.GetId(), Seen: c.time(m.GetSeen())}
+}
 
 func (c *fromStored) change(at registry.Revision, m *storepb.Change) registry.Change {
 	ch := registry.Change{Revision: at, Time: c.time(m.GetTime())}

@@ -559,7 +559,8 @@ type ReserveRequest struct {
 	Labels map[string]string      `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// End with this lease, which must be the caller's.
 	LeaseId string `protobuf:"bytes,4,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
-	// Or with a new lease made in the same step.
+	// Or with a new lease made in the same step. It ends with the last reservation that it carries, too. Where the
+	// reservation was there already, with such a lease, that one is renewed.
 	NewLease      *LeaseSpec `protobuf:"bytes,5,opt,name=new_lease,json=newLease,proto3" json:"new_lease,omitempty"`
 	RequestId     string     `protobuf:"bytes,15,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1731,7 +1732,7 @@ type isLeaseSpec_Kind interface {
 }
 
 type LeaseSpec_Ttl struct {
-	// This long after it was made or last renewed.
+	// This long after it was made or last renewed: one second to 30 days.
 	Ttl *durationpb.Duration `protobuf:"bytes,1,opt,name=ttl,proto3,oneof"`
 }
 
@@ -1955,6 +1956,191 @@ func (x *OpenSessionResponse) GetResumed() bool {
 	return false
 }
 
+type CreateLeaseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Spec          *LeaseSpec             `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
+	RequestId     string                 `protobuf:"bytes,15,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateLeaseRequest) Reset() {
+	*x = CreateLeaseRequest{}
+	mi := &file_portd_v1_reservation_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateLeaseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateLeaseRequest) ProtoMessage() {}
+
+func (x *CreateLeaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_reservation_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateLeaseRequest.ProtoReflect.Descriptor instead.
+func (*CreateLeaseRequest) Descriptor() ([]byte, []int) {
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *CreateLeaseRequest) GetSpec() *LeaseSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *CreateLeaseRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type CreateLeaseResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Lease         *Lease                 `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateLeaseResponse) Reset() {
+	*x = CreateLeaseResponse{}
+	mi := &file_portd_v1_reservation_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateLeaseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateLeaseResponse) ProtoMessage() {}
+
+func (x *CreateLeaseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_reservation_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateLeaseResponse.ProtoReflect.Descriptor instead.
+func (*CreateLeaseResponse) Descriptor() ([]byte, []int) {
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *CreateLeaseResponse) GetLease() *Lease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+type RenewLeaseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	LeaseId       string                 `protobuf:"bytes,1,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewLeaseRequest) Reset() {
+	*x = RenewLeaseRequest{}
+	mi := &file_portd_v1_reservation_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewLeaseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewLeaseRequest) ProtoMessage() {}
+
+func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_reservation_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewLeaseRequest.ProtoReflect.Descriptor instead.
+func (*RenewLeaseRequest) Descriptor() ([]byte, []int) {
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *RenewLeaseRequest) GetLeaseId() string {
+	if x != nil {
+		return x.LeaseId
+	}
+	return ""
+}
+
+type RenewLeaseResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// With its new expire_time.
+	Lease         *Lease `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewLeaseResponse) Reset() {
+	*x = RenewLeaseResponse{}
+	mi := &file_portd_v1_reservation_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewLeaseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewLeaseResponse) ProtoMessage() {}
+
+func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_reservation_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewLeaseResponse.ProtoReflect.Descriptor instead.
+func (*RenewLeaseResponse) Descriptor() ([]byte, []int) {
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *RenewLeaseResponse) GetLease() *Lease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
 type EndLeaseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	LeaseId       string                 `protobuf:"bytes,1,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
@@ -1965,7 +2151,7 @@ type EndLeaseRequest struct {
 
 func (x *EndLeaseRequest) Reset() {
 	*x = EndLeaseRequest{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[26]
+	mi := &file_portd_v1_reservation_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1977,7 +2163,7 @@ func (x *EndLeaseRequest) String() string {
 func (*EndLeaseRequest) ProtoMessage() {}
 
 func (x *EndLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[26]
+	mi := &file_portd_v1_reservation_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1990,7 +2176,7 @@ func (x *EndLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndLeaseRequest.ProtoReflect.Descriptor instead.
 func (*EndLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{26}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *EndLeaseRequest) GetLeaseId() string {
@@ -2017,7 +2203,7 @@ type EndLeaseResponse struct {
 
 func (x *EndLeaseResponse) Reset() {
 	*x = EndLeaseResponse{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[27]
+	mi := &file_portd_v1_reservation_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2029,7 +2215,7 @@ func (x *EndLeaseResponse) String() string {
 func (*EndLeaseResponse) ProtoMessage() {}
 
 func (x *EndLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[27]
+	mi := &file_portd_v1_reservation_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2042,7 +2228,7 @@ func (x *EndLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndLeaseResponse.ProtoReflect.Descriptor instead.
 func (*EndLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{27}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *EndLeaseResponse) GetReleased() []*Reservation {
@@ -2068,7 +2254,7 @@ type GetLeaseRequest struct {
 
 func (x *GetLeaseRequest) Reset() {
 	*x = GetLeaseRequest{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[28]
+	mi := &file_portd_v1_reservation_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2080,7 +2266,7 @@ func (x *GetLeaseRequest) String() string {
 func (*GetLeaseRequest) ProtoMessage() {}
 
 func (x *GetLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[28]
+	mi := &file_portd_v1_reservation_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2093,7 +2279,7 @@ func (x *GetLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLeaseRequest.ProtoReflect.Descriptor instead.
 func (*GetLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{28}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetLeaseRequest) GetLeaseId() string {
@@ -2112,7 +2298,7 @@ type GetLeaseResponse struct {
 
 func (x *GetLeaseResponse) Reset() {
 	*x = GetLeaseResponse{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[29]
+	mi := &file_portd_v1_reservation_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2124,7 +2310,7 @@ func (x *GetLeaseResponse) String() string {
 func (*GetLeaseResponse) ProtoMessage() {}
 
 func (x *GetLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[29]
+	mi := &file_portd_v1_reservation_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2137,7 +2323,7 @@ func (x *GetLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLeaseResponse.ProtoReflect.Descriptor instead.
 func (*GetLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{29}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetLeaseResponse) GetLease() *Lease {
@@ -2159,7 +2345,7 @@ type ListLeasesRequest struct {
 
 func (x *ListLeasesRequest) Reset() {
 	*x = ListLeasesRequest{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[30]
+	mi := &file_portd_v1_reservation_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2171,7 +2357,7 @@ func (x *ListLeasesRequest) String() string {
 func (*ListLeasesRequest) ProtoMessage() {}
 
 func (x *ListLeasesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[30]
+	mi := &file_portd_v1_reservation_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2184,7 +2370,7 @@ func (x *ListLeasesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLeasesRequest.ProtoReflect.Descriptor instead.
 func (*ListLeasesRequest) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{30}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListLeasesRequest) GetPageSize() int32 {
@@ -2220,7 +2406,7 @@ type ListLeasesResponse struct {
 
 func (x *ListLeasesResponse) Reset() {
 	*x = ListLeasesResponse{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[31]
+	mi := &file_portd_v1_reservation_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2232,7 +2418,7 @@ func (x *ListLeasesResponse) String() string {
 func (*ListLeasesResponse) ProtoMessage() {}
 
 func (x *ListLeasesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[31]
+	mi := &file_portd_v1_reservation_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2245,7 +2431,7 @@ func (x *ListLeasesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLeasesResponse.ProtoReflect.Descriptor instead.
 func (*ListLeasesResponse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{31}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListLeasesResponse) GetLeases() []*Lease {
@@ -2416,7 +2602,17 @@ const file_portd_v1_reservation_proto_rawDesc = "" +
 	"\x13OpenSessionResponse\x12%\n" +
 	"\x05lease\x18\x01 \x01(\v2\x0f.portd.v1.LeaseR\x05lease\x12!\n" +
 	"\fresume_token\x18\x02 \x01(\tR\vresumeToken\x12\x18\n" +
-	"\aresumed\x18\x03 \x01(\bR\aresumed\"P\n" +
+	"\aresumed\x18\x03 \x01(\bR\aresumed\"a\n" +
+	"\x12CreateLeaseRequest\x12,\n" +
+	"\x04spec\x18\x01 \x01(\v2\x13.portd.v1.LeaseSpecB\x03\xe0A\x02R\x04spec\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x0f \x01(\tR\trequestId\"<\n" +
+	"\x13CreateLeaseResponse\x12%\n" +
+	"\x05lease\x18\x01 \x01(\v2\x0f.portd.v1.LeaseR\x05lease\"3\n" +
+	"\x11RenewLeaseRequest\x12\x1e\n" +
+	"\blease_id\x18\x01 \x01(\tB\x03\xe0A\x02R\aleaseId\";\n" +
+	"\x12RenewLeaseResponse\x12%\n" +
+	"\x05lease\x18\x01 \x01(\v2\x0f.portd.v1.LeaseR\x05lease\"P\n" +
 	"\x0fEndLeaseRequest\x12\x1e\n" +
 	"\blease_id\x18\x01 \x01(\tB\x03\xe0A\x02R\aleaseId\x12\x1d\n" +
 	"\n" +
@@ -2471,8 +2667,12 @@ const file_portd_v1_reservation_proto_rawDesc = "" +
 	"\x10ListReservations\x12!.portd.v1.ListReservationsRequest\x1a\".portd.v1.ListReservationsResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/reservations\x12~\n" +
 	"\x11WatchReservations\x12\".portd.v1.WatchReservationsRequest\x1a#.portd.v1.WatchReservationsResponse\"\x1e\x82\xd3\xe4\x93\x02\x18\x12\x16/v1/reservations:watch0\x01\x12\x8b\x01\n" +
 	"\x06Listen\x12\x17.portd.v1.ListenRequest\x1a\x18.portd.v1.ListenResponse\"N\x82\xd3\xe4\x93\x02H:\x01*Z\x1c:\x01*\"\x17/v1/reservations:listen\"%/v1/reservations/{reservation}:listen\x12\x86\x01\n" +
-	"\x05Close\x12\x16.portd.v1.CloseRequest\x1a\x17.portd.v1.CloseResponse\"L\x82\xd3\xe4\x93\x02F:\x01*Z\x1b:\x01*\"\x16/v1/reservations:close\"$/v1/reservations/{reservation}:close2\xa0\x03\n" +
-	"\fLeaseService\x12o\n" +
+	"\x05Close\x12\x16.portd.v1.CloseRequest\x1a\x17.portd.v1.CloseResponse\"L\x82\xd3\xe4\x93\x02F:\x01*Z\x1b:\x01*\"\x16/v1/reservations:close\"$/v1/reservations/{reservation}:close2\xf4\x04\n" +
+	"\fLeaseService\x12a\n" +
+	"\vCreateLease\x12\x1c.portd.v1.CreateLeaseRequest\x1a\x1d.portd.v1.CreateLeaseResponse\"\x15\x82\xd3\xe4\x93\x02\x0f:\x01*\"\n" +
+	"/v1/leases\x12o\n" +
+	"\n" +
+	"RenewLease\x12\x1b.portd.v1.RenewLeaseRequest\x1a\x1c.portd.v1.RenewLeaseResponse\"&\x82\xd3\xe4\x93\x02 :\x01*\"\x1b/v1/leases/{lease_id}:renew\x12o\n" +
 	"\vOpenSession\x12\x1c.portd.v1.OpenSessionRequest\x1a\x1d.portd.v1.OpenSessionResponse\"!\x82\xd3\xe4\x93\x02\x1b:\x01*\"\x16/v1/leases:openSession0\x01\x12`\n" +
 	"\bEndLease\x12\x19.portd.v1.EndLeaseRequest\x1a\x1a.portd.v1.EndLeaseResponse\"\x1d\x82\xd3\xe4\x93\x02\x17*\x15/v1/leases/{lease_id}\x12`\n" +
 	"\bGetLease\x12\x19.portd.v1.GetLeaseRequest\x1a\x1a.portd.v1.GetLeaseResponse\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/leases/{lease_id}\x12[\n" +
@@ -2493,7 +2693,7 @@ func file_portd_v1_reservation_proto_rawDescGZIP() []byte {
 }
 
 var file_portd_v1_reservation_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_portd_v1_reservation_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_portd_v1_reservation_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_portd_v1_reservation_proto_goTypes = []any{
 	(Mode)(0),                         // 0: portd.v1.Mode
 	(EndpointState)(0),                // 1: portd.v1.EndpointState
@@ -2524,107 +2724,118 @@ var file_portd_v1_reservation_proto_goTypes = []any{
 	(*SessionLease)(nil),              // 26: portd.v1.SessionLease
 	(*OpenSessionRequest)(nil),        // 27: portd.v1.OpenSessionRequest
 	(*OpenSessionResponse)(nil),       // 28: portd.v1.OpenSessionResponse
-	(*EndLeaseRequest)(nil),           // 29: portd.v1.EndLeaseRequest
-	(*EndLeaseResponse)(nil),          // 30: portd.v1.EndLeaseResponse
-	(*GetLeaseRequest)(nil),           // 31: portd.v1.GetLeaseRequest
-	(*GetLeaseResponse)(nil),          // 32: portd.v1.GetLeaseResponse
-	(*ListLeasesRequest)(nil),         // 33: portd.v1.ListLeasesRequest
-	(*ListLeasesResponse)(nil),        // 34: portd.v1.ListLeasesResponse
-	nil,                               // 35: portd.v1.Reservation.LabelsEntry
-	nil,                               // 36: portd.v1.ReserveRequest.LabelsEntry
-	nil,                               // 37: portd.v1.ReservationFilter.LabelsEntry
-	(*EndpointSpec)(nil),              // 38: portd.v1.EndpointSpec
-	(*BindOptions)(nil),               // 39: portd.v1.BindOptions
-	(*Endpoint)(nil),                  // 40: portd.v1.Endpoint
-	(*ListenOptions)(nil),             // 41: portd.v1.ListenOptions
-	(*PortRange)(nil),                 // 42: portd.v1.PortRange
-	(*Holder)(nil),                    // 43: portd.v1.Holder
-	(*timestamppb.Timestamp)(nil),     // 44: google.protobuf.Timestamp
-	(Protocol)(0),                     // 45: portd.v1.Protocol
-	(*ServiceEntry)(nil),              // 46: portd.v1.ServiceEntry
-	(*ServiceRegistryStatus)(nil),     // 47: portd.v1.ServiceRegistryStatus
-	(*durationpb.Duration)(nil),       // 48: google.protobuf.Duration
+	(*CreateLeaseRequest)(nil),        // 29: portd.v1.CreateLeaseRequest
+	(*CreateLeaseResponse)(nil),       // 30: portd.v1.CreateLeaseResponse
+	(*RenewLeaseRequest)(nil),         // 31: portd.v1.RenewLeaseRequest
+	(*RenewLeaseResponse)(nil),        // 32: portd.v1.RenewLeaseResponse
+	(*EndLeaseRequest)(nil),           // 33: portd.v1.EndLeaseRequest
+	(*EndLeaseResponse)(nil),          // 34: portd.v1.EndLeaseResponse
+	(*GetLeaseRequest)(nil),           // 35: portd.v1.GetLeaseRequest
+	(*GetLeaseResponse)(nil),          // 36: portd.v1.GetLeaseResponse
+	(*ListLeasesRequest)(nil),         // 37: portd.v1.ListLeasesRequest
+	(*ListLeasesResponse)(nil),        // 38: portd.v1.ListLeasesResponse
+	nil,                               // 39: portd.v1.Reservation.LabelsEntry
+	nil,                               // 40: portd.v1.ReserveRequest.LabelsEntry
+	nil,                               // 41: portd.v1.ReservationFilter.LabelsEntry
+	(*EndpointSpec)(nil),              // 42: portd.v1.EndpointSpec
+	(*BindOptions)(nil),               // 43: portd.v1.BindOptions
+	(*Endpoint)(nil),                  // 44: portd.v1.Endpoint
+	(*ListenOptions)(nil),             // 45: portd.v1.ListenOptions
+	(*PortRange)(nil),                 // 46: portd.v1.PortRange
+	(*Holder)(nil),                    // 47: portd.v1.Holder
+	(*timestamppb.Timestamp)(nil),     // 48: google.protobuf.Timestamp
+	(Protocol)(0),                     // 49: portd.v1.Protocol
+	(*ServiceEntry)(nil),              // 50: portd.v1.ServiceEntry
+	(*ServiceRegistryStatus)(nil),     // 51: portd.v1.ServiceRegistryStatus
+	(*durationpb.Duration)(nil),       // 52: google.protobuf.Duration
 }
 var file_portd_v1_reservation_proto_depIdxs = []int32{
-	38, // 0: portd.v1.ReservationSpec.endpoints:type_name -> portd.v1.EndpointSpec
+	42, // 0: portd.v1.ReservationSpec.endpoints:type_name -> portd.v1.EndpointSpec
 	0,  // 1: portd.v1.ReservationSpec.mode:type_name -> portd.v1.Mode
-	39, // 2: portd.v1.ReservationSpec.bind_options:type_name -> portd.v1.BindOptions
-	40, // 3: portd.v1.AssignedEndpoint.endpoint:type_name -> portd.v1.Endpoint
+	43, // 2: portd.v1.ReservationSpec.bind_options:type_name -> portd.v1.BindOptions
+	44, // 3: portd.v1.AssignedEndpoint.endpoint:type_name -> portd.v1.Endpoint
 	1,  // 4: portd.v1.AssignedEndpoint.state:type_name -> portd.v1.EndpointState
-	41, // 5: portd.v1.AssignedEndpoint.listen_options:type_name -> portd.v1.ListenOptions
+	45, // 5: portd.v1.AssignedEndpoint.listen_options:type_name -> portd.v1.ListenOptions
 	5,  // 6: portd.v1.AssignedEndpoint.exceptions:type_name -> portd.v1.PortException
-	42, // 7: portd.v1.PortException.ports:type_name -> portd.v1.PortRange
+	46, // 7: portd.v1.PortException.ports:type_name -> portd.v1.PortRange
 	1,  // 8: portd.v1.PortException.state:type_name -> portd.v1.EndpointState
-	43, // 9: portd.v1.PortException.holders:type_name -> portd.v1.Holder
-	35, // 10: portd.v1.Reservation.labels:type_name -> portd.v1.Reservation.LabelsEntry
+	47, // 9: portd.v1.PortException.holders:type_name -> portd.v1.Holder
+	39, // 10: portd.v1.Reservation.labels:type_name -> portd.v1.Reservation.LabelsEntry
 	3,  // 11: portd.v1.Reservation.spec:type_name -> portd.v1.ReservationSpec
 	4,  // 12: portd.v1.Reservation.assigned:type_name -> portd.v1.AssignedEndpoint
-	44, // 13: portd.v1.Reservation.create_time:type_name -> google.protobuf.Timestamp
-	44, // 14: portd.v1.Reservation.expire_time:type_name -> google.protobuf.Timestamp
+	48, // 13: portd.v1.Reservation.create_time:type_name -> google.protobuf.Timestamp
+	48, // 14: portd.v1.Reservation.expire_time:type_name -> google.protobuf.Timestamp
 	3,  // 15: portd.v1.ReserveRequest.spec:type_name -> portd.v1.ReservationSpec
-	36, // 16: portd.v1.ReserveRequest.labels:type_name -> portd.v1.ReserveRequest.LabelsEntry
+	40, // 16: portd.v1.ReserveRequest.labels:type_name -> portd.v1.ReserveRequest.LabelsEntry
 	24, // 17: portd.v1.ReserveRequest.new_lease:type_name -> portd.v1.LeaseSpec
 	6,  // 18: portd.v1.ReserveResponse.reservation:type_name -> portd.v1.Reservation
 	6,  // 19: portd.v1.ReleaseResponse.reservation:type_name -> portd.v1.Reservation
-	43, // 20: portd.v1.ReleaseResponse.still_bound_by:type_name -> portd.v1.Holder
+	47, // 20: portd.v1.ReleaseResponse.still_bound_by:type_name -> portd.v1.Holder
 	6,  // 21: portd.v1.GetReservationResponse.reservation:type_name -> portd.v1.Reservation
-	45, // 22: portd.v1.ReservationFilter.protocol:type_name -> portd.v1.Protocol
-	42, // 23: portd.v1.ReservationFilter.ports:type_name -> portd.v1.PortRange
-	37, // 24: portd.v1.ReservationFilter.labels:type_name -> portd.v1.ReservationFilter.LabelsEntry
+	49, // 22: portd.v1.ReservationFilter.protocol:type_name -> portd.v1.Protocol
+	46, // 23: portd.v1.ReservationFilter.ports:type_name -> portd.v1.PortRange
+	41, // 24: portd.v1.ReservationFilter.labels:type_name -> portd.v1.ReservationFilter.LabelsEntry
 	1,  // 25: portd.v1.ReservationFilter.states:type_name -> portd.v1.EndpointState
 	13, // 26: portd.v1.ListReservationsRequest.filter:type_name -> portd.v1.ReservationFilter
 	6,  // 27: portd.v1.ListReservationsResponse.reservations:type_name -> portd.v1.Reservation
 	2,  // 28: portd.v1.Event.type:type_name -> portd.v1.EventType
 	6,  // 29: portd.v1.Event.reservation:type_name -> portd.v1.Reservation
 	23, // 30: portd.v1.Event.lease:type_name -> portd.v1.Lease
-	46, // 31: portd.v1.Event.service:type_name -> portd.v1.ServiceEntry
-	47, // 32: portd.v1.Event.service_registry:type_name -> portd.v1.ServiceRegistryStatus
+	50, // 31: portd.v1.Event.service:type_name -> portd.v1.ServiceEntry
+	51, // 32: portd.v1.Event.service_registry:type_name -> portd.v1.ServiceRegistryStatus
 	13, // 33: portd.v1.WatchReservationsRequest.filter:type_name -> portd.v1.ReservationFilter
-	48, // 34: portd.v1.WatchReservationsRequest.progress_interval:type_name -> google.protobuf.Duration
+	52, // 34: portd.v1.WatchReservationsRequest.progress_interval:type_name -> google.protobuf.Duration
 	16, // 35: portd.v1.WatchReservationsResponse.events:type_name -> portd.v1.Event
-	44, // 36: portd.v1.WatchReservationsResponse.time:type_name -> google.protobuf.Timestamp
-	41, // 37: portd.v1.ListenRequest.options:type_name -> portd.v1.ListenOptions
+	48, // 36: portd.v1.WatchReservationsResponse.time:type_name -> google.protobuf.Timestamp
+	45, // 37: portd.v1.ListenRequest.options:type_name -> portd.v1.ListenOptions
 	6,  // 38: portd.v1.ListenResponse.reservation:type_name -> portd.v1.Reservation
 	6,  // 39: portd.v1.CloseResponse.reservation:type_name -> portd.v1.Reservation
 	24, // 40: portd.v1.Lease.spec:type_name -> portd.v1.LeaseSpec
-	44, // 41: portd.v1.Lease.create_time:type_name -> google.protobuf.Timestamp
-	44, // 42: portd.v1.Lease.expire_time:type_name -> google.protobuf.Timestamp
-	48, // 43: portd.v1.LeaseSpec.ttl:type_name -> google.protobuf.Duration
+	48, // 41: portd.v1.Lease.create_time:type_name -> google.protobuf.Timestamp
+	48, // 42: portd.v1.Lease.expire_time:type_name -> google.protobuf.Timestamp
+	52, // 43: portd.v1.LeaseSpec.ttl:type_name -> google.protobuf.Duration
 	25, // 44: portd.v1.LeaseSpec.process:type_name -> portd.v1.ProcessLease
 	26, // 45: portd.v1.LeaseSpec.session:type_name -> portd.v1.SessionLease
-	48, // 46: portd.v1.SessionLease.grace:type_name -> google.protobuf.Duration
-	48, // 47: portd.v1.OpenSessionRequest.grace:type_name -> google.protobuf.Duration
+	52, // 46: portd.v1.SessionLease.grace:type_name -> google.protobuf.Duration
+	52, // 47: portd.v1.OpenSessionRequest.grace:type_name -> google.protobuf.Duration
 	23, // 48: portd.v1.OpenSessionResponse.lease:type_name -> portd.v1.Lease
-	6,  // 49: portd.v1.EndLeaseResponse.released:type_name -> portd.v1.Reservation
-	23, // 50: portd.v1.GetLeaseResponse.lease:type_name -> portd.v1.Lease
-	23, // 51: portd.v1.ListLeasesResponse.leases:type_name -> portd.v1.Lease
-	7,  // 52: portd.v1.ReservationService.Reserve:input_type -> portd.v1.ReserveRequest
-	9,  // 53: portd.v1.ReservationService.Release:input_type -> portd.v1.ReleaseRequest
-	11, // 54: portd.v1.ReservationService.GetReservation:input_type -> portd.v1.GetReservationRequest
-	14, // 55: portd.v1.ReservationService.ListReservations:input_type -> portd.v1.ListReservationsRequest
-	17, // 56: portd.v1.ReservationService.WatchReservations:input_type -> portd.v1.WatchReservationsRequest
-	19, // 57: portd.v1.ReservationService.Listen:input_type -> portd.v1.ListenRequest
-	21, // 58: portd.v1.ReservationService.Close:input_type -> portd.v1.CloseRequest
-	27, // 59: portd.v1.LeaseService.OpenSession:input_type -> portd.v1.OpenSessionRequest
-	29, // 60: portd.v1.LeaseService.EndLease:input_type -> portd.v1.EndLeaseRequest
-	31, // 61: portd.v1.LeaseService.GetLease:input_type -> portd.v1.GetLeaseRequest
-	33, // 62: portd.v1.LeaseService.ListLeases:input_type -> portd.v1.ListLeasesRequest
-	8,  // 63: portd.v1.ReservationService.Reserve:output_type -> portd.v1.ReserveResponse
-	10, // 64: portd.v1.ReservationService.Release:output_type -> portd.v1.ReleaseResponse
-	12, // 65: portd.v1.ReservationService.GetReservation:output_type -> portd.v1.GetReservationResponse
-	15, // 66: portd.v1.ReservationService.ListReservations:output_type -> portd.v1.ListReservationsResponse
-	18, // 67: portd.v1.ReservationService.WatchReservations:output_type -> portd.v1.WatchReservationsResponse
-	20, // 68: portd.v1.ReservationService.Listen:output_type -> portd.v1.ListenResponse
-	22, // 69: portd.v1.ReservationService.Close:output_type -> portd.v1.CloseResponse
-	28, // 70: portd.v1.LeaseService.OpenSession:output_type -> portd.v1.OpenSessionResponse
-	30, // 71: portd.v1.LeaseService.EndLease:output_type -> portd.v1.EndLeaseResponse
-	32, // 72: portd.v1.LeaseService.GetLease:output_type -> portd.v1.GetLeaseResponse
-	34, // 73: portd.v1.LeaseService.ListLeases:output_type -> portd.v1.ListLeasesResponse
-	63, // [63:74] is the sub-list for method output_type
-	52, // [52:63] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	24, // 49: portd.v1.CreateLeaseRequest.spec:type_name -> portd.v1.LeaseSpec
+	23, // 50: portd.v1.CreateLeaseResponse.lease:type_name -> portd.v1.Lease
+	23, // 51: portd.v1.RenewLeaseResponse.lease:type_name -> portd.v1.Lease
+	6,  // 52: portd.v1.EndLeaseResponse.released:type_name -> portd.v1.Reservation
+	23, // 53: portd.v1.GetLeaseResponse.lease:type_name -> portd.v1.Lease
+	23, // 54: portd.v1.ListLeasesResponse.leases:type_name -> portd.v1.Lease
+	7,  // 55: portd.v1.ReservationService.Reserve:input_type -> portd.v1.ReserveRequest
+	9,  // 56: portd.v1.ReservationService.Release:input_type -> portd.v1.ReleaseRequest
+	11, // 57: portd.v1.ReservationService.GetReservation:input_type -> portd.v1.GetReservationRequest
+	14, // 58: portd.v1.ReservationService.ListReservations:input_type -> portd.v1.ListReservationsRequest
+	17, // 59: portd.v1.ReservationService.WatchReservations:input_type -> portd.v1.WatchReservationsRequest
+	19, // 60: portd.v1.ReservationService.Listen:input_type -> portd.v1.ListenRequest
+	21, // 61: portd.v1.ReservationService.Close:input_type -> portd.v1.CloseRequest
+	29, // 62: portd.v1.LeaseService.CreateLease:input_type -> portd.v1.CreateLeaseRequest
+	31, // 63: portd.v1.LeaseService.RenewLease:input_type -> portd.v1.RenewLeaseRequest
+	27, // 64: portd.v1.LeaseService.OpenSession:input_type -> portd.v1.OpenSessionRequest
+	33, // 65: portd.v1.LeaseService.EndLease:input_type -> portd.v1.EndLeaseRequest
+	35, // 66: portd.v1.LeaseService.GetLease:input_type -> portd.v1.GetLeaseRequest
+	37, // 67: portd.v1.LeaseService.ListLeases:input_type -> portd.v1.ListLeasesRequest
+	8,  // 68: portd.v1.ReservationService.Reserve:output_type -> portd.v1.ReserveResponse
+	10, // 69: portd.v1.ReservationService.Release:output_type -> portd.v1.ReleaseResponse
+	12, // 70: portd.v1.ReservationService.GetReservation:output_type -> portd.v1.GetReservationResponse
+	15, // 71: portd.v1.ReservationService.ListReservations:output_type -> portd.v1.ListReservationsResponse
+	18, // 72: portd.v1.ReservationService.WatchReservations:output_type -> portd.v1.WatchReservationsResponse
+	20, // 73: portd.v1.ReservationService.Listen:output_type -> portd.v1.ListenResponse
+	22, // 74: portd.v1.ReservationService.Close:output_type -> portd.v1.CloseResponse
+	30, // 75: portd.v1.LeaseService.CreateLease:output_type -> portd.v1.CreateLeaseResponse
+	32, // 76: portd.v1.LeaseService.RenewLease:output_type -> portd.v1.RenewLeaseResponse
+	28, // 77: portd.v1.LeaseService.OpenSession:output_type -> portd.v1.OpenSessionResponse
+	34, // 78: portd.v1.LeaseService.EndLease:output_type -> portd.v1.EndLeaseResponse
+	36, // 79: portd.v1.LeaseService.GetLease:output_type -> portd.v1.GetLeaseResponse
+	38, // 80: portd.v1.LeaseService.ListLeases:output_type -> portd.v1.ListLeasesResponse
+	68, // [68:81] is the sub-list for method output_type
+	55, // [55:68] is the sub-list for method input_type
+	55, // [55:55] is the sub-list for extension type_name
+	55, // [55:55] is the sub-list for extension extendee
+	0,  // [0:55] is the sub-list for field type_name
 }
 
 func init() { file_portd_v1_reservation_proto_init() }
@@ -2647,7 +2858,7 @@ func file_portd_v1_reservation_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_portd_v1_reservation_proto_rawDesc), len(file_portd_v1_reservation_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   35,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -39,7 +39,8 @@ const (
 // A call that names a reservation takes its id ("rsv_..."), its name, or an endpoint of it with the protocol ("tcp/8080").
 // Calls that change something take a request_id: the same id from the same caller for the same method gives the same
 // answer again and changes nothing; with other content it is refused (INVALID_ARGUMENT, reason REQUEST_ID_REUSED).
-// The id of a Reserve is known for as long as the reservation lives and an hour after, others for an hour; one whose
+// The id of a Reserve is known for as long as the reservation lives and an hour after, that of a CreateLease for as long as
+// the lease and an hour, others for an hour; one whose
 // request changed nothing is not kept. Of Release and EndLease the reservation, or the lease, and the revision are
 // answered again.
 type ReservationServiceClient interface {
@@ -157,7 +158,8 @@ func (c *reservationServiceClient) Close(ctx context.Context, in *CloseRequest, 
 // A call that names a reservation takes its id ("rsv_..."), its name, or an endpoint of it with the protocol ("tcp/8080").
 // Calls that change something take a request_id: the same id from the same caller for the same method gives the same
 // answer again and changes nothing; with other content it is refused (INVALID_ARGUMENT, reason REQUEST_ID_REUSED).
-// The id of a Reserve is known for as long as the reservation lives and an hour after, others for an hour; one whose
+// The id of a Reserve is known for as long as the reservation lives and an hour after, that of a CreateLease for as long as
+// the lease and an hour, others for an hour; one whose
 // request changed nothing is not kept. Of Release and EndLease the reservation, or the lease, and the revision are
 // answered again.
 type ReservationServiceServer interface {
@@ -391,6 +393,8 @@ var ReservationService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
+	LeaseService_CreateLease_FullMethodName = "/portd.v1.LeaseService/CreateLease"
+	LeaseService_RenewLease_FullMethodName  = "/portd.v1.LeaseService/RenewLease"
 	LeaseService_OpenSession_FullMethodName = "/portd.v1.LeaseService/OpenSession"
 	LeaseService_EndLease_FullMethodName    = "/portd.v1.LeaseService/EndLease"
 	LeaseService_GetLease_FullMethodName    = "/portd.v1.LeaseService/GetLease"
@@ -401,8 +405,15 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// LeaseService makes and ends leases.
+// LeaseService makes, renews and ends leases. Time counts while the host sleeps too. After portd was down, and after a
+// reboot that was short enough, every lease has its whole time again.
 type LeaseServiceClient interface {
+	// CreateLease makes a lease that ends by itself, for one reservation or several: Reserve takes its id. A Reserve that
+	// asks for a new lease does both at once. A session is made by OpenSession.
+	CreateLease(ctx context.Context, in *CreateLeaseRequest, opts ...grpc.CallOption) (*CreateLeaseResponse, error)
+	// RenewLease gives a lease its whole time to live again, from now on. NOT_FOUND when it has ended, and so has all
+	// that it carried. To renew twice does no harm.
+	RenewLease(ctx context.Context, in *RenewLeaseRequest, opts ...grpc.CallOption) (*RenewLeaseResponse, error)
 	// OpenSession makes a session lease, or resumes one, and keeps it for as long as the stream is open and for its
 	// grace after that. The first answer has the lease and its resume token; later ones only show that portd is alive.
 	OpenSession(ctx context.Context, in *OpenSessionRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[OpenSessionResponse], error)
@@ -418,6 +429,26 @@ type leaseServiceClient struct {
 
 func NewLeaseServiceClient(cc grpc.ClientConnInterface) LeaseServiceClient {
 	return &leaseServiceClient{cc}
+}
+
+func (c *leaseServiceClient) CreateLease(ctx context.Context, in *CreateLeaseRequest, opts ...grpc.CallOption) (*CreateLeaseResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CreateLeaseResponse)
+	err := c.cc.Invoke(ctx, LeaseService_CreateLease_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *leaseServiceClient) RenewLease(ctx context.Context, in *RenewLeaseRequest, opts ...grpc.CallOption) (*RenewLeaseResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenewLeaseResponse)
+	err := c.cc.Invoke(ctx, LeaseService_RenewLease_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 func (c *leaseServiceClient) OpenSession(ctx context.Context, in *OpenSessionRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[OpenSessionResponse], error) {
@@ -473,8 +504,15 @@ func (c *leaseServiceClient) ListLeases(ctx context.Context, in *ListLeasesReque
 // All implementations must embed UnimplementedLeaseServiceServer
 // for forward compatibility.
 //
-// LeaseService makes and ends leases.
+// LeaseService makes, renews and ends leases. Time counts while the host sleeps too. After portd was down, and after a
+// reboot that was short enough, every lease has its whole time again.
 type LeaseServiceServer interface {
+	// CreateLease makes a lease that ends by itself, for one reservation or several: Reserve takes its id. A Reserve that
+	// asks for a new lease does both at once. A session is made by OpenSession.
+	CreateLease(context.Context, *CreateLeaseRequest) (*CreateLeaseResponse, error)
+	// RenewLease gives a lease its whole time to live again, from now on. NOT_FOUND when it has ended, and so has all
+	// that it carried. To renew twice does no harm.
+	RenewLease(context.Context, *RenewLeaseRequest) (*RenewLeaseResponse, error)
 	// OpenSession makes a session lease, or resumes one, and keeps it for as long as the stream is open and for its
 	// grace after that. The first answer has the lease and its resume token; later ones only show that portd is alive.
 	OpenSession(*OpenSessionRequest, grpc.ServerStreamingServer[OpenSessionResponse]) error
@@ -492,6 +530,12 @@ type LeaseServiceServer interface {
 // pointer dereference when methods are called.
 type UnimplementedLeaseServiceServer struct{}
 
+func (UnimplementedLeaseServiceServer) CreateLease(context.Context, *CreateLeaseRequest) (*CreateLeaseResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateLease not implemented")
+}
+func (UnimplementedLeaseServiceServer) RenewLease(context.Context, *RenewLeaseRequest) (*RenewLeaseResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RenewLease not implemented")
+}
 func (UnimplementedLeaseServiceServer) OpenSession(*OpenSessionRequest, grpc.ServerStreamingServer[OpenSessionResponse]) error {
 	return status.Error(codes.Unimplemented, "method OpenSession not implemented")
 }
@@ -523,6 +567,42 @@ func RegisterLeaseServiceServer(s grpc.ServiceRegistrar, srv LeaseServiceServer)
 		t.testEmbeddedByValue()
 	}
 	s.RegisterService(&LeaseService_ServiceDesc, srv)
+}
+
+func _LeaseService_CreateLease_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateLeaseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LeaseServiceServer).CreateLease(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: LeaseService_CreateLease_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LeaseServiceServer).CreateLease(ctx, req.(*CreateLeaseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _LeaseService_RenewLease_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewLeaseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LeaseServiceServer).RenewLease(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: LeaseService_RenewLease_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LeaseServiceServer).RenewLease(ctx, req.(*RenewLeaseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
 }
 
 func _LeaseService_OpenSession_Handler(srv interface{}, stream grpc.ServerStream) error {
@@ -597,6 +677,14 @@ var LeaseService_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "portd.v1.LeaseService",
 	HandlerType: (*LeaseServiceServer)(nil),
 	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "CreateLease",
+			Handler:    _LeaseService_CreateLease_Handler,
+		},
+		{
+			MethodName: "RenewLease",
+			Handler:    _LeaseService_RenewLease_Handler,
+		},
 		{
 			MethodName: "EndLease",
 			Handler:    _LeaseService_EndLease_Handler,

@@ -342,7 +342,9 @@ func (x *Meta) GetRecords() map[string]int64 {
 type Boot struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// /proc/sys/kernel/random/boot_id
-	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// When portd was alive.
+	Seen          *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=seen,proto3" json:"seen,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -382,6 +384,13 @@ func (x *Boot) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+func (x *Boot) GetSeen() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Seen
+	}
+	return nil
 }
 
 // Reservation is one caller's claim on endpoints.
@@ -1119,8 +1128,10 @@ type Lease struct {
 	Token          []byte                 `protobuf:"bytes,4,opt,name=token,proto3" json:"token,omitempty"`
 	Created        *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created,proto3" json:"created,omitempty"`
 	CreateRevision int64                  `protobuf:"varint,6,opt,name=create_revision,json=createRevision,proto3" json:"create_revision,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// It ends when it carries no reservation any more.
+	Single        bool `protobuf:"varint,7,opt,name=single,proto3" json:"single,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Lease) Reset() {
@@ -1193,6 +1204,13 @@ func (x *Lease) GetCreateRevision() int64 {
 		return x.CreateRevision
 	}
 	return 0
+}
+
+func (x *Lease) GetSingle() bool {
+	if x != nil {
+		return x.Single
+	}
+	return false
 }
 
 // Request remembers the answer to a request that came with an id.
@@ -1845,9 +1863,10 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\arecords\x18\x04 \x03(\v2!.portd.store.v1.Meta.RecordsEntryR\arecords\x1a:\n" +
 	"\fRecordsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x16\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"F\n" +
 	"\x04Boot\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xb4\x03\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
+	"\x04seen\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04seen\"\xb4\x03\n" +
 	"\vReservation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12?\n" +
@@ -1907,14 +1926,15 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\tttl_nanos\x18\x02 \x01(\x03R\bttlNanos\x12\x10\n" +
 	"\x03pid\x18\x03 \x01(\x05R\x03pid\x12\x1f\n" +
 	"\vgrace_nanos\x18\x04 \x01(\x03R\n" +
-	"graceNanos\"\xd1\x01\n" +
+	"graceNanos\"\xe9\x01\n" +
 	"\x05Lease\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12-\n" +
 	"\x04spec\x18\x03 \x01(\v2\x19.portd.store.v1.LeaseSpecR\x04spec\x12\x14\n" +
 	"\x05token\x18\x04 \x01(\fR\x05token\x124\n" +
 	"\acreated\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12'\n" +
-	"\x0fcreate_revision\x18\x06 \x01(\x03R\x0ecreateRevision\"\x8f\x02\n" +
+	"\x0fcreate_revision\x18\x06 \x01(\x03R\x0ecreateRevision\x12\x16\n" +
+	"\x06single\x18\a \x01(\bR\x06single\"\x8f\x02\n" +
 	"\aRequest\x12\x16\n" +
 	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\tR\x06method\x12\x0e\n" +
@@ -2047,44 +2067,45 @@ var file_internal_registry_boltstore_storepb_store_proto_goTypes = []any{
 }
 var file_internal_registry_boltstore_storepb_store_proto_depIdxs = []int32{
 	24, // 0: portd.store.v1.Meta.records:type_name -> portd.store.v1.Meta.RecordsEntry
-	25, // 1: portd.store.v1.Reservation.labels:type_name -> portd.store.v1.Reservation.LabelsEntry
-	7,  // 2: portd.store.v1.Reservation.spec:type_name -> portd.store.v1.Spec
-	13, // 3: portd.store.v1.Reservation.assigned:type_name -> portd.store.v1.Assigned
-	26, // 4: portd.store.v1.Reservation.created:type_name -> google.protobuf.Timestamp
-	8,  // 5: portd.store.v1.Spec.endpoints:type_name -> portd.store.v1.EndpointSpec
-	0,  // 6: portd.store.v1.Spec.mode:type_name -> portd.store.v1.Mode
-	11, // 7: portd.store.v1.Spec.options:type_name -> portd.store.v1.BindOptions
-	9,  // 8: portd.store.v1.EndpointSpec.exact:type_name -> portd.store.v1.PortRange
-	10, // 9: portd.store.v1.EndpointSpec.any:type_name -> portd.store.v1.AnyPorts
-	9,  // 10: portd.store.v1.AnyPorts.within:type_name -> portd.store.v1.PortRange
-	14, // 11: portd.store.v1.Assigned.endpoint:type_name -> portd.store.v1.Endpoint
-	12, // 12: portd.store.v1.Assigned.listen:type_name -> portd.store.v1.ListenOptions
-	9,  // 13: portd.store.v1.Assigned.lost:type_name -> portd.store.v1.PortRange
-	9,  // 14: portd.store.v1.Endpoint.ports:type_name -> portd.store.v1.PortRange
-	1,  // 15: portd.store.v1.LeaseSpec.kind:type_name -> portd.store.v1.LeaseKind
-	15, // 16: portd.store.v1.Lease.spec:type_name -> portd.store.v1.LeaseSpec
-	26, // 17: portd.store.v1.Lease.created:type_name -> google.protobuf.Timestamp
-	26, // 18: portd.store.v1.Request.time:type_name -> google.protobuf.Timestamp
-	6,  // 19: portd.store.v1.Request.result:type_name -> portd.store.v1.Reservation
-	16, // 20: portd.store.v1.Request.lease:type_name -> portd.store.v1.Lease
-	2,  // 21: portd.store.v1.Edition.origin:type_name -> portd.store.v1.Origin
-	26, // 22: portd.store.v1.Edition.time:type_name -> google.protobuf.Timestamp
-	18, // 23: portd.store.v1.EditionRecord.edition:type_name -> portd.store.v1.Edition
-	21, // 24: portd.store.v1.OwnService.entry:type_name -> portd.store.v1.ServiceEntry
-	26, // 25: portd.store.v1.OwnService.time:type_name -> google.protobuf.Timestamp
-	9,  // 26: portd.store.v1.ServiceEntry.ports:type_name -> portd.store.v1.PortRange
-	26, // 27: portd.store.v1.Change.time:type_name -> google.protobuf.Timestamp
-	23, // 28: portd.store.v1.Change.events:type_name -> portd.store.v1.Event
-	3,  // 29: portd.store.v1.Event.type:type_name -> portd.store.v1.EventType
-	6,  // 30: portd.store.v1.Event.reservation:type_name -> portd.store.v1.Reservation
-	16, // 31: portd.store.v1.Event.lease:type_name -> portd.store.v1.Lease
-	20, // 32: portd.store.v1.Event.service:type_name -> portd.store.v1.OwnService
-	18, // 33: portd.store.v1.Event.edition:type_name -> portd.store.v1.Edition
-	34, // [34:34] is the sub-list for method output_type
-	34, // [34:34] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	26, // 1: portd.store.v1.Boot.seen:type_name -> google.protobuf.Timestamp
+	25, // 2: portd.store.v1.Reservation.labels:type_name -> portd.store.v1.Reservation.LabelsEntry
+	7,  // 3: portd.store.v1.Reservation.spec:type_name -> portd.store.v1.Spec
+	13, // 4: portd.store.v1.Reservation.assigned:type_name -> portd.store.v1.Assigned
+	26, // 5: portd.store.v1.Reservation.created:type_name -> google.protobuf.Timestamp
+	8,  // 6: portd.store.v1.Spec.endpoints:type_name -> portd.store.v1.EndpointSpec
+	0,  // 7: portd.store.v1.Spec.mode:type_name -> portd.store.v1.Mode
+	11, // 8: portd.store.v1.Spec.options:type_name -> portd.store.v1.BindOptions
+	9,  // 9: portd.store.v1.EndpointSpec.exact:type_name -> portd.store.v1.PortRange
+	10, // 10: portd.store.v1.EndpointSpec.any:type_name -> portd.store.v1.AnyPorts
+	9,  // 11: portd.store.v1.AnyPorts.within:type_name -> portd.store.v1.PortRange
+	14, // 12: portd.store.v1.Assigned.endpoint:type_name -> portd.store.v1.Endpoint
+	12, // 13: portd.store.v1.Assigned.listen:type_name -> portd.store.v1.ListenOptions
+	9,  // 14: portd.store.v1.Assigned.lost:type_name -> portd.store.v1.PortRange
+	9,  // 15: portd.store.v1.Endpoint.ports:type_name -> portd.store.v1.PortRange
+	1,  // 16: portd.store.v1.LeaseSpec.kind:type_name -> portd.store.v1.LeaseKind
+	15, // 17: portd.store.v1.Lease.spec:type_name -> portd.store.v1.LeaseSpec
+	26, // 18: portd.store.v1.Lease.created:type_name -> google.protobuf.Timestamp
+	26, // 19: portd.store.v1.Request.time:type_name -> google.protobuf.Timestamp
+	6,  // 20: portd.store.v1.Request.result:type_name -> portd.store.v1.Reservation
+	16, // 21: portd.store.v1.Request.lease:type_name -> portd.store.v1.Lease
+	2,  // 22: portd.store.v1.Edition.origin:type_name -> portd.store.v1.Origin
+	26, // 23: portd.store.v1.Edition.time:type_name -> google.protobuf.Timestamp
+	18, // 24: portd.store.v1.EditionRecord.edition:type_name -> portd.store.v1.Edition
+	21, // 25: portd.store.v1.OwnService.entry:type_name -> portd.store.v1.ServiceEntry
+	26, // 26: portd.store.v1.OwnService.time:type_name -> google.protobuf.Timestamp
+	9,  // 27: portd.store.v1.ServiceEntry.ports:type_name -> portd.store.v1.PortRange
+	26, // 28: portd.store.v1.Change.time:type_name -> google.protobuf.Timestamp
+	23, // 29: portd.store.v1.Change.events:type_name -> portd.store.v1.Event
+	3,  // 30: portd.store.v1.Event.type:type_name -> portd.store.v1.EventType
+	6,  // 31: portd.store.v1.Event.reservation:type_name -> portd.store.v1.Reservation
+	16, // 32: portd.store.v1.Event.lease:type_name -> portd.store.v1.Lease
+	20, // 33: portd.store.v1.Event.service:type_name -> portd.store.v1.OwnService
+	18, // 34: portd.store.v1.Event.edition:type_name -> portd.store.v1.Edition
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_internal_registry_boltstore_storepb_store_proto_init() }
