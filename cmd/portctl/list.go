@@ -17,6 +17,8 @@ and is not has a line of its own that says who has it. With -q the ids alone.
 
 ` + freeHelp + `
 
+` + foreignHelp + `
+
 With -o json the API's answer, all pages in one.`
 
 type listFlags struct {
@@ -28,12 +30,13 @@ type listFlags struct {
 
 func (c *ctl) listCommand() *cobra.Command {
 	var (
-		f    listFlags
-		free freeFlags
+		f                    listFlags
+		free                 freeFlags
+		foreign, connections bool
 	)
 	cmd := &cobra.Command{
 		Use:   "list [PROTOCOL] [PORTS]",
-		Short: "List reservations, or free ports",
+		Short: "List reservations, free ports, or every bound port",
 		Long:  listHelp,
 		Example: `  portctl list
   portctl list tcp 8000-8999
@@ -41,15 +44,20 @@ func (c *ctl) listCommand() *cobra.Command {
   portctl list --state lost
   portctl list --free tcp
   portctl list --free --both 8000-9999
-  portctl list -q --free tcp,udp --count 10`,
+  portctl list -q --free tcp,udp --count 10
+  portctl list --foreign
+  portctl list --foreign tcp 8000-8999`,
 		Args:              wants(0, 2, ""),
 		ValidArgsFunction: completeProtocols,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := notTogether(cmd, free.free); err != nil {
+			if err := notTogether(cmd, free.free, foreign); err != nil {
 				return err
 			}
-			if free.free {
+			switch {
+			case free.free:
 				return c.listFree(cmd.Context(), args, free, cmd.Flags().Changed("count"))
+			case foreign:
+				return c.listForeign(cmd.Context(), args, connections)
 			}
 			return c.list(cmd.Context(), args, f)
 		},
@@ -64,23 +72,35 @@ func (c *ctl) listCommand() *cobra.Command {
 	flags.BoolVar(&free.both, "both", false, "with --free: for tcp and udp")
 	flags.IntVar(&free.count, "count", 0, "with --free: only the first `N` ports in a row")
 	flags.BoolVar(&free.all, "all", false, "with --free: all of them, in order")
+	flags.BoolVar(&foreign, "foreign", false, "list every bound port, portd's or not")
+	flags.BoolVar(&connections, "connections", false, "with --foreign: the local ports of connections too")
 	return cmd
 }
 
-// notTogether says which flags are of the other one of list's two questions.
-func notTogether(cmd *cobra.Command, free bool) error {
-	if free {
-		for _, name := range []string{"owner", "mine", "label", "state"} {
-			if cmd.Flags().Changed(name) {
-				return usagef("--%s is about reservations, and --free lists free ports", name)
-			}
+// notTogether says which flags are of another one of list's three questions.
+func notTogether(cmd *cobra.Command, free, foreign bool) error {
+	if free && foreign {
+		return usagef("--free and --foreign: it is one or the other")
+	}
+	asked := ""
+	switch {
+	case free:
+		asked = "--free lists free ports"
+	case foreign:
+		asked = "--foreign lists bound ports"
+	}
+	for _, name := range []string{"owner", "mine", "label", "state"} {
+		if cmd.Flags().Changed(name) && asked != "" {
+			return usagef("--%s is about reservations, and %s", name, asked)
 		}
-		return nil
 	}
 	for _, name := range []string{"both", "count", "all"} {
-		if cmd.Flags().Changed(name) {
+		if cmd.Flags().Changed(name) && !free {
 			return usagef("--%s goes with --free", name)
 		}
+	}
+	if cmd.Flags().Changed("connections") && !foreign {
+		return usagef("--connections goes with --foreign")
 	}
 	return nil
 }

@@ -19,7 +19,9 @@ const (
 type Holder struct {
 	Endpoint Endpoint // one port
 	State    SocketState
-	UID      uint32 // of the socket; meaningless where State is SocketLeftover
+	// Multipath marks MPTCP, where the kernel tells.
+	Multipath bool
+	UID       uint32 // of the socket; meaningless where State is SocketLeftover
 	// Processes have the socket open, as far as portd could see them and the caller may. Where there may be more, Hidden says why,
 	// and who could see them.
 	Processes []Process

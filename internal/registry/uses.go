@@ -24,18 +24,37 @@ func (r *Registry) Uses(ctx context.Context, c Caller, netns string, proto Proto
 	if ports.Last < ports.First {
 		return nil, nil
 	}
-	var eps []Endpoint
-	for _, k := range protocols {
-		if proto == 0 || proto == k.p {
-			eps = append(eps, Endpoint{Netns: netns, Proto: k.p, Addr: AnyAddr, First: ports.First, Last: ports.Last})
-		}
+	var protos []Protocol
+	if proto != 0 {
+		protos = []Protocol{proto}
 	}
+	eps := everyAddress(netns, protos, ports)
 	holders, err := r.Holders(ctx, c, eps...)
 	if err != nil {
 		return nil, err
 	}
-	var uses []Use
+	uses := r.join(eps, holders, func(*Use, Holder) bool { return true })
+	if ports.First != ports.Last {
+		slices.SortStableFunc(uses, func(a, b Use) int { return cmp.Compare(a.first(), b.first()) })
+	}
+	return uses, nil
+}
+
+// everyAddress is ports on all addresses, of some protocols, or (none) of every one.
+func everyAddress(netns string, protos []Protocol, ports PortRange) (eps []Endpoint) {
+	for _, k := range protocols {
+		if len(protos) == 0 || slices.Contains(protos, k.p) {
+			eps = append(eps, Endpoint{Netns: netns, Proto: k.p, Addr: AnyAddr, First: ports.First, Last: ports.Last})
+		}
+	}
+	return eps
+}
+
+// join is the reservations on the endpoints, and the sockets: those that stand where a reservation has none of its own go with it,
+// the others by themselves. tell says of each, and the reservation's use that it goes with or nil, whether it is to be told of.
+func (r *Registry) join(eps []Endpoint, holders []Holder, tell func(with *Use, h Holder) bool) (uses []Use) {
 	r.mu.RLock()
+	defer r.mu.RUnlock()
 	for _, ep := range eps {
 		entries := r.order
 		if ep.Ports() == 1 {
@@ -52,26 +71,23 @@ func (r *Registry) Uses(ctx context.Context, c Caller, netns string, proto Proto
 			}
 		}
 	}
-	r.mu.RUnlock()
-	var unheld []*Use // of reservations that portd itself has no socket for, or not for all of their ports
-	for i := range uses {
-		if res := uses[i].Reservation; res.Spec.Mode == Recorded || len(res.Assigned[uses[i].Index].Lost) > 0 {
-			unheld = append(unheld, &uses[i])
+	unheld := map[SocketKey]*Use{} // of reservations that portd itself has no socket for, or not for all of their ports
+	for i, u := range uses {
+		if res := u.Reservation; res.Spec.Mode == Recorded || len(res.Assigned[u.Index].Lost) > 0 {
+			unheld[SocketKey{res.ID, u.Index}] = &uses[i]
 		}
 	}
 	var others []Use
 	for _, h := range holders {
-		if u := standsIn(unheld, h); u != nil {
+		switch u := r.standsInLocked(unheld, h); {
+		case !tell(u, h):
+		case u != nil:
 			u.Holders = append(u.Holders, h)
-		} else {
+		default:
 			others = append(others, Use{Holders: []Holder{h}})
 		}
 	}
-	uses = append(uses, others...)
-	if ports.First != ports.Last {
-		slices.SortStableFunc(uses, func(a, b Use) int { return cmp.Compare(a.first(), b.first()) })
-	}
-	return uses, nil
+	return append(uses, others...)
 }
 
 // first is the first port of a use.
@@ -82,11 +98,19 @@ func (u Use) first() uint16 {
 	return u.Holders[0].Endpoint.First
 }
 
-// standsIn is the first of some uses that h overlaps.
-func standsIn(uses []*Use, h Holder) *Use {
-	for _, u := range uses {
-		if u.Reservation.Assigned[u.Index].Endpoint.Overlaps(h.Endpoint) {
-			return u
+// standsInLocked is the first of some uses that h overlaps.
+func (r *Registry) standsInLocked(uses map[SocketKey]*Use, h Holder) *Use {
+	if len(uses) == 0 {
+		return nil
+	}
+	for _, e := range r.claims.overlapping(h.Endpoint) {
+		if e.res == nil {
+			continue
+		}
+		for i, a := range e.res.Assigned {
+			if u := uses[SocketKey{e.res.ID, i}]; u != nil && a.Endpoint.Overlaps(h.Endpoint) {
+				return u
+			}
 		}
 	}
 	return nil

@@ -112,54 +112,63 @@ func fromListenOptions(o registry.ListenOptions) *pb.ListenOptions {
 	return &pb.ListenOptions{Backlog: uint32(o.Backlog), NoDelay: &noDelay, KeepAlive: &keepAlive}
 }
 
-func fromHolder(h registry.Holder) *pb.Holder {
-	out := &pb.Holder{Endpoint: fromEndpoint(h.Endpoint), State: pb.SocketState(h.State), Hidden: h.Hidden}
+func fromHolder(h registry.Holder) *pb.Holder { return people{}.holder(h) }
+
+func fromHolders(holders []registry.Holder) []*pb.Holder { return people{}.holders(holders) }
+
+func fromUse(u registry.Use, me registry.Principal) *pb.PortUse { return people{}.use(u, me) }
+
+// people are the names of the users in one answer. Tens of thousands of sockets are of a few users, and to look for a name is to
+// read files, or to ask a directory.
+type people map[uint32]string
+
+// name is empty for a user without a name here.
+func (who people) name(uid uint32) string {
+	name, known := who[uid]
+	if !known {
+		if u, err := user.LookupId(strconv.FormatUint(uint64(uid), 10)); err == nil {
+			name = u.Username
+		}
+		who[uid] = name
+	}
+	return name
+}
+
+func (who people) holder(h registry.Holder) *pb.Holder {
+	out := &pb.Holder{Endpoint: fromEndpoint(h.Endpoint), State: pb.SocketState(h.State), Multipath: h.Multipath, Hidden: h.Hidden}
 	if h.State != registry.SocketLeftover {
-		out.Uid, out.User = &h.UID, userName(h.UID)
+		out.Uid, out.User = &h.UID, who.name(h.UID)
 	}
 	for _, p := range h.Processes {
-		out.Processes = append(out.Processes, fromProcess(p))
+		out.Processes = append(out.Processes, &pb.Process{
+			Pid: int32(p.PID), Command: p.Command, Uid: &p.UID, User: who.name(p.UID),
+			Cgroup: p.Cgroup, Container: p.Container, Unit: p.Unit,
+		})
 	}
 	return out
 }
 
-func fromProcess(p registry.Process) *pb.Process {
-	return &pb.Process{
-		Pid: int32(p.PID), Command: p.Command, Uid: p.UID, User: userName(p.UID),
-		Cgroup: p.Cgroup, Container: p.Container, Unit: p.Unit,
-	}
-}
-
-// userName is empty for a user without a name here.
-func userName(uid uint32) string {
-	u, err := user.LookupId(strconv.FormatUint(uint64(uid), 10))
-	if err != nil {
-		return ""
-	}
-	return u.Username
-}
-
-func fromHolders(holders []registry.Holder) (out []*pb.Holder) {
+func (who people) holders(holders []registry.Holder) (out []*pb.Holder) {
 	for _, h := range holders {
-		out = append(out, fromHolder(h))
+		out = append(out, who.holder(h))
 	}
 	return out
 }
 
-// fromUse tells of a use as one who is me may see it.
-func fromUse(u registry.Use, me registry.Principal) *pb.PortUse {
+// use tells of a use as one who is me may see it.
+func (who people) use(u registry.Use, me registry.Principal) *pb.PortUse {
 	r := u.Reservation
 	if r == nil {
 		if len(u.Holders) == 0 {
 			return &pb.PortUse{}
 		}
-		h := fromHolder(u.Holders[0])
+		h := who.holder(u.Holders[0])
 		return &pb.PortUse{Endpoint: h.GetEndpoint(), By: &pb.PortUse_Holder{Holder: h}}
 	}
 	a := r.Assigned[u.Index]
 	return &pb.PortUse{Endpoint: fromEndpoint(a.Endpoint), By: &pb.PortUse_Reservation{Reservation: &pb.ReservationUse{
 		Id: r.ID, Name: r.Name, Owner: string(r.Owner), Yours: r.Owner == me, CreateTime: fromTime(r.Created),
-		State: a.State(r.Spec.Mode).String(), Holders: fromHolders(u.Holders),
+		State: a.State(r.Spec.Mode).String(), Holders: who.holders(u.Holders),
 	}}}
 }
 

@@ -46,13 +46,9 @@ func (s *ports) Whois(ctx context.Context, req *pb.WhoisRequest) (*pb.WhoisRespo
 		out.Hidden = append(out.Hidden, fmt.Sprintf("only the first %d of %d uses are shown: ask for fewer ports", maxUses, len(uses)))
 		uses = uses[:maxUses]
 	}
+	who := people{}
 	for _, u := range uses {
-		use := fromUse(u, me.Principal())
-		if r := u.Reservation; r != nil {
-			key := registry.SocketKey{Reservation: r.ID, Index: u.Index}
-			use.GetReservation().Workers = uint32(s.workers.Totals(key).Workers)
-		}
-		out.Uses = append(out.Uses, use)
+		out.Uses = append(out.Uses, s.use(who, u, me.Principal()))
 	}
 	out.Hidden = append(out.Hidden, hidden(uses)...)
 	return out, nil
@@ -142,15 +138,8 @@ func (s *ports) ListFreePorts(ctx context.Context, req *pb.ListFreePortsRequest)
 
 func toFreeQuery(req *pb.ListFreePortsRequest) (q registry.FreeQuery, err error) {
 	q = registry.FreeQuery{Netns: req.GetNetns(), Count: int(min(req.GetCount(), 65536))} // more is as much too many
-	for i, p := range req.GetProtocols() {
-		proto, err := toProtocol(at("protocols", i), p)
-		switch {
-		case err != nil:
-			return q, err
-		case proto == 0:
-			return q, invalid(at("protocols", i), "is unspecified; %s", protocolsAllowed)
-		}
-		q.Protos = append(q.Protos, proto)
+	if q.Protos, err = toProtocols(req.GetProtocols()); err != nil {
+		return q, err
 	}
 	q.Within, err = toPortRange("within", req.GetWithin())
 	return q, err

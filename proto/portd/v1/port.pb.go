@@ -490,6 +490,9 @@ type Holder struct {
 	User string `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
 	// As far as the caller may see them: what /proc would show to it.
 	Processes []*Process `protobuf:"bytes,5,rep,name=processes,proto3" json:"processes,omitempty"`
+	// It speaks MPTCP, which lives in TCP's ports. The kernel does not say so of a socket that is bound and no more, nor before
+	// Linux 6.15 to a portd without CAP_NET_ADMIN.
+	Multipath bool `protobuf:"varint,7,opt,name=multipath,proto3" json:"multipath,omitempty"`
 	// Why there are no processes, or not all of them, and what would show them: a capability that portd lacks, or another caller.
 	Hidden        string `protobuf:"bytes,6,opt,name=hidden,proto3" json:"hidden,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -561,6 +564,13 @@ func (x *Holder) GetProcesses() []*Process {
 	return nil
 }
 
+func (x *Holder) GetMultipath() bool {
+	if x != nil {
+		return x.Multipath
+	}
+	return false
+}
+
 func (x *Holder) GetHidden() string {
 	if x != nil {
 		return x.Hidden
@@ -573,8 +583,8 @@ type Process struct {
 	Pid   int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
 	// As in /proc/PID/comm.
 	Command string `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
-	// The effective user, which need not be the one who made the socket.
-	Uid uint32 `protobuf:"varint,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	// The effective user, who need not be the one who made the socket; set always.
+	Uid *uint32 `protobuf:"varint,3,opt,name=uid,proto3,oneof" json:"uid,omitempty"`
 	// Name of that user, where it has one.
 	User string `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
 	// Its control group as portd sees it (cgroups(7)), such as "/system.slice/nginx.service". Empty where it has none.
@@ -633,8 +643,8 @@ func (x *Process) GetCommand() string {
 }
 
 func (x *Process) GetUid() uint32 {
-	if x != nil {
-		return x.Uid
+	if x != nil && x.Uid != nil {
+		return *x.Uid
 	}
 	return 0
 }
@@ -902,6 +912,148 @@ func (x *ListFreePortsResponse) GetEphemeral() *PortRange {
 	return nil
 }
 
+type ListPortUsesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only these; none means all of them.
+	Protocols []Protocol `protobuf:"varint,1,rep,packed,name=protocols,proto3,enum=portd.v1.Protocol" json:"protocols,omitempty"`
+	// Empty: 1 to 65535.
+	Ports *PortRange `protobuf:"bytes,2,opt,name=ports,proto3" json:"ports,omitempty"`
+	// Also the local ports of connections, and of closed ones that the kernel still remembers. They are counted else.
+	Connections bool `protobuf:"varint,3,opt,name=connections,proto3" json:"connections,omitempty"`
+	// Empty: the caller's own network namespace.
+	Netns         string `protobuf:"bytes,4,opt,name=netns,proto3" json:"netns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPortUsesRequest) Reset() {
+	*x = ListPortUsesRequest{}
+	mi := &file_portd_v1_port_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPortUsesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPortUsesRequest) ProtoMessage() {}
+
+func (x *ListPortUsesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_port_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPortUsesRequest.ProtoReflect.Descriptor instead.
+func (*ListPortUsesRequest) Descriptor() ([]byte, []int) {
+	return file_portd_v1_port_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListPortUsesRequest) GetProtocols() []Protocol {
+	if x != nil {
+		return x.Protocols
+	}
+	return nil
+}
+
+func (x *ListPortUsesRequest) GetPorts() *PortRange {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *ListPortUsesRequest) GetConnections() bool {
+	if x != nil {
+		return x.Connections
+	}
+	return false
+}
+
+func (x *ListPortUsesRequest) GetNetns() string {
+	if x != nil {
+		return x.Netns
+	}
+	return ""
+}
+
+type ListPortUsesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Uses  []*PortUse             `protobuf:"bytes,1,rep,name=uses,proto3" json:"uses,omitempty"`
+	// The rest is in the last part alone. What kept portd from seeing more, as sentences; empty where it saw everything.
+	Hidden []string `protobuf:"bytes,2,rep,name=hidden,proto3" json:"hidden,omitempty"`
+	// Sockets of connections, and of closed ones that the kernel still remembers, that are not portd's.
+	Connections   uint32 `protobuf:"varint,3,opt,name=connections,proto3" json:"connections,omitempty"`
+	Leftovers     uint32 `protobuf:"varint,4,opt,name=leftovers,proto3" json:"leftovers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPortUsesResponse) Reset() {
+	*x = ListPortUsesResponse{}
+	mi := &file_portd_v1_port_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPortUsesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPortUsesResponse) ProtoMessage() {}
+
+func (x *ListPortUsesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_port_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPortUsesResponse.ProtoReflect.Descriptor instead.
+func (*ListPortUsesResponse) Descriptor() ([]byte, []int) {
+	return file_portd_v1_port_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ListPortUsesResponse) GetUses() []*PortUse {
+	if x != nil {
+		return x.Uses
+	}
+	return nil
+}
+
+func (x *ListPortUsesResponse) GetHidden() []string {
+	if x != nil {
+		return x.Hidden
+	}
+	return nil
+}
+
+func (x *ListPortUsesResponse) GetConnections() uint32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *ListPortUsesResponse) GetLeftovers() uint32 {
+	if x != nil {
+		return x.Leftovers
+	}
+	return 0
+}
+
 var File_portd_v1_port_proto protoreflect.FileDescriptor
 
 const file_portd_v1_port_proto_rawDesc = "" +
@@ -933,23 +1085,25 @@ const file_portd_v1_port_proto_rawDesc = "" +
 	"createTime\x12\x14\n" +
 	"\x05state\x18\x06 \x01(\tR\x05state\x12\x18\n" +
 	"\aworkers\x18\a \x01(\rR\aworkers\x12*\n" +
-	"\aholders\x18\b \x03(\v2\x10.portd.v1.HolderR\aholders\"\xe1\x01\n" +
+	"\aholders\x18\b \x03(\v2\x10.portd.v1.HolderR\aholders\"\xff\x01\n" +
 	"\x06Holder\x12.\n" +
 	"\bendpoint\x18\x01 \x01(\v2\x12.portd.v1.EndpointR\bendpoint\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.portd.v1.SocketStateR\x05state\x12\x15\n" +
 	"\x03uid\x18\x03 \x01(\rH\x00R\x03uid\x88\x01\x01\x12\x12\n" +
 	"\x04user\x18\x04 \x01(\tR\x04user\x12/\n" +
-	"\tprocesses\x18\x05 \x03(\v2\x11.portd.v1.ProcessR\tprocesses\x12\x16\n" +
+	"\tprocesses\x18\x05 \x03(\v2\x11.portd.v1.ProcessR\tprocesses\x12\x1c\n" +
+	"\tmultipath\x18\a \x01(\bR\tmultipath\x12\x16\n" +
 	"\x06hidden\x18\x06 \x01(\tR\x06hiddenB\x06\n" +
-	"\x04_uid\"\xa5\x01\n" +
+	"\x04_uid\"\xb2\x01\n" +
 	"\aProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x18\n" +
-	"\acommand\x18\x02 \x01(\tR\acommand\x12\x10\n" +
-	"\x03uid\x18\x03 \x01(\rR\x03uid\x12\x12\n" +
+	"\acommand\x18\x02 \x01(\tR\acommand\x12\x15\n" +
+	"\x03uid\x18\x03 \x01(\rH\x00R\x03uid\x88\x01\x01\x12\x12\n" +
 	"\x04user\x18\x04 \x01(\tR\x04user\x12\x16\n" +
 	"\x06cgroup\x18\x05 \x01(\tR\x06cgroup\x12\x1c\n" +
 	"\tcontainer\x18\x06 \x01(\tR\tcontainer\x12\x12\n" +
-	"\x04unit\x18\a \x01(\tR\x04unit\"a\n" +
+	"\x04unit\x18\a \x01(\tR\x04unitB\x06\n" +
+	"\x04_uid\"a\n" +
 	"\fPortConflict\x12*\n" +
 	"\x06wanted\x18\x01 \x01(\v2\x12.portd.v1.EndpointR\x06wanted\x12%\n" +
 	"\x04uses\x18\x02 \x03(\v2\x11.portd.v1.PortUseR\x04uses\"\xa1\x01\n" +
@@ -966,16 +1120,27 @@ const file_portd_v1_port_proto_rawDesc = "" +
 	"\breserved\x18\x05 \x01(\rR\breserved\x12\x15\n" +
 	"\x06in_use\x18\x06 \x01(\rR\x05inUse\x12\x12\n" +
 	"\x04free\x18\a \x01(\rR\x04free\x121\n" +
-	"\tephemeral\x18\b \x01(\v2\x13.portd.v1.PortRangeR\tephemeral*\x96\x01\n" +
+	"\tephemeral\x18\b \x01(\v2\x13.portd.v1.PortRangeR\tephemeral\"\xaa\x01\n" +
+	"\x13ListPortUsesRequest\x120\n" +
+	"\tprotocols\x18\x01 \x03(\x0e2\x12.portd.v1.ProtocolR\tprotocols\x12)\n" +
+	"\x05ports\x18\x02 \x01(\v2\x13.portd.v1.PortRangeR\x05ports\x12 \n" +
+	"\vconnections\x18\x03 \x01(\bR\vconnections\x12\x14\n" +
+	"\x05netns\x18\x04 \x01(\tR\x05netns\"\x95\x01\n" +
+	"\x14ListPortUsesResponse\x12%\n" +
+	"\x04uses\x18\x01 \x03(\v2\x11.portd.v1.PortUseR\x04uses\x12\x16\n" +
+	"\x06hidden\x18\x02 \x03(\tR\x06hidden\x12 \n" +
+	"\vconnections\x18\x03 \x01(\rR\vconnections\x12\x1c\n" +
+	"\tleftovers\x18\x04 \x01(\rR\tleftovers*\x96\x01\n" +
 	"\vSocketState\x12\x1c\n" +
 	"\x18SOCKET_STATE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16SOCKET_STATE_LISTENING\x10\x01\x12\x16\n" +
 	"\x12SOCKET_STATE_BOUND\x10\x02\x12\x1a\n" +
 	"\x16SOCKET_STATE_CONNECTED\x10\x03\x12\x19\n" +
-	"\x15SOCKET_STATE_LEFTOVER\x10\x042\xca\x01\n" +
+	"\x15SOCKET_STATE_LEFTOVER\x10\x042\xb3\x02\n" +
 	"\vPortService\x12Q\n" +
 	"\x05Whois\x12\x16.portd.v1.WhoisRequest\x1a\x17.portd.v1.WhoisResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/ports:whois\x12h\n" +
-	"\rListFreePorts\x12\x1e.portd.v1.ListFreePortsRequest\x1a\x1f.portd.v1.ListFreePortsResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/ports:freeB/Z-github.com/portd/portd/proto/portd/v1;portdv1b\x06proto3"
+	"\rListFreePorts\x12\x1e.portd.v1.ListFreePortsRequest\x1a\x1f.portd.v1.ListFreePortsResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/ports:free\x12g\n" +
+	"\fListPortUses\x12\x1d.portd.v1.ListPortUsesRequest\x1a\x1e.portd.v1.ListPortUsesResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/ports:uses0\x01B/Z-github.com/portd/portd/proto/portd/v1;portdv1b\x06proto3"
 
 var (
 	file_portd_v1_port_proto_rawDescOnce sync.Once
@@ -990,7 +1155,7 @@ func file_portd_v1_port_proto_rawDescGZIP() []byte {
 }
 
 var file_portd_v1_port_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_portd_v1_port_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_portd_v1_port_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_portd_v1_port_proto_goTypes = []any{
 	(SocketState)(0),              // 0: portd.v1.SocketState
 	(*WhoisRequest)(nil),          // 1: portd.v1.WhoisRequest
@@ -1002,40 +1167,47 @@ var file_portd_v1_port_proto_goTypes = []any{
 	(*PortConflict)(nil),          // 7: portd.v1.PortConflict
 	(*ListFreePortsRequest)(nil),  // 8: portd.v1.ListFreePortsRequest
 	(*ListFreePortsResponse)(nil), // 9: portd.v1.ListFreePortsResponse
-	(*PortRange)(nil),             // 10: portd.v1.PortRange
-	(Protocol)(0),                 // 11: portd.v1.Protocol
-	(*ServiceLookup)(nil),         // 12: portd.v1.ServiceLookup
-	(*Endpoint)(nil),              // 13: portd.v1.Endpoint
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*ListPortUsesRequest)(nil),   // 10: portd.v1.ListPortUsesRequest
+	(*ListPortUsesResponse)(nil),  // 11: portd.v1.ListPortUsesResponse
+	(*PortRange)(nil),             // 12: portd.v1.PortRange
+	(Protocol)(0),                 // 13: portd.v1.Protocol
+	(*ServiceLookup)(nil),         // 14: portd.v1.ServiceLookup
+	(*Endpoint)(nil),              // 15: portd.v1.Endpoint
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
 }
 var file_portd_v1_port_proto_depIdxs = []int32{
-	10, // 0: portd.v1.WhoisRequest.ports:type_name -> portd.v1.PortRange
-	11, // 1: portd.v1.WhoisRequest.protocol:type_name -> portd.v1.Protocol
-	12, // 2: portd.v1.WhoisResponse.lookup:type_name -> portd.v1.ServiceLookup
+	12, // 0: portd.v1.WhoisRequest.ports:type_name -> portd.v1.PortRange
+	13, // 1: portd.v1.WhoisRequest.protocol:type_name -> portd.v1.Protocol
+	14, // 2: portd.v1.WhoisResponse.lookup:type_name -> portd.v1.ServiceLookup
 	3,  // 3: portd.v1.WhoisResponse.uses:type_name -> portd.v1.PortUse
-	13, // 4: portd.v1.PortUse.endpoint:type_name -> portd.v1.Endpoint
+	15, // 4: portd.v1.PortUse.endpoint:type_name -> portd.v1.Endpoint
 	4,  // 5: portd.v1.PortUse.reservation:type_name -> portd.v1.ReservationUse
 	5,  // 6: portd.v1.PortUse.holder:type_name -> portd.v1.Holder
-	14, // 7: portd.v1.ReservationUse.create_time:type_name -> google.protobuf.Timestamp
+	16, // 7: portd.v1.ReservationUse.create_time:type_name -> google.protobuf.Timestamp
 	5,  // 8: portd.v1.ReservationUse.holders:type_name -> portd.v1.Holder
-	13, // 9: portd.v1.Holder.endpoint:type_name -> portd.v1.Endpoint
+	15, // 9: portd.v1.Holder.endpoint:type_name -> portd.v1.Endpoint
 	0,  // 10: portd.v1.Holder.state:type_name -> portd.v1.SocketState
 	6,  // 11: portd.v1.Holder.processes:type_name -> portd.v1.Process
-	13, // 12: portd.v1.PortConflict.wanted:type_name -> portd.v1.Endpoint
+	15, // 12: portd.v1.PortConflict.wanted:type_name -> portd.v1.Endpoint
 	3,  // 13: portd.v1.PortConflict.uses:type_name -> portd.v1.PortUse
-	11, // 14: portd.v1.ListFreePortsRequest.protocols:type_name -> portd.v1.Protocol
-	10, // 15: portd.v1.ListFreePortsRequest.within:type_name -> portd.v1.PortRange
-	10, // 16: portd.v1.ListFreePortsResponse.ranges:type_name -> portd.v1.PortRange
-	10, // 17: portd.v1.ListFreePortsResponse.ephemeral:type_name -> portd.v1.PortRange
-	1,  // 18: portd.v1.PortService.Whois:input_type -> portd.v1.WhoisRequest
-	8,  // 19: portd.v1.PortService.ListFreePorts:input_type -> portd.v1.ListFreePortsRequest
-	2,  // 20: portd.v1.PortService.Whois:output_type -> portd.v1.WhoisResponse
-	9,  // 21: portd.v1.PortService.ListFreePorts:output_type -> portd.v1.ListFreePortsResponse
-	20, // [20:22] is the sub-list for method output_type
-	18, // [18:20] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	13, // 14: portd.v1.ListFreePortsRequest.protocols:type_name -> portd.v1.Protocol
+	12, // 15: portd.v1.ListFreePortsRequest.within:type_name -> portd.v1.PortRange
+	12, // 16: portd.v1.ListFreePortsResponse.ranges:type_name -> portd.v1.PortRange
+	12, // 17: portd.v1.ListFreePortsResponse.ephemeral:type_name -> portd.v1.PortRange
+	13, // 18: portd.v1.ListPortUsesRequest.protocols:type_name -> portd.v1.Protocol
+	12, // 19: portd.v1.ListPortUsesRequest.ports:type_name -> portd.v1.PortRange
+	3,  // 20: portd.v1.ListPortUsesResponse.uses:type_name -> portd.v1.PortUse
+	1,  // 21: portd.v1.PortService.Whois:input_type -> portd.v1.WhoisRequest
+	8,  // 22: portd.v1.PortService.ListFreePorts:input_type -> portd.v1.ListFreePortsRequest
+	10, // 23: portd.v1.PortService.ListPortUses:input_type -> portd.v1.ListPortUsesRequest
+	2,  // 24: portd.v1.PortService.Whois:output_type -> portd.v1.WhoisResponse
+	9,  // 25: portd.v1.PortService.ListFreePorts:output_type -> portd.v1.ListFreePortsResponse
+	11, // 26: portd.v1.PortService.ListPortUses:output_type -> portd.v1.ListPortUsesResponse
+	24, // [24:27] is the sub-list for method output_type
+	21, // [21:24] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_portd_v1_port_proto_init() }
@@ -1056,13 +1228,14 @@ func file_portd_v1_port_proto_init() {
 		(*PortUse_Holder)(nil),
 	}
 	file_portd_v1_port_proto_msgTypes[4].OneofWrappers = []any{}
+	file_portd_v1_port_proto_msgTypes[5].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_portd_v1_port_proto_rawDesc), len(file_portd_v1_port_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   9,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

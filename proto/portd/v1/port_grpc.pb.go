@@ -23,6 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	PortService_Whois_FullMethodName         = "/portd.v1.PortService/Whois"
 	PortService_ListFreePorts_FullMethodName = "/portd.v1.PortService/ListFreePorts"
+	PortService_ListPortUses_FullMethodName  = "/portd.v1.PortService/ListPortUses"
 )
 
 // PortServiceClient is the client API for PortService service.
@@ -37,6 +38,9 @@ type PortServiceClient interface {
 	// ListFreePorts finds ports that IANA has assigned to nobody and that are free here: not reserved, and without a socket
 	// of anybody's. It holds nothing: reserve a port to have it.
 	ListFreePorts(ctx context.Context, in *ListFreePortsRequest, opts ...grpc.CallOption) (*ListFreePortsResponse, error)
+	// ListPortUses tells of every port that is reserved or bound here: portd's own, and all other sockets of this host. It is
+	// one look at the kernel's sockets, in order of the ports, sent in parts; the last part says how many there are.
+	ListPortUses(ctx context.Context, in *ListPortUsesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListPortUsesResponse], error)
 }
 
 type portServiceClient struct {
@@ -67,6 +71,25 @@ func (c *portServiceClient) ListFreePorts(ctx context.Context, in *ListFreePorts
 	return out, nil
 }
 
+func (c *portServiceClient) ListPortUses(ctx context.Context, in *ListPortUsesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListPortUsesResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &PortService_ServiceDesc.Streams[0], PortService_ListPortUses_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ListPortUsesRequest, ListPortUsesResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PortService_ListPortUsesClient = grpc.ServerStreamingClient[ListPortUsesResponse]
+
 // PortServiceServer is the server API for PortService service.
 // All implementations must embed UnimplementedPortServiceServer
 // for forward compatibility.
@@ -79,6 +102,9 @@ type PortServiceServer interface {
 	// ListFreePorts finds ports that IANA has assigned to nobody and that are free here: not reserved, and without a socket
 	// of anybody's. It holds nothing: reserve a port to have it.
 	ListFreePorts(context.Context, *ListFreePortsRequest) (*ListFreePortsResponse, error)
+	// ListPortUses tells of every port that is reserved or bound here: portd's own, and all other sockets of this host. It is
+	// one look at the kernel's sockets, in order of the ports, sent in parts; the last part says how many there are.
+	ListPortUses(*ListPortUsesRequest, grpc.ServerStreamingServer[ListPortUsesResponse]) error
 	mustEmbedUnimplementedPortServiceServer()
 }
 
@@ -94,6 +120,9 @@ func (UnimplementedPortServiceServer) Whois(context.Context, *WhoisRequest) (*Wh
 }
 func (UnimplementedPortServiceServer) ListFreePorts(context.Context, *ListFreePortsRequest) (*ListFreePortsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListFreePorts not implemented")
+}
+func (UnimplementedPortServiceServer) ListPortUses(*ListPortUsesRequest, grpc.ServerStreamingServer[ListPortUsesResponse]) error {
+	return status.Error(codes.Unimplemented, "method ListPortUses not implemented")
 }
 func (UnimplementedPortServiceServer) mustEmbedUnimplementedPortServiceServer() {}
 func (UnimplementedPortServiceServer) testEmbeddedByValue()                     {}
@@ -152,6 +181,17 @@ func _PortService_ListFreePorts_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PortService_ListPortUses_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ListPortUsesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(PortServiceServer).ListPortUses(m, &grpc.GenericServerStream[ListPortUsesRequest, ListPortUsesResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PortService_ListPortUsesServer = grpc.ServerStreamingServer[ListPortUsesResponse]
+
 // PortService_ServiceDesc is the grpc.ServiceDesc for PortService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -168,6 +208,12 @@ var PortService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _PortService_ListFreePorts_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "ListPortUses",
+			Handler:       _PortService_ListPortUses_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "portd/v1/port.proto",
 }

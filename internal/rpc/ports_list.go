@@ -1,0 +1,87 @@
+package rpc
+
+import (
+	"google.golang.org/protobuf/proto"
+
+	"github.com/portd/portd/internal/registry"
+	pb "github.com/portd/portd/proto/portd/v1"
+)
+
+// Bounds of one part of ListPortUses, far below the 4 MiB that a gRPC client takes unless told otherwise.
+const (
+	maxPartUses  = 500
+	maxPartBytes = 1 << 20
+)
+
+func (s *ports) ListPortUses(req *pb.ListPortUsesRequest, to pb.PortService_ListPortUsesServer) error {
+	q, err := toUsesQuery(req)
+	if err != nil {
+		return err
+	}
+	ctx := to.Context()
+	me := callerOf(ctx)
+	list, err := s.reg.ListUses(ctx, me, q)
+	if err != nil {
+		return err
+	}
+	who, part, size := people{}, &pb.ListPortUsesResponse{}, 0
+	for _, u := range list.Uses {
+		use := s.use(who, u, me.Principal())
+		n := proto.Size(use)
+		if len(part.Uses) == maxPartUses || size > 0 && size+n > maxPartBytes {
+			if err := to.Send(part); err != nil {
+				return err
+			}
+			part, size = &pb.ListPortUsesResponse{}, 0
+		}
+		part.Uses, size = append(part.Uses, use), size+n
+	}
+	part.Hidden = hidden(list.Uses)
+	for _, p := range list.Unseen {
+		part.Hidden = append(part.Hidden, unseen(p))
+	}
+	part.Connections, part.Leftovers = uint32(list.Connections), uint32(list.Leftovers)
+	return to.Send(part)
+}
+
+// unseen says which sockets of a protocol the kernel does not show.
+func unseen(p registry.Protocol) string {
+	if p == registry.TCP {
+		return "this kernel does not show TCP sockets that are bound and do not listen"
+	}
+	return "portd does not see the sockets of " + p.String()
+}
+
+// use is a use with the number of its workers.
+func (s *ports) use(who people, u registry.Use, me registry.Principal) *pb.PortUse {
+	use := who.use(u, me)
+	if r := u.Reservation; r != nil {
+		key := registry.SocketKey{Reservation: r.ID, Index: u.Index}
+		use.GetReservation().Workers = uint32(s.workers.Totals(key).Workers)
+	}
+	return use
+}
+
+func toUsesQuery(req *pb.ListPortUsesRequest) (q registry.UsesQuery, err error) {
+	q = registry.UsesQuery{Netns: req.GetNetns(), Connections: req.GetConnections()}
+	if q.Protos, err = toProtocols(req.GetProtocols()); err != nil {
+		return q, err
+	}
+	q.Ports, err = toPortRange("ports", req.GetPorts())
+	return q, err
+}
+
+// toProtocols takes protocols none of which may be unspecified.
+func toProtocols(wanted []pb.Protocol) (protos []registry.Protocol, err error) {
+	for i, p := range wanted {
+		proto, err := toProtocol(at("protocols", i), p)
+		switch {
+		case err != nil:
+			return nil, err
+		case proto == 0:
+			return nil, invalid(at("protocols", i), "is unspecified; %s", protocolsAllowed)
+		}
+		protos = append(protos, proto)
+	}
+	return protos, nil
+}
