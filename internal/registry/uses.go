@@ -77,14 +77,14 @@ func (r *Registry) join(eps []Endpoint, holders []Holder, tell func(with *Use, h
 			unheld[SocketKey{res.ID, u.Index}] = &uses[i]
 		}
 	}
-	var others []Use
-	for _, h := range holders {
+	others := make([]Use, 0, len(holders))
+	for i, h := range holders {
 		switch u := r.standsInLocked(unheld, h); {
 		case !tell(u, h):
 		case u != nil:
 			u.Holders = append(u.Holders, h)
 		default:
-			others = append(others, Use{Holders: []Holder{h}})
+			others = append(others, Use{Holders: holders[i : i+1 : i+1]})
 		}
 	}
 	return append(uses, others...)

@@ -112,26 +112,44 @@ func fromListenOptions(o registry.ListenOptions) *pb.ListenOptions {
 	return &pb.ListenOptions{Backlog: uint32(o.Backlog), NoDelay: &noDelay, KeepAlive: &keepAlive}
 }
 
-func fromHolder(h registry.Holder) *pb.Holder { return people{}.holder(h) }
+func fromHolder(h registry.Holder) *pb.Holder { return newPeople().holder(h) }
 
-func fromHolders(holders []registry.Holder) []*pb.Holder { return people{}.holders(holders) }
+func fromHolders(holders []registry.Holder) []*pb.Holder { return newPeople().holders(holders) }
 
-func fromUse(u registry.Use, me registry.Principal) *pb.PortUse { return people{}.use(u, me) }
+func fromUse(u registry.Use, me registry.Principal) *pb.PortUse { return newPeople().use(u, me) }
 
-// people are the names of the users in one answer. Tens of thousands of sockets are of a few users, and to look for a name is to
-// read files, or to ask a directory.
-type people map[uint32]string
+// people are the users and processes in one answer. Tens of thousands of sockets are of a few, and to look for a user's name is
+// to read files, or to ask a directory.
+type people struct {
+	names     map[uint32]string
+	processes map[int]*pb.Process
+}
+
+func newPeople() people { return people{map[uint32]string{}, map[int]*pb.Process{}} }
 
 // name is empty for a user without a name here.
 func (who people) name(uid uint32) string {
-	name, known := who[uid]
+	name, known := who.names[uid]
 	if !known {
 		if u, err := user.LookupId(strconv.FormatUint(uint64(uid), 10)); err == nil {
 			name = u.Username
 		}
-		who[uid] = name
+		who.names[uid] = name
 	}
 	return name
+}
+
+// process is the same message for each socket of a process that one look has found.
+func (who people) process(p registry.Process) *pb.Process {
+	out := who.processes[p.PID]
+	if out == nil || out.GetUid() != p.UID || out.GetCommand() != p.Command || out.GetCgroup() != p.Cgroup {
+		out = &pb.Process{
+			Pid: int32(p.PID), Command: p.Command, Uid: &p.UID, User: who.name(p.UID),
+			Cgroup: p.Cgroup, Container: p.Container, Unit: p.Unit,
+		}
+		who.processes[p.PID] = out
+	}
+	return out
 }
 
 func (who people) holder(h registry.Holder) *pb.Holder {
@@ -140,10 +158,7 @@ func (who people) holder(h registry.Holder) *pb.Holder {
 		out.Uid, out.User = &h.UID, who.name(h.UID)
 	}
 	for _, p := range h.Processes {
-		out.Processes = append(out.Processes, &pb.Process{
-			Pid: int32(p.PID), Command: p.Command, Uid: &p.UID, User: who.name(p.UID),
-			Cgroup: p.Cgroup, Container: p.Container, Unit: p.Unit,
-		})
+		out.Processes = append(out.Processes, who.process(p))
 	}
 	return out
 }

@@ -46,7 +46,7 @@ func (s *ports) Whois(ctx context.Context, req *pb.WhoisRequest) (*pb.WhoisRespo
 		out.Hidden = append(out.Hidden, fmt.Sprintf("only the first %d of %d uses are shown: ask for fewer ports", maxUses, len(uses)))
 		uses = uses[:maxUses]
 	}
-	who := people{}
+	who := newPeople()
 	for _, u := range uses {
 		out.Uses = append(out.Uses, s.use(who, u, me.Principal()))
 	}

@@ -1,8 +1,6 @@
 package rpc
 
 import (
-	"google.golang.org/protobuf/proto"
-
 	"github.com/portd/portd/internal/registry"
 	pb "github.com/portd/portd/proto/portd/v1"
 )
@@ -24,10 +22,9 @@ func (s *ports) ListPortUses(req *pb.ListPortUsesRequest, to pb.PortService_List
 	if err != nil {
 		return err
 	}
-	who, part, size := people{}, &pb.ListPortUsesResponse{}, 0
+	who, part, size := newPeople(), &pb.ListPortUsesResponse{}, 0
 	for _, u := range list.Uses {
-		use := s.use(who, u, me.Principal())
-		n := proto.Size(use)
+		use, n := s.use(who, u, me.Principal()), weight(u)
 		if len(part.Uses) == maxPartUses || size > 0 && size+n > maxPartBytes {
 			if err := to.Send(part); err != nil {
 				return err
@@ -42,6 +39,18 @@ func (s *ports) ListPortUses(req *pb.ListPortUsesRequest, to pb.PortService_List
 	}
 	part.Connections, part.Leftovers = uint32(list.Connections), uint32(list.Leftovers)
 	return to.Send(part)
+}
+
+// weight is about how many bytes a use takes. To know it exactly costs as much as to send it.
+func weight(u registry.Use) int {
+	n := 500
+	for _, h := range u.Holders {
+		n += 300 + len(h.Hidden)
+		for _, p := range h.Processes {
+			n += 100 + len(p.Cgroup) + len(p.Container) + len(p.Unit)
+		}
+	}
+	return n
 }
 
 // unseen says which sockets of a protocol the kernel does not show.

@@ -44,8 +44,8 @@ func Owners(ctx context.Context, inodes ...uint64) (owners map[uint64][]Process,
 		return nil, false, fmt.Errorf("owners of sockets: %w", err)
 	}
 	s := search{
-		proc: int(proc.Fd()), want: make(map[uint64]bool), owners: make(map[uint64][]Process),
-		names: make([]byte, 16<<10), link: make([]byte, 64),
+		proc: int(proc.Fd()), want: make(map[uint64]bool, len(inodes)), owners: make(map[uint64][]Process, len(inodes)),
+		names: make([]byte, 64<<10), link: make([]byte, 64),
 		// Process 1 is always there. Where it is not to be seen, /proc hides other users' processes (hidepid).
 		complete: slices.Contains(names, "1"),
 	}
@@ -112,15 +112,15 @@ func (s *search) look(pid int, name string) error {
 		return describeErr
 	}
 	who.PID = pid
-	for inode := range found {
+	slices.Sort(found) // a process can have a socket open more than once
+	for _, inode := range slices.Compact(found) {
 		s.owners[inode] = append(s.owners[inode], who)
 	}
 	return err
 }
 
-// sockets returns which of the wanted inodes are among the descriptors in fds, also beside an error.
-func (s *search) sockets(fds int) (map[uint64]bool, error) {
-	var found map[uint64]bool
+// sockets returns which of the wanted inodes are among the descriptors in fds, each as often as it is there, also beside an error.
+func (s *search) sockets(fds int) (found []uint64, err error) {
 	var entries []string
 	for {
 		n, err := unix.ReadDirent(fds, s.names)
@@ -137,10 +137,7 @@ func (s *search) sockets(fds int) (map[uint64]bool, error) {
 				return found, err
 			}
 			if inode, ok := socketInode(string(s.link[:n])); ok && s.want[inode] {
-				if found == nil {
-					found = make(map[uint64]bool)
-				}
-				found[inode] = true
+				found = append(found, inode)
 			}
 		}
 	}
