@@ -148,13 +148,19 @@ func endsText(l *pb.Lease) string {
 	if l.GetExpireTime() != nil {
 		return full(l.GetExpireTime())
 	}
+	if p := l.GetSpec().GetProcess(); p != nil {
+		return fmt.Sprintf("with process %d", p.GetPid())
+	}
 	return "with its session"
 }
 
 // forText says for how long a lease is.
 func forText(s *pb.LeaseSpec) string {
-	if s.GetTtl() != nil {
+	switch {
+	case s.GetTtl() != nil:
 		return "for " + s.GetTtl().AsDuration().String()
+	case s.GetProcess() != nil:
+		return fmt.Sprintf("for process %d", s.GetProcess().GetPid())
 	}
 	return "for a session"
 }

@@ -20,7 +20,7 @@ const reserveHelp = `Reserve takes ports for you, all that are asked for or none
 the kernel, so that no other program can have them, and refused to clients until
 something serves on them (portctl run, or client.Listen in Go). They stay yours until
 they are released, also when portd restarts; with --ttl until that time has passed
-without a "portctl renew".
+without a "portctl renew", with --pid until that process of yours ends.
 
 The port is a number, a range, a service name that has one port in the IANA registry,
 or "any": one of portd's choice, from --range where that is given, else from 1024 up
@@ -35,6 +35,7 @@ type reserveFlags struct {
 	name, within, request string
 	lease                 string
 	ttl                   time.Duration
+	pid                   int32
 	count                 int
 	recordOnly, listenToo bool
 }
@@ -51,15 +52,24 @@ func (c *ctl) reserveCommand() *cobra.Command {
   portctl reserve tcp/https tcp/http
   P=$(portctl reserve -q tcp any --range 20000-20999)
   portctl reserve tcp 5432 --record-only
-  portctl reserve tcp any --ttl 10m`,
+  portctl reserve tcp any --ttl 10m
+  portctl reserve tcp any --pid $$`,
 		Args:              wants(1, many, "an endpoint like tcp/8080"),
 		ValidArgsFunction: completeEndpoints,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			switch timed := cmd.Flags().Changed("ttl"); {
-			case timed && f.ttl <= 0:
+			var leases []string
+			for _, name := range []string{"ttl", "pid", "lease"} {
+				if cmd.Flags().Changed(name) {
+					leases = append(leases, "--"+name)
+				}
+			}
+			switch {
+			case len(leases) > 1:
+				return usagef("%s exclude each other: a reservation has one lease", strings.Join(leases, " and "))
+			case cmd.Flags().Changed("ttl") && f.ttl <= 0:
 				return usagef("--ttl %v is not allowed; allowed are 1s to 720h (30 days)", f.ttl)
-			case timed && f.lease != "":
-				return usagef("--ttl and --lease exclude each other: a reservation has one lease")
+			case cmd.Flags().Changed("pid") && f.pid <= 0:
+				return usagef("--pid %d is not a pid", f.pid)
 			}
 			return c.reserve(cmd.Context(), words(args), f)
 		},
@@ -73,6 +83,7 @@ func (c *ctl) reserveCommand() *cobra.Command {
 	flags.BoolVar(&f.recordOnly, "record-only", false, "do not bind: the program binds the port itself")
 	flags.BoolVar(&f.listenToo, "listen", false, "listen at once: connections wait for a program to take them")
 	flags.DurationVar(&f.ttl, "ttl", 0, "give them back after this `time`, unless they are renewed: 1s to 720h")
+	flags.Int32Var(&f.pid, "pid", 0, "give them back when this process of yours ends")
 	flags.StringVar(&f.lease, "lease", "", "give them back when this `lease` ends: the id of one that is there")
 	flags.StringVar(&f.request, "request-id", "", "makes a repeated call give the first one's answer")
 	return cmd
@@ -111,6 +122,7 @@ func (c *ctl) reserve(ctx context.Context, endpoints []string, f reserveFlags) e
 	default:
 		err = c.printReservation(res, "")
 		c.sayReserved(res, answer.GetExisted())
+		c.sayLease(res, req.GetNewLease())
 	}
 	return errors.Join(err, listenErr)
 }
@@ -127,6 +139,9 @@ func (f reserveFlags) toRequest(endpoints []string) (*pb.ReserveRequest, error) 
 	req.LeaseId = f.lease
 	if f.ttl != 0 {
 		req.NewLease = &pb.LeaseSpec{Kind: &pb.LeaseSpec_Ttl{Ttl: durationpb.New(f.ttl)}}
+	}
+	if f.pid != 0 {
+		req.NewLease = &pb.LeaseSpec{Kind: &pb.LeaseSpec_Process{Process: &pb.ProcessLease{Pid: f.pid}}}
 	}
 	if f.recordOnly {
 		req.Spec.Mode = pb.Mode_MODE_RECORDED
@@ -183,6 +198,8 @@ func reserveHint(err error, req *pb.ReserveRequest) error {
 		return try(err, "portctl show "+req.GetName())
 	case errors.Is(err, client.ErrTaken) && why != nil && yours(why.Conflict) != "":
 		return try(err, "portctl show "+yours(why.Conflict))
+	case errors.Is(err, client.ErrNotFound) && req.GetNewLease().GetProcess() != nil, why != nil && why.Reason == "PID_NAMESPACE":
+		return try(err, "portctl reserve "+strings.Join(protos, ",")+" any --ttl 10m")
 	case errors.Is(err, client.ErrNotFound) && req.GetLeaseId() != "":
 		return try(err, "portctl leases --mine")
 	case errors.Is(err, client.ErrTaken), errors.Is(err, client.ErrDenied):
@@ -236,7 +253,6 @@ func (c *ctl) sayReserved(res *pb.Reservation, existed bool) {
 	if len(res.GetAssigned()) == 1 {
 		ref = res.GetAssigned()[0].GetEndpoint().GetText()
 	}
-	defer c.sayLease(res)
 	again := ""
 	if existed {
 		again = ", and was yours before"
@@ -255,8 +271,11 @@ func (c *ctl) sayReserved(res *pb.Reservation, existed bool) {
 }
 
 // sayLease tells when it all ends, and how that is put off.
-func (c *ctl) sayLease(res *pb.Reservation) {
-	if res.GetExpireTime() != nil {
+func (c *ctl) sayLease(res *pb.Reservation, made *pb.LeaseSpec) {
+	switch {
+	case made.GetProcess() != nil:
+		c.say("until process %d ends", made.GetProcess().GetPid())
+	case res.GetExpireTime() != nil:
 		c.say("until %s; to keep it longer: portctl renew %s", full(res.GetExpireTime()), nameOrID(res))
 	}
 }

@@ -90,7 +90,7 @@ func flagError(_ *cobra.Command, err error) error {
 		return err
 	}
 	want := map[string]string{
-		"int": "a number", "int64": "a number", "uint": "a number", "uint16": "a number, 0 to 65535", "uint32": "a number",
+		"int": "a number", "int32": "a number", "int64": "a number", "uint": "a number", "uint16": "a number, 0 to 65535", "uint32": "a number",
 		"duration": "a time like 30s or 5m", "bool": "true or false",
 	}[invalid.GetFlag().Value.Type()]
 	if want == "" {

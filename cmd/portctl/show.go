@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
+	"github.com/portd/portd/client"
 	pb "github.com/portd/portd/proto/portd/v1"
 	"github.com/spf13/cobra"
 )
@@ -35,12 +37,27 @@ func (c *ctl) showCommand() *cobra.Command {
 			_, err := fmt.Fprintln(c.out, answer.GetReservation().GetId())
 			return err
 		}
-		return c.printDetails(answer.GetReservation())
+		return c.printDetails(answer.GetReservation(), leaseEnds(cmd.Context(), cl, answer.GetReservation()))
 	}
 	return cmd
 }
 
-func (c *ctl) printDetails(res *pb.Reservation) error {
+// leaseEnds says when a reservation's lease ends; where it is another's that may be only that it does.
+func leaseEnds(ctx context.Context, cl *client.Client, res *pb.Reservation) string {
+	switch {
+	case res.GetLeaseId() == "":
+		return ""
+	case res.GetExpireTime() != nil:
+		return "until " + full(res.GetExpireTime())
+	}
+	answer, err := cl.Leases.GetLease(ctx, &pb.GetLeaseRequest{LeaseId: res.GetLeaseId()})
+	if err != nil {
+		return ""
+	}
+	return "ends " + endsText(answer.GetLease())
+}
+
+func (c *ctl) printDetails(res *pb.Reservation, ends string) error {
 	t := c.table()
 	t.row("id", res.GetId())
 	t.row("name", res.GetName())
@@ -59,10 +76,6 @@ func (c *ctl) printDetails(res *pb.Reservation) error {
 		t.row("label", k+"="+res.GetLabels()[k])
 	}
 	if res.GetLeaseId() != "" {
-		ends := "until its session ends"
-		if res.GetExpireTime() != nil {
-			ends = "until " + full(res.GetExpireTime())
-		}
 		t.row("lease", res.GetLeaseId()+"  "+ends)
 	}
 	t.row("created", fmt.Sprintf("%s  revision %d", full(res.GetCreateTime()), res.GetCreateRevision()))

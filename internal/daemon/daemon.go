@@ -22,6 +22,7 @@ import (
 	"github.com/portd/portd/internal/ianadb"
 	"github.com/portd/portd/internal/paths"
 	"github.com/portd/portd/internal/peercred"
+	"github.com/portd/portd/internal/pidwatch"
 	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/registry/boltstore"
 	"github.com/portd/portd/internal/rpc"
@@ -75,6 +76,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer parts.binder.Close()
+	defer parts.pids.Close()
 	served := false
 	defer func() {
 		if !served {
@@ -235,6 +237,7 @@ func open(lns map[string]*net.UnixListener, name, network, path string) (*net.Un
 type parts struct {
 	pool     *handoff.Pool
 	binder   *binder.Binder
+	pids     *pidwatch.Watcher
 	registry *registry.Registry
 }
 
@@ -255,8 +258,11 @@ func (cfg Config) introduce(store registry.Store) (_ *parts, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if p.pids, err = pidwatch.New(log("pidwatch")); err != nil {
+		return nil, err
+	}
 	p.registry = registry.New(registry.Config{
-		Store: store, Binder: p.binder, Services: ianadb.Embedded(), Log: log("registry"),
+		Store: store, Binder: p.binder, Processes: p.pids, Services: ianadb.Embedded(), Log: log("registry"),
 		Policy: registry.Policy{UID: uint32(os.Geteuid()), FirstUnprivileged: p.binder.FirstUnprivileged()},
 		BootID: strings.TrimSpace(string(bootID)),
 		Ended:  func(res *registry.Reservation, reason string) { p.pool.Released(res.ID, reason) },

@@ -2,6 +2,8 @@ package daemon_test
 
 import (
 	"context"
+	"os/exec"
+	"sync"
 	"testing"
 	"time"
 
@@ -92,4 +94,35 @@ func TestLeaseRefused(t *testing.T) {
 	if answer(err) != "FailedPrecondition LEASE_KIND" {
 		t.Errorf("renewing a session: %v", err)
 	}
+}
+
+// A lease by a process ends with it, and not with portd.
+func TestProcessLease(t *testing.T) {
+	d, c := start(t)
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	end := sync.OnceFunc(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	t.Cleanup(end)
+	req := &pb.ReserveRequest{
+		Name: "job", Spec: spec(t, "tcp/8080"),
+		NewLease: &pb.LeaseSpec{Kind: &pb.LeaseSpec_Process{Process: &pb.ProcessLease{Pid: int32(cmd.Process.Pid)}}},
+	}
+	if _, err := c.Reservations.Reserve(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	d.Restart(t)
+	wantHeld(t, 8080)
+	w := newWatch(t, c, head(t, c)+1)
+	end()
+	expired(t, w, "job")
+	_, err := c.Reservations.Reserve(t.Context(), req)
+	if answer(err) != "NotFound NOT_FOUND" {
+		t.Errorf("by a process that has ended: %v", err)
+	}
+	reserve(t, c, "job", "tcp/8080")
 }

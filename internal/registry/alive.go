@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"fmt"
 	"time"
 )
 
@@ -18,7 +19,13 @@ const (
 // renew it. Across a reboot boot time says nothing and the wall clock decides: when portd was last seen alive the lease
 // lived, so it was over a time to live after that at the latest.
 func (r *Registry) overAtStart(before *Boot, l *lease) string {
-	if before == nil || before.ID == r.cfg.BootID {
+	rebooted := before != nil && before.ID != r.cfg.BootID
+	switch {
+	case l.Spec.Kind == ProcessLease && rebooted: // boot ids differ, and so all processes
+		return fmt.Sprintf("its process, %d, ended with the host's last boot", l.Spec.PID)
+	case l.Spec.Kind == ProcessLease:
+		return r.processOver(l)
+	case !rebooted:
 		return ""
 	}
 	if l.Spec.Kind == TTLLease && !before.Seen.IsZero() && time.Since(before.Seen) > l.Spec.TTL+seenSlack {

@@ -14,6 +14,8 @@ type lease struct {
 	streams  int             // of a session, that are open
 	deadline time.Duration   // of boot time, while it is among Registry.deadlines
 	index    int             // there; -1 where it is not
+	over     string          // why it ends, where its process has ended
+	unwatch  func()          // of a process; nil where it is not watched
 	ending   bool            // takes no more reservations, and is not renewed
 	carries  map[*entry]bool // reservations that end with it, those not yet committed included
 	done     chan struct{}   // closed when it has ended
@@ -60,6 +62,8 @@ func (r *Registry) insertLease(l *lease) {
 		}
 	case TTLLease:
 		r.schedule(l, l.Spec.TTL)
+	case ProcessLease:
+		r.scheduleProcess(l)
 	}
 }
 
@@ -99,6 +103,9 @@ func (r *Registry) revive(l *lease) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	l.ending = false
+	if l.unwatch != nil && l.over == "" { // its process runs on
+		return
+	}
 	if l.index < 0 && l.streams == 0 {
 		r.schedule(l, max(time.Second, l.deadline-r.cfg.BootTime()))
 	}
@@ -167,8 +174,14 @@ func (r *Registry) dueLeases() (due []*lease, next time.Duration) {
 // expire ends a lease that is due.
 func (r *Registry) expire(ctx context.Context, l *lease) {
 	reason := "the session was lost"
-	if l.Spec.Kind == TTLLease {
+	switch l.Spec.Kind {
+	case TTLLease:
 		reason = "it was not renewed within " + l.Spec.TTL.String()
+	case ProcessLease:
+		if reason = r.processOver(l); reason == "" {
+			r.revive(l)
+			return
+		}
 	}
 	if _, err := r.endLease(ctx, Self, l, reason, nil); err != nil && ctx.Err() == nil {
 		r.cfg.Log.Error("cannot end a lease", "lease", l.ID, "err", err)
@@ -206,7 +219,9 @@ func (r *Registry) endLease(ctx context.Context, by Principal, l *lease, reason 
 	cm := &commit{by: by}
 	cm.remember(rec)
 	cm.endLease(r, l, reason)
-	err = r.end(cm, entries, EventExpired, reason)
+	if err = r.end(cm, entries, EventExpired, reason); err == nil {
+		r.stopWatching(l)
+	}
 	out.Revision = cm.rev
 	return out, err
 }

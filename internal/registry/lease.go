@@ -33,6 +33,7 @@ type Lease struct {
 	Owner   Principal
 	Spec    LeaseSpec
 	Token   [32]byte // SHA-256 of a session's resume token; the token itself is only ever with its owner
+	Start   int64    // of a process: when it started, in clock ticks of boot time; with its pid that is unique within a boot
 	Single  bool     // made with a reservation: it ends when it carries none any more
 	Created time.Time
 
@@ -43,7 +44,7 @@ type Lease struct {
 type LeaseStatus struct {
 	*Lease
 	Connected bool
-	Expires   time.Time // zero while connected
+	Expires   time.Time // zero while connected, and where a process decides
 }
 
 // check refuses a lease that cannot be made by asking for it. Field is where the spec stands in the request.
@@ -56,7 +57,9 @@ func (s LeaseSpec) check(field string) error {
 			return invalid(field+".ttl", "%v is not allowed; allowed are %v to %.0fh (30 days)", s.TTL, MinTTL, MaxTTL.Hours())
 		}
 	case ProcessLease:
-		return &UnsupportedError{"process lease", "this portd has leases by time and by session only", "LEASE_KIND"}
+		if s.PID <= 0 {
+			return invalid(field+".process.pid", "%d is not a pid", s.PID)
+		}
 	default:
 		return invalid(field, "says nothing that ends the lease; one of ttl and process is wanted")
 	}

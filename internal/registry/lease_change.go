@@ -8,7 +8,13 @@ func (r *Registry) CreateLease(ctx context.Context, c Caller, spec LeaseSpec, re
 		if err := spec.check("spec"); err != nil {
 			return err
 		}
-		l := newLease(&Lease{ID: newID("lse_"), Owner: c.Principal(), Spec: spec})
+		l, err := r.makeLease(c, spec)
+		if err == nil {
+			err = r.watchProcess(l)
+		}
+		if err != nil {
+			return err
+		}
 		cm := &commit{by: c.Principal()}
 		r.create(cm, l)
 		if rec != nil {
@@ -16,6 +22,7 @@ func (r *Registry) CreateLease(ctx context.Context, c Caller, spec LeaseSpec, re
 		}
 		cm.remember(rec)
 		if err := r.commit(cm); err != nil {
+			r.stopWatching(l)
 			return err
 		}
 		r.mu.RLock()
@@ -32,6 +39,18 @@ func (r *Registry) CreateLease(ctx context.Context, c Caller, spec LeaseSpec, re
 		return r.leaseStatus(l), nil
 	}
 	return LeaseStatus{Lease: answered.Lease}, nil
+}
+
+// makeLease is a lease that nobody knows of yet.
+func (r *Registry) makeLease(c Caller, spec LeaseSpec) (*lease, error) {
+	rec := &Lease{ID: newID("lse_"), Owner: c.Principal(), Spec: spec}
+	if spec.Kind == ProcessLease {
+		var err error
+		if rec.Start, err = r.findProcess(c, spec.PID); err != nil {
+			return nil, err
+		}
+	}
+	return newLease(rec), nil
 }
 
 // create adds the making of a lease to a commit.

@@ -23,7 +23,7 @@ func (r *Registry) seesLease(c Caller, l *Lease) bool {
 
 func (r *Registry) leaseStatus(l *lease) LeaseStatus {
 	s := LeaseStatus{Lease: l.Lease, Connected: l.streams > 0}
-	if l.index >= 0 || l.ending {
+	if l.Spec.Kind != ProcessLease && (l.index >= 0 || l.ending) {
 		s.Expires = wallTime(l.deadline - r.cfg.BootTime())
 	}
 	return s

@@ -42,6 +42,14 @@ func (p Policy) Change(c Caller, owner Principal, act string) error {
 	return &DeniedError{c.Principal(), act, fmt.Sprintf("it belongs to %s; only its owner, root and the user that portd runs as may", owner)}
 }
 
+// LeaseProcess says whether c may have a lease that ends with a process of this user.
+func (p Policy) LeaseProcess(c Caller, pid int32, uid uint32) error {
+	if p.Admin(c) || c.UID == uid {
+		return nil
+	}
+	return &DeniedError{c.Principal(), fmt.Sprintf("lease by process %d", pid), fmt.Sprintf("it is %s's; only your own processes can end your leases", UserName(uid))}
+}
+
 // EditServices says whether c may do act to the service registry, which is everybody's.
 func (p Policy) EditServices(c Caller, act string) error {
 	if p.Admin(c) {

@@ -20,14 +20,15 @@ import (
 
 // Config is what a Registry is made of. Store, Binder and Services are needed.
 type Config struct {
-	Store    Store
-	Binder   Binder
-	Policy   Policy
-	Services *ianadb.DB                          // that portd was built with
-	BootID   string                              // of this boot of the host
-	Log      *slog.Logger                        // nil: silent
-	BootTime func() time.Duration                // what leases count; nil: CLOCK_BOOTTIME
-	Ended    func(r *Reservation, reason string) // told after a reservation has ended; nil: nobody
+	Store     Store
+	Binder    Binder
+	Policy    Policy
+	Services  *ianadb.DB                          // that portd was built with
+	Processes Processes                           // nil: no lease is by a process
+	BootID    string                              // of this boot of the host
+	Log       *slog.Logger                        // nil: silent
+	BootTime  func() time.Duration                // what leases count; nil: CLOCK_BOOTTIME
+	Ended     func(r *Reservation, reason string) // told after a reservation has ended; nil: nobody
 }
 
 // A Registry is the table of a host's ports and the only one who changes it. Its methods may be called at the same time.

@@ -49,6 +49,9 @@ func (r *Registry) release(ctx context.Context, c Caller, ref string, rec *Reque
 		}
 		return Released{}, err
 	}
+	if l != nil {
+		r.stopWatching(l)
+	}
 	out := Released{Reservation: res, Revision: cm.rev}
 	if res.Spec.Mode == Held {
 		out.StillBound = r.stillBound(ctx, c, res)

@@ -257,7 +257,10 @@ func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, na
 	}
 	var fresh *lease
 	if req.NewLease != nil {
-		fresh = newLease(&Lease{ID: newID("lse_"), Owner: c.Principal(), Spec: *req.NewLease, Single: true})
+		if fresh, err = r.makeLease(c, *req.NewLease); err != nil {
+			return nil, false, err
+		}
+		fresh.Single = true
 		res.Lease = fresh.ID
 	}
 	e := &entry{busy: make(chan struct{})}
@@ -271,6 +274,16 @@ func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, na
 			r.undo(e, res)
 		}
 	}()
+	if fresh != nil {
+		if err := r.watchProcess(fresh); err != nil {
+			return nil, false, err
+		}
+		defer func() {
+			if err != nil {
+				r.stopWatching(fresh)
+			}
+		}()
+	}
 	if err := r.takeExact(ctx, c, e, res, named); err != nil {
 		return nil, false, err
 	}
@@ -351,7 +364,7 @@ func (r *Registry) sameLease(has, want string, fresh *lease) bool {
 		return has == want
 	}
 	l := r.leases[has]
-	if l == nil || !l.Single || l.ending || l.Spec != fresh.Spec {
+	if l == nil || !l.Single || l.ending || l.Spec != fresh.Spec || l.Start != fresh.Start {
 		return false
 	}
 	if l.Spec.Kind == TTLLease {

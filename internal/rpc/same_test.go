@@ -126,7 +126,7 @@ func TestSameByBothDoors(t *testing.T) {
 			method: "POST", path: "/v1/reservations", body: `{}`, code: codes.InvalidArgument, http: http.StatusBadRequest,
 		},
 		{
-			name: "a lease that is not built",
+			name: "a lease by a process, where none are watched",
 			grpc: func(ctx context.Context) (proto.Message, error) {
 				req := exact(port)
 				req.NewLease = &pb.LeaseSpec{Kind: &pb.LeaseSpec_Process{Process: &pb.ProcessLease{Pid: 1}}}

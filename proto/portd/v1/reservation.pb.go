@@ -1737,7 +1737,7 @@ type LeaseSpec_Ttl struct {
 }
 
 type LeaseSpec_Process struct {
-	// The end of a process of the caller's.
+	// The end of a process of the caller's, or, for root and portd's own user, of any. NOT_FOUND when it does not run.
 	Process *ProcessLease `protobuf:"bytes,2,opt,name=process,proto3,oneof"`
 }
 
@@ -1753,8 +1753,9 @@ func (*LeaseSpec_Process) isLeaseSpec_Kind() {}
 func (*LeaseSpec_Session) isLeaseSpec_Kind() {}
 
 type ProcessLease struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As portd sees it: a caller in another pid namespace is FAILED_PRECONDITION (reason PID_NAMESPACE).
+	Pid           int32 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -1129,7 +1129,9 @@ type Lease struct {
 	Created        *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created,proto3" json:"created,omitempty"`
 	CreateRevision int64                  `protobuf:"varint,6,opt,name=create_revision,json=createRevision,proto3" json:"create_revision,omitempty"`
 	// It ends when it carries no reservation any more.
-	Single        bool `protobuf:"varint,7,opt,name=single,proto3" json:"single,omitempty"`
+	Single bool `protobuf:"varint,7,opt,name=single,proto3" json:"single,omitempty"`
+	// Of its process, in clock ticks of boot time (proc_pid_stat(5), field 22).
+	Start         int64 `protobuf:"varint,8,opt,name=start,proto3" json:"start,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1211,6 +1213,13 @@ func (x *Lease) GetSingle() bool {
 		return x.Single
 	}
 	return false
+}
+
+func (x *Lease) GetStart() int64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
 }
 
 // Request remembers the answer to a request that came with an id.
@@ -1926,7 +1935,7 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\tttl_nanos\x18\x02 \x01(\x03R\bttlNanos\x12\x10\n" +
 	"\x03pid\x18\x03 \x01(\x05R\x03pid\x12\x1f\n" +
 	"\vgrace_nanos\x18\x04 \x01(\x03R\n" +
-	"graceNanos\"\xe9\x01\n" +
+	"graceNanos\"\xff\x01\n" +
 	"\x05Lease\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12-\n" +
@@ -1934,7 +1943,8 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\x05token\x18\x04 \x01(\fR\x05token\x124\n" +
 	"\acreated\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12'\n" +
 	"\x0fcreate_revision\x18\x06 \x01(\x03R\x0ecreateRevision\x12\x16\n" +
-	"\x06single\x18\a \x01(\bR\x06single\"\x8f\x02\n" +
+	"\x06single\x18\a \x01(\bR\x06single\x12\x14\n" +
+	"\x05start\x18\b \x01(\x03R\x05start\"\x8f\x02\n" +
 	"\aRequest\x12\x16\n" +
 	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\tR\x06method\x12\x0e\n" +
