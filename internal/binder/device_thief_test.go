@@ -75,40 +75,52 @@ func (k kind) can(t *testing.T) bool {
 	return true
 }
 
-// TestReusePortPastADevice is about the one thief who gets in: for sockets with SO_REUSEPORT the kernel remembers the last one's
-// address, user, and not its device, and lets in who matches it without another look. One such socket on another device opens
-// the port of a hold on a device to sockets of the same user with SO_REUSEPORT; a hold on no device is in the way of the first.
+// TestReusePortPastADevice is about the one thief who gets in, with the help of a socket with SO_REUSEPORT on another device. Of the
+// last such socket the kernel remembers for TCP the address and the user, and not the device, and lets in who matches it without
+// another look. For UDP it looks no further once it has found such a socket of the same user. A hold on no device keeps out
+// the helper.
 func TestReusePortPastADevice(t *testing.T) {
 	b := open(t, binder.Config{})
 	addBridge(t, "br0")
 	for _, c := range []struct {
-		device string
-		in     bool
-	}{{"br0", true}, {"", false}} {
-		ep := at(t, "tcp4/1", port())
+		text, device string
+		in           bool
+	}{
+		{"tcp4/1", "br0", true},
+		{"tcp4/1", "", false},
+		{"udp4/1", "br0", true},
+		{"udp4/1", "", false},
+	} {
+		ep := at(t, c.text, port())
 		ep.Device = c.device
 		hold(t, b, ep)
-		thief := stranger{Type: unix.SOCK_STREAM, At: plain(ep, false).At, RP: true}
+		thief := plain(ep, false)
+		thief.Device, thief.RP = "", true
 		if fd, err := thief.try(); err == nil {
 			_ = unix.Close(fd)
 			t.Errorf("%v: thief %v got in alone", ep, thief)
 		}
 		helper := thief
 		helper.Device = "lo"
-		if fd, err := helper.try(); err == nil {
-			_ = unix.Close(fd) // what it leaves behind is enough
+		helping, err := helper.try()
+		if helps := err == nil; helps != (c.device != "") {
+			t.Errorf("%v: helper %v got in: %t (%v)", ep, helper, helps, err)
 		}
-		thief.Listen = true
+		if err == nil && ep.Proto == registry.TCP { // what it leaves behind is enough
+			_ = unix.Close(helping)
+		}
 		fd, err := thief.try()
+		if in := err == nil; in != c.in {
+			t.Errorf("%v: thief %v got in: %t (%v), want %t", ep, thief, in, err, c.in)
+		}
 		if err == nil {
-			// It does not go unseen.
 			if len(holders(t, b, ep)) != 1 {
-				t.Errorf("%v: holders are %v, want the thief", ep, holders(t, b, ep))
+				t.Errorf("%v: holders are %v, want the thief, for it does not go unseen", ep, holders(t, b, ep))
 			}
 			_ = unix.Close(fd)
 		}
-		if in := err == nil; in != c.in {
-			t.Errorf("%v: thief %v got in: %t (%v), want %t", ep, thief, in, err, c.in)
+		if helping >= 0 && ep.Proto != registry.TCP {
+			_ = unix.Close(helping)
 		}
 		release(t, b, ep)
 	}

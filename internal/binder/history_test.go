@@ -36,7 +36,7 @@ func TestHistories(t *testing.T) {
 	w := newWorld(t, b)
 	histories, steps := 30, 120
 	if os.Getenv("PORTD_LONG") != "" {
-		histories *= 50
+		histories *= 20
 	}
 	seed := rand.Uint64()
 	one := os.Getenv(envSeed)
