@@ -14,8 +14,8 @@ import (
 	"github.com/portd/portd/internal/registry"
 )
 
-// BenchmarkReserveAny has ports chosen, bound and recorded durably on a host where 100 are taken and on one where 60,000
-// are, in turns. What is taken lies in blocks of 16 all over the 65,535, each a reservation of its own, and is only
+// BenchmarkReserveAny has ports chosen, bound and recorded durably on a host where 100 are taken and on one where
+// 60,000 are, in turns. What is taken lies in blocks of 16 all over the 65,535, each a reservation of its own, and is only
 // recorded, for no process may have so many sockets.
 func BenchmarkReserveAny(b *testing.B) {
 	nstest.Need(b)

@@ -10,8 +10,8 @@ import (
 
 var ipv4Any = netip.IPv4Unspecified()
 
-// fewRefusals is after how many refusals by the kernel a choice asks which ports have sockets. To ask costs as much as some
-// hundred attempts, and most choices meet no socket at all.
+// fewRefusals is after how many refusals by the kernel a choice asks which ports have sockets. To ask costs as much as
+// some hundred attempts, and most choices meet no socket at all.
 const fewRefusals = 4
 
 // tableChunk is how many ports a choice asks the table about without letting others in.
@@ -26,8 +26,8 @@ type choice struct {
 	own   bool // from is portd's own choice, from which it leaves out what is set apart
 
 	open portSet // nobody has them, as far as is known
-	// doubtful ports have a reservation or a socket, but perhaps on another address. They come last, for to ask the table or
-	// the kernel about each takes time.
+	// doubtful ports have a reservation or a socket, but perhaps on another address. They come last, for to ask the table
+	// or the kernel about each takes time.
 	doubtful portSet
 	last     bool // they have come
 
@@ -35,8 +35,8 @@ type choice struct {
 	refusals        int
 }
 
-// choose claims and binds ports of portd's choice for a spec, and adds them to res. It is an *ExhaustedError where there
-// are none.
+// choose claims and binds ports of portd's choice for a spec, and adds them to res. The error is an *ExhaustedError where
+// there are none.
 func (r *Registry) choose(ctx context.Context, c Caller, e *entry, res *Reservation, s EndpointSpec) error {
 	ch := r.newChoice(s)
 	for {

@@ -113,6 +113,7 @@ func (r *Registry) commitBatch(batch []*commit) {
 		oldest = last.Revision - keepEvents
 		last.Compact = oldest
 	}
+	var watched chan struct{}
 	err := r.cfg.Store.Commit(context.Background(), base, changes)
 	if err != nil {
 		r.cfg.Log.Error("cannot write to the store; the changes are undone", "err", err, "changes", len(batch))
@@ -126,10 +127,14 @@ func (r *Registry) commitBatch(batch []*commit) {
 			}
 		}
 		r.remember(changes)
+		watched, r.changed = r.changed, make(chan struct{})
 		r.mu.Unlock()
 	}
 	for _, c := range batch {
 		c.done() <- err
+	}
+	if watched != nil {
+		close(watched) // only now: who is woken first runs first, and there may be many watchers
 	}
 }
 
@@ -152,7 +157,7 @@ func stamp(rec Record, rev Revision, now time.Time) {
 	}
 }
 
-// remember keeps changes for watchers and wakes them. mu is held.
+// remember keeps changes for watchers. mu is held.
 func (r *Registry) remember(changes []Change) {
 	for _, ch := range changes {
 		r.recent = append(r.recent, Change{Revision: ch.Revision, Time: ch.Time, Events: ch.Events})
@@ -160,6 +165,4 @@ func (r *Registry) remember(changes []Change) {
 	if n := len(r.recent) - keepRecent; n > keepRecent {
 		r.recent = append([]Change(nil), r.recent[n:]...)
 	}
-	close(r.changed)
-	r.changed = make(chan struct{})
 }

@@ -98,21 +98,38 @@ func (r *Registry) List(_ context.Context, _ Caller, f Filter, p Page) (List[*Re
 	if err != nil {
 		return List[*Reservation]{}, err
 	}
+	out := List[*Reservation]{Revision: at.revision, StoreID: r.storeID}
+	for {
+		some := r.created(at.after)
+		if len(some) == 0 {
+			return out, nil
+		}
+		for _, res := range some {
+			if !f.Match(res) {
+				continue
+			}
+			if len(out.Items) == p.size() {
+				out.Next = at.next(out.Items[len(out.Items)-1].CreateRevision)
+				return out, nil
+			}
+			out.Items = append(out.Items, res)
+		}
+		at.after = some[len(some)-1].CreateRevision
+	}
+}
+
+// created are the first reservations created after a revision: few, so that a list, whose filter may let nothing pass,
+// holds up no writer.
+func (r *Registry) created(after Revision) []*Reservation {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	out := List[*Reservation]{Revision: at.revision, StoreID: r.storeID}
-	i, _ := r.place(at.after + 1)
-	for _, e := range r.order[i:] {
-		if !f.Match(e.res) {
-			continue
-		}
-		if len(out.Items) == p.size() {
-			out.Next = at.next(out.Items[len(out.Items)-1].CreateRevision)
-			break
-		}
-		out.Items = append(out.Items, e.res)
+	i, _ := r.place(after + 1)
+	entries := r.order[i:min(len(r.order), i+MaxPage+1)]
+	some := make([]*Reservation, len(entries))
+	for i, e := range entries {
+		some[i] = e.res
 	}
-	return out, nil
+	return some
 }
 
 // Get is the reservation that ref means: an id, a name, or an endpoint with its protocol.

@@ -77,8 +77,8 @@ func (s *portSet) nth(n int) uint16 {
 	return uint16(w*64 + bits.TrailingZeros64(rest))
 }
 
-// runs makes s the ports at which runs of n begin that lie in s wholly. It doubles what it knows: where runs of k begin at
-// p and at p+k, one of 2k begins at p.
+// runs makes s the ports at which runs of n begin that lie in s wholly. It doubles what it knows: where runs of k begin
+// at p and at p+k, one of 2k begins at p.
 func (s *portSet) runs(n int) {
 	for have := 1; have < n; {
 		shift := min(have, n-have)
@@ -89,7 +89,7 @@ func (s *portSet) runs(n int) {
 			}
 			return 0
 		}
-		for w := range s { // reads ahead only of what it has written
+		for w := range s { // what it reads lies ahead of what it has written
 			s[w] &= at(w+word)>>bit | at(w+word+1)<<(64-bit)
 		}
 		have += shift

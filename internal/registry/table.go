@@ -11,8 +11,8 @@ type space struct {
 	proto Protocol
 }
 
-// claims are what is claimed in a space. The sets spare a choice of ports the question port by port: they may rule a port
-// out, but it is the claims that decide where two addresses share one.
+// claims are what is claimed in a space. The sets spare a choice of ports the question port by port: they may rule a
+// port out, but it is the claims that decide where two addresses share one.
 type claims struct {
 	at    map[uint16][]claim
 	any   portSet // have a claim

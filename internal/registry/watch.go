@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"slices"
 	"time"
 )
 
@@ -53,7 +54,7 @@ func (r *Registry) Watch(ctx context.Context, c Caller, w WatchRequest, send fun
 	defer progress.Stop()
 	for {
 		var err error
-		if next, err = r.catchUp(ctx, c, w.Filter, next, rev, send); err != nil {
+		if next, err = r.catchUp(ctx, c, &w.Filter, next, rev, send); err != nil {
 			return err
 		}
 		select {
@@ -78,7 +79,7 @@ func (r *Registry) head() (rev, oldest Revision, changed <-chan struct{}) {
 }
 
 // catchUp sends the changes from next to rev, and returns what comes after them.
-func (r *Registry) catchUp(ctx context.Context, c Caller, f Filter, next, rev Revision, send func(string, Change) error) (Revision, error) {
+func (r *Registry) catchUp(ctx context.Context, c Caller, f *Filter, next, rev Revision, send func(string, Change) error) (Revision, error) {
 	one := func(ch Change) error {
 		next = ch.Revision + 1
 		if ch.Events = r.events(c, f, ch.Events); len(ch.Events) == 0 {
@@ -119,33 +120,45 @@ func (r *Registry) remembered(from Revision) []Change {
 	return r.recent[from-r.recent[0].Revision:]
 }
 
-// events are those that a filter selects and the caller may see: of reservations and services all, of leases its own.
-func (r *Registry) events(c Caller, f Filter, all []Event) []Event {
-	var some []Event
-	for _, ev := range all {
-		switch {
-		case ev.Reservation != nil && f.Match(ev.Reservation):
-		case ev.Lease != nil && f.matchLease(ev.Lease) && r.seesLease(c, ev.Lease):
-		case (ev.Service != nil || ev.Edition != nil) && f.matchServices(ev.Caller):
-		default:
+// events are those that a filter selects and the caller may see: of reservations and services all, of leases its own. It is
+// asked of every change for every watcher, most of whom want all of it, and that without a copy.
+func (r *Registry) events(c Caller, f *Filter, all []Event) []Event {
+	for i := range all {
+		if r.shows(c, f, &all[i]) {
 			continue
 		}
-		some = append(some, ev)
+		some := slices.Clone(all[:i])
+		for _, ev := range all[i+1:] {
+			if r.shows(c, f, &ev) {
+				some = append(some, ev)
+			}
+		}
+		return some
 	}
-	return some
+	return all
+}
+
+func (r *Registry) shows(c Caller, f *Filter, ev *Event) bool {
+	switch {
+	case ev.Reservation != nil:
+		return f.Owner == "" && f.Lease == "" && f.anyEndpoint() || f.Match(ev.Reservation)
+	case ev.Lease != nil:
+		return f.matchLease(ev.Lease) && r.seesLease(c, ev.Lease)
+	}
+	return (ev.Service != nil || ev.Edition != nil) && f.matchServices(ev.Caller)
 }
 
 // matchLease: a lease has no endpoints to match.
-func (f Filter) matchLease(l *Lease) bool {
+func (f *Filter) matchLease(l *Lease) bool {
 	return (f.Owner == "" || f.Owner == l.Owner) && (f.Lease == "" || f.Lease == l.ID) && f.anyEndpoint()
 }
 
 // matchServices: a change of the service registry has nothing to match but who made it.
-func (f Filter) matchServices(by Principal) bool {
+func (f *Filter) matchServices(by Principal) bool {
 	return (f.Owner == "" || f.Owner == by) && f.Lease == "" && f.anyEndpoint()
 }
 
 // anyEndpoint says whether f has nothing to match against endpoints and labels.
-func (f Filter) anyEndpoint() bool {
+func (f *Filter) anyEndpoint() bool {
 	return f.Proto == 0 && f.Ports == (PortRange{}) && len(f.Labels) == 0 && len(f.States) == 0 && f.Netns == ""
 }
