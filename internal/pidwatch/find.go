@@ -41,10 +41,8 @@ func open(pid int32) (fd int, s snapshot, err error) {
 		return -1, s, noProcess(pid)
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT): // of a thread; the errno depends on the kernel's age
 		return -1, s, noProcess(pid)
-	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
-		return -1, s, fmt.Errorf("watch process %d: %w: %w", pid, registry.ErrExhausted, err)
 	case err != nil:
-		return -1, s, fmt.Errorf("watch process %d: %w", pid, err)
+		return -1, s, failure(pid, err)
 	}
 	s, err = look(pid)
 	// Only if it still runs was it this one that /proc told of.
@@ -53,9 +51,23 @@ func open(pid int32) (fd int, s snapshot, err error) {
 	}
 	if err != nil {
 		_ = unix.Close(fd)
-		return -1, s, err
+		return -1, s, failure(pid, err)
 	}
 	return fd, s, nil
+}
+
+// failure says of an error what it was about, and that it is for want of descriptors (EMFILE, ENFILE) or of room in the
+// epolls of this user (ENOSPC, epoll(7)), where it is.
+func failure(pid int32, err error) error {
+	if errors.Is(err, registry.ErrNotFound) {
+		return err
+	}
+	for _, want := range []error{unix.EMFILE, unix.ENFILE, unix.ENOSPC} {
+		if errors.Is(err, want) {
+			return fmt.Errorf("watch process %d: %w: %w", pid, registry.ErrExhausted, err)
+		}
+	}
+	return fmt.Errorf("watch process %d: %w", pid, err)
 }
 
 func look(pid int32) (s snapshot, err error) {

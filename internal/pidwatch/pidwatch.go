@@ -109,7 +109,7 @@ func (w *Watcher) add(id identity) (*process, error) {
 	})
 	if err != nil {
 		_ = unix.Close(fd)
-		return nil, fmt.Errorf("watch process %d: %w", id.pid, err)
+		return nil, failure(id.pid, err)
 	}
 	w.watched[id], w.byFD[fd] = p, p
 	return p, nil

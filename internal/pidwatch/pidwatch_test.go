@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/portd/portd/internal/pidwatch"
 	"github.com/portd/portd/internal/registry"
@@ -134,6 +135,32 @@ func TestFindRefuses(t *testing.T) {
 	hidden.PID = 0 // as the kernel says it of a caller whose pid namespace is not ours or below it
 	if _, _, err := w.Find(hidden, int32(os.Getpid())); !errors.Is(err, registry.ErrUnsupported) {
 		t.Errorf("a caller that cannot be seen: got %v, want ErrUnsupported", err)
+	}
+}
+
+// Where no descriptor is left that is said, and harms nothing.
+func TestOutOfDescriptors(t *testing.T) {
+	pid, _, _ := sleeper(t)
+	w := newWatcher(t)
+	start := find(t, w, pid)
+	var whole unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &whole); err != nil {
+		t.Fatal(err)
+	}
+	none := whole
+	none.Cur = 3
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &none); err != nil {
+		t.Fatal(err)
+	}
+	_, err := w.Watch(pid, start, func() {})
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &whole); err != nil {
+		t.Fatal(err)
+	}
+	if !errors.Is(err, registry.ErrExhausted) {
+		t.Errorf("got %v, want ErrExhausted", err)
+	}
+	if _, err := w.Watch(pid, start, func() {}); err != nil {
+		t.Errorf("when there are some again: %v", err)
 	}
 }
 
