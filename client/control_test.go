@@ -174,8 +174,8 @@ func TestErrors(t *testing.T) {
 	}
 	defer foreign.Close()
 	foreignPort := uint32(foreign.Addr().(*net.TCPAddr).Port)
-	leased := anyPort()
-	leased.NewLease = &pb.LeaseSpec{Kind: &pb.LeaseSpec_Process{Process: &pb.ProcessLease{Pid: 1}}}
+	elsewhere := anyPort()
+	elsewhere.Spec.Endpoints[0].Netns = "elsewhere"
 	once := anyPort()
 	once.RequestId = "once"
 	if _, err := c.Reservations.Reserve(t.Context(), once); err != nil {
@@ -201,7 +201,7 @@ func TestErrors(t *testing.T) {
 		{"in use", reserve(t.Context(), exactly(foreignPort)), client.ErrTaken, "IN_USE"},
 		{"port 70000", reserve(t.Context(), exactly(70000)), client.ErrInvalid, "INVALID_ARGUMENT"},
 		{"a request id again", reserve(t.Context(), again), client.ErrInvalid, "REQUEST_ID_REUSED"},
-		{"a lease that is not built", reserve(t.Context(), leased), client.ErrUnsupported, "LEASE_KIND"},
+		{"another network namespace", reserve(t.Context(), elsewhere), client.ErrUnsupported, "NETNS"},
 		{"canceled", reserve(ended, anyPort()), context.Canceled, ""},
 		{"too late", reserve(late, anyPort()), context.DeadlineExceeded, ""},
 		{"not found", func() error {
