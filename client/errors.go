@@ -77,6 +77,11 @@ func (l *line) explain(err error) error {
 		return err
 	}
 	st, ok := status.FromError(err)
+	if !ok && errors.Is(err, io.EOF) {
+		// The last of several attempts was answered before it was sent. gRPC does not tell with what, but there would have
+		// been no second attempt had it not been this.
+		st, ok = status.New(codes.Unavailable, err.Error()), true
+	}
 	if !ok {
 		return err
 	}

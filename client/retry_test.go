@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"errors"
+	"io"
 	"net"
 	"path/filepath"
 	"strings"
@@ -53,7 +54,8 @@ func TestRepeated(t *testing.T) {
 		"UndoImport":     func() error { _, err := services.UndoImport(ctx, &pb.UndoImportRequest{}); return err },
 		"ImportServices": func() error { _, err := c.ImportServices(ctx, strings.NewReader("x"), nil); return err },
 	} {
-		if err := call(); !errors.Is(err, client.ErrUnavailable) {
+		// This server answers before it has read the request, which gRPC sometimes notices while it sends that.
+		if err := call(); !errors.Is(err, client.ErrUnavailable) || errors.Is(err, io.EOF) {
 			t.Errorf("%s: %v", method, err)
 		}
 	}
