@@ -59,7 +59,20 @@ func TestRefused(t *testing.T) {
 			}
 		}
 	}
-	page := os.Getpagesize()
+	page, used := os.Getpagesize(), int64(0)
+	db, err := bolt.Open(good, 0, &bolt.Options{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.View(func(tx *bolt.Tx) error {
+		used = tx.Size() // bbolt lets the file be longer than that
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		name string
 		make func(*testing.T, string)
@@ -75,7 +88,7 @@ func TestRefused(t *testing.T) {
 		{"cut off in the first page", write(whole[:100]), ErrForeign, ""},
 		{"cut off after the first page", write(whole[:page+100]), ErrDamaged, ""},
 		{"cut off after the meta pages", write(whole[:2*page]), ErrDamaged, "cut off after"},
-		{"cut off before the last page", write(whole[:len(whole)-8*page]), ErrDamaged, "cut off after"},
+		{"cut off before the last page", write(whole[:used-int64(page)]), ErrDamaged, "cut off after"},
 		{"without meta pages", write(append(make([]byte, 2*page), whole[2*page:]...)), ErrForeign, ""},
 		{"a directory", func(t *testing.T, path string) {
 			if err := os.Mkdir(path, 0o700); err != nil {
