@@ -128,6 +128,7 @@ func TestSameNumbers(t *testing.T) {
 		pb.EventType_EVENT_TYPE_SERVICE_EDITED:    registry.EventServiceEdited,
 		pb.EventType_EVENT_TYPE_SERVICE_REMOVED:   registry.EventServiceRemoved,
 		pb.EventType_EVENT_TYPE_REGISTRY_REPLACED: registry.EventRegistryReplaced,
+		pb.EventType_EVENT_TYPE_UPDATED:           registry.EventUpdated,
 	} {
 		if have != pb.EventType(want) {
 			t.Errorf("%v is %d in the registry", have, want)

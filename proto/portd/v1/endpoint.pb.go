@@ -383,11 +383,20 @@ func (*EndpointSpec_Service) isEndpointSpec_Choice() {}
 // AnyPorts leaves the choice of the port to portd.
 type AnyPorts struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Choose from here; empty means portd's own choice of range: from 1024 up, outside the kernel's ephemeral range and
-	// 30000-32767, unassigned by IANA.
+	// Choose from here, whatever the ports are otherwise for; with a pool, from what the pool has of it. Empty means the whole
+	// pool.
 	Within *PortRange `protobuf:"bytes,1,opt,name=within,proto3" json:"within,omitempty"`
 	// How many contiguous ports; 0 means 1.
-	Count         uint32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	Count uint32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	// A pool of portd's policy file (PortService.ListPools). Empty means the pool "default", unless within is given.
+	Pool string `protobuf:"bytes,3,opt,name=pool,proto3" json:"pool,omitempty"`
+	// Tried before all others, wherever it lies. What stood in its way is answered (ReserveResponse.passed_over).
+	//
+	// Types that are valid to be assigned to Prefer:
+	//
+	//	*AnyPorts_PreferService
+	//	*AnyPorts_PreferPort
+	Prefer        isAnyPorts_Prefer `protobuf_oneof:"prefer"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -435,6 +444,56 @@ func (x *AnyPorts) GetCount() uint32 {
 	}
 	return 0
 }
+
+func (x *AnyPorts) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *AnyPorts) GetPrefer() isAnyPorts_Prefer {
+	if x != nil {
+		return x.Prefer
+	}
+	return nil
+}
+
+func (x *AnyPorts) GetPreferService() string {
+	if x != nil {
+		if x, ok := x.Prefer.(*AnyPorts_PreferService); ok {
+			return x.PreferService
+		}
+	}
+	return ""
+}
+
+func (x *AnyPorts) GetPreferPort() uint32 {
+	if x != nil {
+		if x, ok := x.Prefer.(*AnyPorts_PreferPort); ok {
+			return x.PreferPort
+		}
+	}
+	return 0
+}
+
+type isAnyPorts_Prefer interface {
+	isAnyPorts_Prefer()
+}
+
+type AnyPorts_PreferService struct {
+	// The port that the service registry gives this service for the protocols asked for.
+	PreferService string `protobuf:"bytes,4,opt,name=prefer_service,json=preferService,proto3,oneof"`
+}
+
+type AnyPorts_PreferPort struct {
+	// The first port.
+	PreferPort uint32 `protobuf:"varint,5,opt,name=prefer_port,json=preferPort,proto3,oneof"`
+}
+
+func (*AnyPorts_PreferService) isAnyPorts_Prefer() {}
+
+func (*AnyPorts_PreferPort) isAnyPorts_Prefer() {}
 
 // BindOptions are the socket options that bind() decides on; they cannot be changed later.
 type BindOptions struct {
@@ -590,10 +649,15 @@ const file_portd_v1_endpoint_proto_rawDesc = "" +
 	"\x05exact\x18\x06 \x01(\v2\x13.portd.v1.PortRangeH\x00R\x05exact\x12&\n" +
 	"\x03any\x18\a \x01(\v2\x12.portd.v1.AnyPortsH\x00R\x03any\x12\x1a\n" +
 	"\aservice\x18\b \x01(\tH\x00R\aserviceB\b\n" +
-	"\x06choice\"M\n" +
+	"\x06choice\"\xb7\x01\n" +
 	"\bAnyPorts\x12+\n" +
 	"\x06within\x18\x01 \x01(\v2\x13.portd.v1.PortRangeR\x06within\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\rR\x05count\"a\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\x12\x12\n" +
+	"\x04pool\x18\x03 \x01(\tR\x04pool\x12'\n" +
+	"\x0eprefer_service\x18\x04 \x01(\tH\x00R\rpreferService\x12!\n" +
+	"\vprefer_port\x18\x05 \x01(\rH\x00R\n" +
+	"preferPortB\b\n" +
+	"\x06prefer\"a\n" +
 	"\vBindOptions\x12\x1a\n" +
 	"\bfreebind\x18\x01 \x01(\bR\bfreebind\x12 \n" +
 	"\vtransparent\x18\x02 \x01(\bR\vtransparent\x12\x14\n" +
@@ -659,6 +723,10 @@ func file_portd_v1_endpoint_proto_init() {
 		(*EndpointSpec_Exact)(nil),
 		(*EndpointSpec_Any)(nil),
 		(*EndpointSpec_Service)(nil),
+	}
+	file_portd_v1_endpoint_proto_msgTypes[3].OneofWrappers = []any{
+		(*AnyPorts_PreferService)(nil),
+		(*AnyPorts_PreferPort)(nil),
 	}
 	file_portd_v1_endpoint_proto_msgTypes[5].OneofWrappers = []any{}
 	type x struct{}

@@ -12,6 +12,7 @@ import (
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -226,7 +227,9 @@ type WhoisResponse struct {
 	// Who has the ports of the answer here, now.
 	Uses []*PortUse `protobuf:"bytes,2,rep,name=uses,proto3" json:"uses,omitempty"`
 	// What kept portd from seeing more, as sentences; empty where it saw everything.
-	Hidden        []string `protobuf:"bytes,3,rep,name=hidden,proto3" json:"hidden,omitempty"`
+	Hidden []string `protobuf:"bytes,3,rep,name=hidden,proto3" json:"hidden,omitempty"`
+	// What this host's NAT rules do with these ports, before any socket sees it.
+	Redirects     []*Redirect `protobuf:"bytes,4,rep,name=redirects,proto3" json:"redirects,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -282,6 +285,95 @@ func (x *WhoisResponse) GetHidden() []string {
 	return nil
 }
 
+func (x *WhoisResponse) GetRedirects() []*Redirect {
+	if x != nil {
+		return x.Redirects
+	}
+	return nil
+}
+
+// Redirect is a NAT rule of this host that sends what arrives at some ports elsewhere, past the sockets that have them:
+// Docker's published ports, kube-proxy's services, an administrator's own.
+type Redirect struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Protocol Protocol               `protobuf:"varint,1,opt,name=protocol,proto3,enum=portd.v1.Protocol" json:"protocol,omitempty"`
+	// Of the destination as it arrives.
+	Ports *PortRange `protobuf:"bytes,2,opt,name=ports,proto3" json:"ports,omitempty"`
+	// The address that it must be for; empty means any.
+	Address string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	// Where it goes: "172.17.0.2:80", or ":8443" for another port of this host. Empty where that is not to be seen.
+	To string `protobuf:"bytes,4,opt,name=to,proto3" json:"to,omitempty"`
+	// Where the rule stands: "nftables ip nat DOCKER".
+	Rule          string `protobuf:"bytes,5,opt,name=rule,proto3" json:"rule,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Redirect) Reset() {
+	*x = Redirect{}
+	mi := &file_portd_v1_port_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Redirect) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Redirect) ProtoMessage() {}
+
+func (x *Redirect) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_port_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
+func (*Redirect) Descriptor() ([]byte, []int) {
+	return file_portd_v1_port_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Redirect) GetProtocol() Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return Protocol_PROTOCOL_UNSPECIFIED
+}
+
+func (x *Redirect) GetPorts() *PortRange {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *Redirect) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Redirect) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *Redirect) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
 // PortUse is one use of a port on this host: a reservation, or a socket that portd does not own.
 type PortUse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -297,7 +389,7 @@ type PortUse struct {
 
 func (x *PortUse) Reset() {
 	*x = PortUse{}
-	mi := &file_portd_v1_port_proto_msgTypes[2]
+	mi := &file_portd_v1_port_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -309,7 +401,7 @@ func (x *PortUse) String() string {
 func (*PortUse) ProtoMessage() {}
 
 func (x *PortUse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_port_proto_msgTypes[2]
+	mi := &file_portd_v1_port_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -322,7 +414,7 @@ func (x *PortUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortUse.ProtoReflect.Descriptor instead.
 func (*PortUse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_port_proto_rawDescGZIP(), []int{2}
+	return file_portd_v1_port_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *PortUse) GetEndpoint() *Endpoint {
@@ -388,14 +480,18 @@ type ReservationUse struct {
 	// Workers attached to it.
 	Workers uint32 `protobuf:"varint,7,opt,name=workers,proto3" json:"workers,omitempty"`
 	// Where the endpoint is lost or only recorded: whose sockets have it.
-	Holders       []*Holder `protobuf:"bytes,8,rep,name=holders,proto3" json:"holders,omitempty"`
+	Holders []*Holder `protobuf:"bytes,8,rep,name=holders,proto3" json:"holders,omitempty"`
+	// What ends it by itself, in words: "ttl 10m0s", "process 812 (make)", "session"; empty where nothing does.
+	Lease string `protobuf:"bytes,9,opt,name=lease,proto3" json:"lease,omitempty"`
+	// When its lease ends unless it is renewed; absent where no time is set.
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReservationUse) Reset() {
 	*x = ReservationUse{}
-	mi := &file_portd_v1_port_proto_msgTypes[3]
+	mi := &file_portd_v1_port_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -407,7 +503,7 @@ func (x *ReservationUse) String() string {
 func (*ReservationUse) ProtoMessage() {}
 
 func (x *ReservationUse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_port_proto_msgTypes[3]
+	mi := &file_portd_v1_port_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -420,7 +516,7 @@ func (x *ReservationUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReservationUse.ProtoReflect.Descriptor instead.
 func (*ReservationUse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_port_proto_rawDescGZIP(), []int{3}
+	return file_portd_v1_port_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ReservationUse) GetId() string {
@@ -479,6 +575,20 @@ func (x *ReservationUse) GetHolders() []*Holder {
 	return nil
 }
 
+func (x *ReservationUse) GetLease() string {
+	if x != nil {
+		return x.Lease
+	}
+	return ""
+}
+
+func (x *ReservationUse) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
 // Holder is a socket that portd does not own, and whose it is as far as the caller may see.
 type Holder struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -501,7 +611,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_portd_v1_port_proto_msgTypes[4]
+	mi := &file_portd_v1_port_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -513,7 +623,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_port_proto_msgTypes[4]
+	mi := &file_portd_v1_port_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -526,7 +636,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_portd_v1_port_proto_rawDescGZIP(), []int{4}
+	return file_portd_v1_port_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Holder) GetEndpoint() *Endpoint {
@@ -600,7 +710,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_portd_v1_port_proto_msgTypes[5]
+	mi := &file_portd_v1_port_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -612,7 +722,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_port_proto_msgTypes[5]
+	mi := &file_portd_v1_port_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -625,7 +735,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_portd_v1_port_proto_rawDescGZIP(), []int{5}
+	return file_portd_v1_port_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Process) GetPid() int32 {
@@ -689,7 +799,7 @@ type PortConflict struct {
 
 func (x *PortConflict) Reset() {
 	*x = PortConflict{}
-	mi := &file_portd_v1_port_proto_msgTypes[6]
+	mi := &file_portd_v1_port_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -701,7 +811,7 @@ func (x *PortConflict) String() string {
 func (*PortConflict) ProtoMessage() {}
 
 func (x *PortConflict) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_port_proto_msgTypes[6]
+	mi := &file_portd_v1_port_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -714,7 +824,7 @@ func (x *PortConflict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortConflict.ProtoReflect.Descriptor instead.
 func (*PortConflict) Descriptor() ([]byte, []int) {
-	return file_portd_v1_port_proto_rawDescGZIP(), []int{6}
+	return file_portd_v1_port_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PortConflict) GetWanted() *Endpoint {
@@ -747,7 +857,7 @@ type ListFreePortsRequest struct {
 
 func (x *ListFreePortsRequest) Reset() {
 	*x = ListFreePortsRequest{}
-	mi := &file_portd_v1_port_proto_msgTypes[7]
+	mi := &file_portd_v1_port_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -759,7 +869,7 @@ func (x *ListFreePortsRequest) String() string {
 func (*ListFreePortsRequest) ProtoMessage() {}
 
 func (x *ListFreePortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_port_proto_msgTypes[7]
+	mi := &file_portd_v1_port_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -772,7 +882,7 @@ func (x *ListFreePortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFreePortsRequest.ProtoReflect.Descriptor instead.
 func (*ListFreePortsRequest) Descriptor() ([]byte, []int) {
-	return file_portd_v1_port_proto_rawDescGZIP(), []int{7}
+	return file_portd_v1_port_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListFreePortsRequest) GetProtocols() []Protocol {
@@ -828,7 +938,7 @@ type ListFreePortsResponse struct {
 
 func (x *ListFreePortsResponse) Reset() {
 	*x = ListFreePortsResponse{}
-	mi := &file_portd_v1_port_proto_msgTypes[8]
+	mi := &file_portd_v1_port_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +950,7 @@ func (x *ListFreePortsResponse) String() string {
 func (*ListFreePortsResponse) ProtoMessage() {}
 
 func (x *ListFreePortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_port_proto_msgTypes[8]
+	mi := &file_portd_v1_port_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +963,7 @@ func (x *ListFreePortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFreePortsResponse.ProtoReflect.Descriptor instead.
 func (*ListFreePortsResponse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_port_proto_rawDescGZIP(), []int{8}
+	return file_portd_v1_port_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListFreePortsResponse) GetRanges() []*PortRange {
@@ -928,7 +1038,7 @@ type ListPortUsesRequest struct {
 
 func (x *ListPortUsesRequest) Reset() {
 	*x = ListPortUsesRequest{}
-	mi := &file_portd_v1_port_proto_msgTypes[9]
+	mi := &file_portd_v1_port_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +1050,7 @@ func (x *ListPortUsesRequest) String() string {
 func (*ListPortUsesRequest) ProtoMessage() {}
 
 func (x *ListPortUsesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_port_proto_msgTypes[9]
+	mi := &file_portd_v1_port_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +1063,7 @@ func (x *ListPortUsesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortUsesRequest.ProtoReflect.Descriptor instead.
 func (*ListPortUsesRequest) Descriptor() ([]byte, []int) {
-	return file_portd_v1_port_proto_rawDescGZIP(), []int{9}
+	return file_portd_v1_port_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListPortUsesRequest) GetProtocols() []Protocol {
@@ -990,15 +1100,17 @@ type ListPortUsesResponse struct {
 	// The rest is in the last part alone. What kept portd from seeing more, as sentences; empty where it saw everything.
 	Hidden []string `protobuf:"bytes,2,rep,name=hidden,proto3" json:"hidden,omitempty"`
 	// Sockets of connections, and of closed ones that the kernel still remembers, that are not portd's.
-	Connections   uint32 `protobuf:"varint,3,opt,name=connections,proto3" json:"connections,omitempty"`
-	Leftovers     uint32 `protobuf:"varint,4,opt,name=leftovers,proto3" json:"leftovers,omitempty"`
+	Connections uint32 `protobuf:"varint,3,opt,name=connections,proto3" json:"connections,omitempty"`
+	Leftovers   uint32 `protobuf:"varint,4,opt,name=leftovers,proto3" json:"leftovers,omitempty"`
+	// As in WhoisResponse.
+	Redirects     []*Redirect `protobuf:"bytes,5,rep,name=redirects,proto3" json:"redirects,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListPortUsesResponse) Reset() {
 	*x = ListPortUsesResponse{}
-	mi := &file_portd_v1_port_proto_msgTypes[10]
+	mi := &file_portd_v1_port_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1122,7 @@ func (x *ListPortUsesResponse) String() string {
 func (*ListPortUsesResponse) ProtoMessage() {}
 
 func (x *ListPortUsesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_port_proto_msgTypes[10]
+	mi := &file_portd_v1_port_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,7 +1135,7 @@ func (x *ListPortUsesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortUsesResponse.ProtoReflect.Descriptor instead.
 func (*ListPortUsesResponse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_port_proto_rawDescGZIP(), []int{10}
+	return file_portd_v1_port_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListPortUsesResponse) GetUses() []*PortUse {
@@ -1054,11 +1166,275 @@ func (x *ListPortUsesResponse) GetLeftovers() uint32 {
 	return 0
 }
 
+func (x *ListPortUsesResponse) GetRedirects() []*Redirect {
+	if x != nil {
+		return x.Redirects
+	}
+	return nil
+}
+
+type ListPoolsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only this one; NOT_FOUND where there is none. Empty means all.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPoolsRequest) Reset() {
+	*x = ListPoolsRequest{}
+	mi := &file_portd_v1_port_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPoolsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPoolsRequest) ProtoMessage() {}
+
+func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_port_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
+func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
+	return file_portd_v1_port_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ListPoolsRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ListPoolsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Pools []*Pool                `protobuf:"bytes,1,rep,name=pools,proto3" json:"pools,omitempty"`
+	// The policy file they are from; empty where there is none.
+	PolicyFile    string `protobuf:"bytes,2,opt,name=policy_file,json=policyFile,proto3" json:"policy_file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPoolsResponse) Reset() {
+	*x = ListPoolsResponse{}
+	mi := &file_portd_v1_port_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPoolsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPoolsResponse) ProtoMessage() {}
+
+func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_port_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
+func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
+	return file_portd_v1_port_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ListPoolsResponse) GetPools() []*Pool {
+	if x != nil {
+		return x.Pools
+	}
+	return nil
+}
+
+func (x *ListPoolsResponse) GetPolicyFile() string {
+	if x != nil {
+		return x.PolicyFile
+	}
+	return ""
+}
+
+// Pool is where ports of portd's choice come from.
+type Pool struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Ports []*PoolPorts           `protobuf:"bytes,2,rep,name=ports,proto3" json:"ports,omitempty"`
+	// "random", "lowest" or "next".
+	Strategy string `protobuf:"bytes,3,opt,name=strategy,proto3" json:"strategy,omitempty"`
+	// How long a released port is kept from other owners.
+	Quarantine    *durationpb.Duration `protobuf:"bytes,4,opt,name=quarantine,proto3" json:"quarantine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pool) Reset() {
+	*x = Pool{}
+	mi := &file_portd_v1_port_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pool) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pool) ProtoMessage() {}
+
+func (x *Pool) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_port_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pool.ProtoReflect.Descriptor instead.
+func (*Pool) Descriptor() ([]byte, []int) {
+	return file_portd_v1_port_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Pool) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Pool) GetPorts() []*PoolPorts {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *Pool) GetStrategy() string {
+	if x != nil {
+		return x.Strategy
+	}
+	return ""
+}
+
+func (x *Pool) GetQuarantine() *durationpb.Duration {
+	if x != nil {
+		return x.Quarantine
+	}
+	return nil
+}
+
+// PoolPorts is what a pool has of one protocol.
+type PoolPorts struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Protocol Protocol               `protobuf:"varint,1,opt,name=protocol,proto3,enum=portd.v1.Protocol" json:"protocol,omitempty"`
+	// The ranges that it was given, in order.
+	Ranges []*PortRange `protobuf:"bytes,2,rep,name=ranges,proto3" json:"ranges,omitempty"`
+	// Kinds of ports that it leaves out: "ephemeral", "node-ports", "assigned".
+	Avoid []string `protobuf:"bytes,3,rep,name=avoid,proto3" json:"avoid,omitempty"`
+	// Ports that it may choose, how many of them are reserved now or kept from others for a while.
+	Size          uint32 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
+	Reserved      uint32 `protobuf:"varint,5,opt,name=reserved,proto3" json:"reserved,omitempty"`
+	Quarantined   uint32 `protobuf:"varint,6,opt,name=quarantined,proto3" json:"quarantined,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolPorts) Reset() {
+	*x = PoolPorts{}
+	mi := &file_portd_v1_port_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolPorts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolPorts) ProtoMessage() {}
+
+func (x *PoolPorts) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_port_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolPorts.ProtoReflect.Descriptor instead.
+func (*PoolPorts) Descriptor() ([]byte, []int) {
+	return file_portd_v1_port_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PoolPorts) GetProtocol() Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return Protocol_PROTOCOL_UNSPECIFIED
+}
+
+func (x *PoolPorts) GetRanges() []*PortRange {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+func (x *PoolPorts) GetAvoid() []string {
+	if x != nil {
+		return x.Avoid
+	}
+	return nil
+}
+
+func (x *PoolPorts) GetSize() uint32 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *PoolPorts) GetReserved() uint32 {
+	if x != nil {
+		return x.Reserved
+	}
+	return 0
+}
+
+func (x *PoolPorts) GetQuarantined() uint32 {
+	if x != nil {
+		return x.Quarantined
+	}
+	return 0
+}
+
 var File_portd_v1_port_proto protoreflect.FileDescriptor
 
 const file_portd_v1_port_proto_rawDesc = "" +
 	"\n" +
-	"\x13portd/v1/port.proto\x12\bportd.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17portd/v1/endpoint.proto\x1a\x16portd/v1/service.proto\"\xdb\x01\n" +
+	"\x13portd/v1/port.proto\x12\bportd.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17portd/v1/endpoint.proto\x1a\x16portd/v1/service.proto\"\xdb\x01\n" +
 	"\fWhoisRequest\x12\x14\n" +
 	"\x04port\x18\x01 \x01(\rH\x00R\x04port\x12\x14\n" +
 	"\x04name\x18\x02 \x01(\tH\x00R\x04name\x12+\n" +
@@ -1066,16 +1442,23 @@ const file_portd_v1_port_proto_rawDesc = "" +
 	"\fservice_code\x18\x06 \x01(\rH\x00R\vserviceCode\x12.\n" +
 	"\bprotocol\x18\x03 \x01(\x0e2\x12.portd.v1.ProtocolR\bprotocol\x12\x14\n" +
 	"\x05netns\x18\x04 \x01(\tR\x05netnsB\a\n" +
-	"\x05query\"\x7f\n" +
+	"\x05query\"\xb1\x01\n" +
 	"\rWhoisResponse\x12/\n" +
 	"\x06lookup\x18\x01 \x01(\v2\x17.portd.v1.ServiceLookupR\x06lookup\x12%\n" +
 	"\x04uses\x18\x02 \x03(\v2\x11.portd.v1.PortUseR\x04uses\x12\x16\n" +
-	"\x06hidden\x18\x03 \x03(\tR\x06hidden\"\xa9\x01\n" +
+	"\x06hidden\x18\x03 \x03(\tR\x06hidden\x120\n" +
+	"\tredirects\x18\x04 \x03(\v2\x12.portd.v1.RedirectR\tredirects\"\xa3\x01\n" +
+	"\bRedirect\x12.\n" +
+	"\bprotocol\x18\x01 \x01(\x0e2\x12.portd.v1.ProtocolR\bprotocol\x12)\n" +
+	"\x05ports\x18\x02 \x01(\v2\x13.portd.v1.PortRangeR\x05ports\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x0e\n" +
+	"\x02to\x18\x04 \x01(\tR\x02to\x12\x12\n" +
+	"\x04rule\x18\x05 \x01(\tR\x04rule\"\xa9\x01\n" +
 	"\aPortUse\x12.\n" +
 	"\bendpoint\x18\x01 \x01(\v2\x12.portd.v1.EndpointR\bendpoint\x12<\n" +
 	"\vreservation\x18\x02 \x01(\v2\x18.portd.v1.ReservationUseH\x00R\vreservation\x12*\n" +
 	"\x06holder\x18\x03 \x01(\v2\x10.portd.v1.HolderH\x00R\x06holderB\x04\n" +
-	"\x02by\"\xf9\x01\n" +
+	"\x02by\"\xcc\x02\n" +
 	"\x0eReservationUse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -1085,7 +1468,11 @@ const file_portd_v1_port_proto_rawDesc = "" +
 	"createTime\x12\x14\n" +
 	"\x05state\x18\x06 \x01(\tR\x05state\x12\x18\n" +
 	"\aworkers\x18\a \x01(\rR\aworkers\x12*\n" +
-	"\aholders\x18\b \x03(\v2\x10.portd.v1.HolderR\aholders\"\xff\x01\n" +
+	"\aholders\x18\b \x03(\v2\x10.portd.v1.HolderR\aholders\x12\x14\n" +
+	"\x05lease\x18\t \x01(\tR\x05lease\x12;\n" +
+	"\vexpire_time\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\"\xff\x01\n" +
 	"\x06Holder\x12.\n" +
 	"\bendpoint\x18\x01 \x01(\v2\x12.portd.v1.EndpointR\bendpoint\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.portd.v1.SocketStateR\x05state\x12\x15\n" +
@@ -1125,22 +1512,44 @@ const file_portd_v1_port_proto_rawDesc = "" +
 	"\tprotocols\x18\x01 \x03(\x0e2\x12.portd.v1.ProtocolR\tprotocols\x12)\n" +
 	"\x05ports\x18\x02 \x01(\v2\x13.portd.v1.PortRangeR\x05ports\x12 \n" +
 	"\vconnections\x18\x03 \x01(\bR\vconnections\x12\x14\n" +
-	"\x05netns\x18\x04 \x01(\tR\x05netns\"\x95\x01\n" +
+	"\x05netns\x18\x04 \x01(\tR\x05netns\"\xc7\x01\n" +
 	"\x14ListPortUsesResponse\x12%\n" +
 	"\x04uses\x18\x01 \x03(\v2\x11.portd.v1.PortUseR\x04uses\x12\x16\n" +
 	"\x06hidden\x18\x02 \x03(\tR\x06hidden\x12 \n" +
 	"\vconnections\x18\x03 \x01(\rR\vconnections\x12\x1c\n" +
-	"\tleftovers\x18\x04 \x01(\rR\tleftovers*\x96\x01\n" +
+	"\tleftovers\x18\x04 \x01(\rR\tleftovers\x120\n" +
+	"\tredirects\x18\x05 \x03(\v2\x12.portd.v1.RedirectR\tredirects\"&\n" +
+	"\x10ListPoolsRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"Z\n" +
+	"\x11ListPoolsResponse\x12$\n" +
+	"\x05pools\x18\x01 \x03(\v2\x0e.portd.v1.PoolR\x05pools\x12\x1f\n" +
+	"\vpolicy_file\x18\x02 \x01(\tR\n" +
+	"policyFile\"\x9c\x01\n" +
+	"\x04Pool\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12)\n" +
+	"\x05ports\x18\x02 \x03(\v2\x13.portd.v1.PoolPortsR\x05ports\x12\x1a\n" +
+	"\bstrategy\x18\x03 \x01(\tR\bstrategy\x129\n" +
+	"\n" +
+	"quarantine\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"quarantine\"\xd0\x01\n" +
+	"\tPoolPorts\x12.\n" +
+	"\bprotocol\x18\x01 \x01(\x0e2\x12.portd.v1.ProtocolR\bprotocol\x12+\n" +
+	"\x06ranges\x18\x02 \x03(\v2\x13.portd.v1.PortRangeR\x06ranges\x12\x14\n" +
+	"\x05avoid\x18\x03 \x03(\tR\x05avoid\x12\x12\n" +
+	"\x04size\x18\x04 \x01(\rR\x04size\x12\x1a\n" +
+	"\breserved\x18\x05 \x01(\rR\breserved\x12 \n" +
+	"\vquarantined\x18\x06 \x01(\rR\vquarantined*\x96\x01\n" +
 	"\vSocketState\x12\x1c\n" +
 	"\x18SOCKET_STATE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16SOCKET_STATE_LISTENING\x10\x01\x12\x16\n" +
 	"\x12SOCKET_STATE_BOUND\x10\x02\x12\x1a\n" +
 	"\x16SOCKET_STATE_CONNECTED\x10\x03\x12\x19\n" +
-	"\x15SOCKET_STATE_LEFTOVER\x10\x042\xb3\x02\n" +
+	"\x15SOCKET_STATE_LEFTOVER\x10\x042\x8c\x03\n" +
 	"\vPortService\x12Q\n" +
 	"\x05Whois\x12\x16.portd.v1.WhoisRequest\x1a\x17.portd.v1.WhoisResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/ports:whois\x12h\n" +
 	"\rListFreePorts\x12\x1e.portd.v1.ListFreePortsRequest\x1a\x1f.portd.v1.ListFreePortsResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/ports:free\x12g\n" +
-	"\fListPortUses\x12\x1d.portd.v1.ListPortUsesRequest\x1a\x1e.portd.v1.ListPortUsesResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/ports:uses0\x01B/Z-github.com/portd/portd/proto/portd/v1;portdv1b\x06proto3"
+	"\fListPortUses\x12\x1d.portd.v1.ListPortUsesRequest\x1a\x1e.portd.v1.ListPortUsesResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/ports:uses0\x01\x12W\n" +
+	"\tListPools\x12\x1a.portd.v1.ListPoolsRequest\x1a\x1b.portd.v1.ListPoolsResponse\"\x11\x82\xd3\xe4\x93\x02\v\x12\t/v1/poolsB/Z-github.com/portd/portd/proto/portd/v1;portdv1b\x06proto3"
 
 var (
 	file_portd_v1_port_proto_rawDescOnce sync.Once
@@ -1155,59 +1564,77 @@ func file_portd_v1_port_proto_rawDescGZIP() []byte {
 }
 
 var file_portd_v1_port_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_portd_v1_port_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_portd_v1_port_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_portd_v1_port_proto_goTypes = []any{
 	(SocketState)(0),              // 0: portd.v1.SocketState
 	(*WhoisRequest)(nil),          // 1: portd.v1.WhoisRequest
 	(*WhoisResponse)(nil),         // 2: portd.v1.WhoisResponse
-	(*PortUse)(nil),               // 3: portd.v1.PortUse
-	(*ReservationUse)(nil),        // 4: portd.v1.ReservationUse
-	(*Holder)(nil),                // 5: portd.v1.Holder
-	(*Process)(nil),               // 6: portd.v1.Process
-	(*PortConflict)(nil),          // 7: portd.v1.PortConflict
-	(*ListFreePortsRequest)(nil),  // 8: portd.v1.ListFreePortsRequest
-	(*ListFreePortsResponse)(nil), // 9: portd.v1.ListFreePortsResponse
-	(*ListPortUsesRequest)(nil),   // 10: portd.v1.ListPortUsesRequest
-	(*ListPortUsesResponse)(nil),  // 11: portd.v1.ListPortUsesResponse
-	(*PortRange)(nil),             // 12: portd.v1.PortRange
-	(Protocol)(0),                 // 13: portd.v1.Protocol
-	(*ServiceLookup)(nil),         // 14: portd.v1.ServiceLookup
-	(*Endpoint)(nil),              // 15: portd.v1.Endpoint
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*Redirect)(nil),              // 3: portd.v1.Redirect
+	(*PortUse)(nil),               // 4: portd.v1.PortUse
+	(*ReservationUse)(nil),        // 5: portd.v1.ReservationUse
+	(*Holder)(nil),                // 6: portd.v1.Holder
+	(*Process)(nil),               // 7: portd.v1.Process
+	(*PortConflict)(nil),          // 8: portd.v1.PortConflict
+	(*ListFreePortsRequest)(nil),  // 9: portd.v1.ListFreePortsRequest
+	(*ListFreePortsResponse)(nil), // 10: portd.v1.ListFreePortsResponse
+	(*ListPortUsesRequest)(nil),   // 11: portd.v1.ListPortUsesRequest
+	(*ListPortUsesResponse)(nil),  // 12: portd.v1.ListPortUsesResponse
+	(*ListPoolsRequest)(nil),      // 13: portd.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),     // 14: portd.v1.ListPoolsResponse
+	(*Pool)(nil),                  // 15: portd.v1.Pool
+	(*PoolPorts)(nil),             // 16: portd.v1.PoolPorts
+	(*PortRange)(nil),             // 17: portd.v1.PortRange
+	(Protocol)(0),                 // 18: portd.v1.Protocol
+	(*ServiceLookup)(nil),         // 19: portd.v1.ServiceLookup
+	(*Endpoint)(nil),              // 20: portd.v1.Endpoint
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
 }
 var file_portd_v1_port_proto_depIdxs = []int32{
-	12, // 0: portd.v1.WhoisRequest.ports:type_name -> portd.v1.PortRange
-	13, // 1: portd.v1.WhoisRequest.protocol:type_name -> portd.v1.Protocol
-	14, // 2: portd.v1.WhoisResponse.lookup:type_name -> portd.v1.ServiceLookup
-	3,  // 3: portd.v1.WhoisResponse.uses:type_name -> portd.v1.PortUse
-	15, // 4: portd.v1.PortUse.endpoint:type_name -> portd.v1.Endpoint
-	4,  // 5: portd.v1.PortUse.reservation:type_name -> portd.v1.ReservationUse
-	5,  // 6: portd.v1.PortUse.holder:type_name -> portd.v1.Holder
-	16, // 7: portd.v1.ReservationUse.create_time:type_name -> google.protobuf.Timestamp
-	5,  // 8: portd.v1.ReservationUse.holders:type_name -> portd.v1.Holder
-	15, // 9: portd.v1.Holder.endpoint:type_name -> portd.v1.Endpoint
-	0,  // 10: portd.v1.Holder.state:type_name -> portd.v1.SocketState
-	6,  // 11: portd.v1.Holder.processes:type_name -> portd.v1.Process
-	15, // 12: portd.v1.PortConflict.wanted:type_name -> portd.v1.Endpoint
-	3,  // 13: portd.v1.PortConflict.uses:type_name -> portd.v1.PortUse
-	13, // 14: portd.v1.ListFreePortsRequest.protocols:type_name -> portd.v1.Protocol
-	12, // 15: portd.v1.ListFreePortsRequest.within:type_name -> portd.v1.PortRange
-	12, // 16: portd.v1.ListFreePortsResponse.ranges:type_name -> portd.v1.PortRange
-	12, // 17: portd.v1.ListFreePortsResponse.ephemeral:type_name -> portd.v1.PortRange
-	13, // 18: portd.v1.ListPortUsesRequest.protocols:type_name -> portd.v1.Protocol
-	12, // 19: portd.v1.ListPortUsesRequest.ports:type_name -> portd.v1.PortRange
-	3,  // 20: portd.v1.ListPortUsesResponse.uses:type_name -> portd.v1.PortUse
-	1,  // 21: portd.v1.PortService.Whois:input_type -> portd.v1.WhoisRequest
-	8,  // 22: portd.v1.PortService.ListFreePorts:input_type -> portd.v1.ListFreePortsRequest
-	10, // 23: portd.v1.PortService.ListPortUses:input_type -> portd.v1.ListPortUsesRequest
-	2,  // 24: portd.v1.PortService.Whois:output_type -> portd.v1.WhoisResponse
-	9,  // 25: portd.v1.PortService.ListFreePorts:output_type -> portd.v1.ListFreePortsResponse
-	11, // 26: portd.v1.PortService.ListPortUses:output_type -> portd.v1.ListPortUsesResponse
-	24, // [24:27] is the sub-list for method output_type
-	21, // [21:24] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	17, // 0: portd.v1.WhoisRequest.ports:type_name -> portd.v1.PortRange
+	18, // 1: portd.v1.WhoisRequest.protocol:type_name -> portd.v1.Protocol
+	19, // 2: portd.v1.WhoisResponse.lookup:type_name -> portd.v1.ServiceLookup
+	4,  // 3: portd.v1.WhoisResponse.uses:type_name -> portd.v1.PortUse
+	3,  // 4: portd.v1.WhoisResponse.redirects:type_name -> portd.v1.Redirect
+	18, // 5: portd.v1.Redirect.protocol:type_name -> portd.v1.Protocol
+	17, // 6: portd.v1.Redirect.ports:type_name -> portd.v1.PortRange
+	20, // 7: portd.v1.PortUse.endpoint:type_name -> portd.v1.Endpoint
+	5,  // 8: portd.v1.PortUse.reservation:type_name -> portd.v1.ReservationUse
+	6,  // 9: portd.v1.PortUse.holder:type_name -> portd.v1.Holder
+	21, // 10: portd.v1.ReservationUse.create_time:type_name -> google.protobuf.Timestamp
+	6,  // 11: portd.v1.ReservationUse.holders:type_name -> portd.v1.Holder
+	21, // 12: portd.v1.ReservationUse.expire_time:type_name -> google.protobuf.Timestamp
+	20, // 13: portd.v1.Holder.endpoint:type_name -> portd.v1.Endpoint
+	0,  // 14: portd.v1.Holder.state:type_name -> portd.v1.SocketState
+	7,  // 15: portd.v1.Holder.processes:type_name -> portd.v1.Process
+	20, // 16: portd.v1.PortConflict.wanted:type_name -> portd.v1.Endpoint
+	4,  // 17: portd.v1.PortConflict.uses:type_name -> portd.v1.PortUse
+	18, // 18: portd.v1.ListFreePortsRequest.protocols:type_name -> portd.v1.Protocol
+	17, // 19: portd.v1.ListFreePortsRequest.within:type_name -> portd.v1.PortRange
+	17, // 20: portd.v1.ListFreePortsResponse.ranges:type_name -> portd.v1.PortRange
+	17, // 21: portd.v1.ListFreePortsResponse.ephemeral:type_name -> portd.v1.PortRange
+	18, // 22: portd.v1.ListPortUsesRequest.protocols:type_name -> portd.v1.Protocol
+	17, // 23: portd.v1.ListPortUsesRequest.ports:type_name -> portd.v1.PortRange
+	4,  // 24: portd.v1.ListPortUsesResponse.uses:type_name -> portd.v1.PortUse
+	3,  // 25: portd.v1.ListPortUsesResponse.redirects:type_name -> portd.v1.Redirect
+	15, // 26: portd.v1.ListPoolsResponse.pools:type_name -> portd.v1.Pool
+	16, // 27: portd.v1.Pool.ports:type_name -> portd.v1.PoolPorts
+	22, // 28: portd.v1.Pool.quarantine:type_name -> google.protobuf.Duration
+	18, // 29: portd.v1.PoolPorts.protocol:type_name -> portd.v1.Protocol
+	17, // 30: portd.v1.PoolPorts.ranges:type_name -> portd.v1.PortRange
+	1,  // 31: portd.v1.PortService.Whois:input_type -> portd.v1.WhoisRequest
+	9,  // 32: portd.v1.PortService.ListFreePorts:input_type -> portd.v1.ListFreePortsRequest
+	11, // 33: portd.v1.PortService.ListPortUses:input_type -> portd.v1.ListPortUsesRequest
+	13, // 34: portd.v1.PortService.ListPools:input_type -> portd.v1.ListPoolsRequest
+	2,  // 35: portd.v1.PortService.Whois:output_type -> portd.v1.WhoisResponse
+	10, // 36: portd.v1.PortService.ListFreePorts:output_type -> portd.v1.ListFreePortsResponse
+	12, // 37: portd.v1.PortService.ListPortUses:output_type -> portd.v1.ListPortUsesResponse
+	14, // 38: portd.v1.PortService.ListPools:output_type -> portd.v1.ListPoolsResponse
+	35, // [35:39] is the sub-list for method output_type
+	31, // [31:35] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_portd_v1_port_proto_init() }
@@ -1223,19 +1650,19 @@ func file_portd_v1_port_proto_init() {
 		(*WhoisRequest_Ports)(nil),
 		(*WhoisRequest_ServiceCode)(nil),
 	}
-	file_portd_v1_port_proto_msgTypes[2].OneofWrappers = []any{
+	file_portd_v1_port_proto_msgTypes[3].OneofWrappers = []any{
 		(*PortUse_Reservation)(nil),
 		(*PortUse_Holder)(nil),
 	}
-	file_portd_v1_port_proto_msgTypes[4].OneofWrappers = []any{}
 	file_portd_v1_port_proto_msgTypes[5].OneofWrappers = []any{}
+	file_portd_v1_port_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_portd_v1_port_proto_rawDesc), len(file_portd_v1_port_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,7 @@ const (
 	PortService_Whois_FullMethodName         = "/portd.v1.PortService/Whois"
 	PortService_ListFreePorts_FullMethodName = "/portd.v1.PortService/ListFreePorts"
 	PortService_ListPortUses_FullMethodName  = "/portd.v1.PortService/ListPortUses"
+	PortService_ListPools_FullMethodName     = "/portd.v1.PortService/ListPools"
 )
 
 // PortServiceClient is the client API for PortService service.
@@ -41,6 +42,8 @@ type PortServiceClient interface {
 	// ListPortUses tells of every port that is reserved or bound here: portd's own, and all other sockets of this host. It is
 	// one look at the kernel's sockets, in order of the ports, sent in parts; the last part says how many there are.
 	ListPortUses(ctx context.Context, in *ListPortUsesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListPortUsesResponse], error)
+	// ListPools lists the pools that ports of portd's choice come from: those of its policy file, and "default".
+	ListPools(ctx context.Context, in *ListPoolsRequest, opts ...grpc.CallOption) (*ListPoolsResponse, error)
 }
 
 type portServiceClient struct {
@@ -90,6 +93,16 @@ func (c *portServiceClient) ListPortUses(ctx context.Context, in *ListPortUsesRe
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type PortService_ListPortUsesClient = grpc.ServerStreamingClient[ListPortUsesResponse]
 
+func (c *portServiceClient) ListPools(ctx context.Context, in *ListPoolsRequest, opts ...grpc.CallOption) (*ListPoolsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListPoolsResponse)
+	err := c.cc.Invoke(ctx, PortService_ListPools_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PortServiceServer is the server API for PortService service.
 // All implementations must embed UnimplementedPortServiceServer
 // for forward compatibility.
@@ -105,6 +118,8 @@ type PortServiceServer interface {
 	// ListPortUses tells of every port that is reserved or bound here: portd's own, and all other sockets of this host. It is
 	// one look at the kernel's sockets, in order of the ports, sent in parts; the last part says how many there are.
 	ListPortUses(*ListPortUsesRequest, grpc.ServerStreamingServer[ListPortUsesResponse]) error
+	// ListPools lists the pools that ports of portd's choice come from: those of its policy file, and "default".
+	ListPools(context.Context, *ListPoolsRequest) (*ListPoolsResponse, error)
 	mustEmbedUnimplementedPortServiceServer()
 }
 
@@ -123,6 +138,9 @@ func (UnimplementedPortServiceServer) ListFreePorts(context.Context, *ListFreePo
 }
 func (UnimplementedPortServiceServer) ListPortUses(*ListPortUsesRequest, grpc.ServerStreamingServer[ListPortUsesResponse]) error {
 	return status.Error(codes.Unimplemented, "method ListPortUses not implemented")
+}
+func (UnimplementedPortServiceServer) ListPools(context.Context, *ListPoolsRequest) (*ListPoolsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListPools not implemented")
 }
 func (UnimplementedPortServiceServer) mustEmbedUnimplementedPortServiceServer() {}
 func (UnimplementedPortServiceServer) testEmbeddedByValue()                     {}
@@ -192,6 +210,24 @@ func _PortService_ListPortUses_Handler(srv interface{}, stream grpc.ServerStream
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type PortService_ListPortUsesServer = grpc.ServerStreamingServer[ListPortUsesResponse]
 
+func _PortService_ListPools_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListPoolsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PortServiceServer).ListPools(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PortService_ListPools_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PortServiceServer).ListPools(ctx, req.(*ListPoolsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // PortService_ServiceDesc is the grpc.ServiceDesc for PortService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -206,6 +242,10 @@ var PortService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListFreePorts",
 			Handler:    _PortService_ListFreePorts_Handler,
+		},
+		{
+			MethodName: "ListPools",
+			Handler:    _PortService_ListPools_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -13,6 +13,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -139,6 +140,58 @@ func (EndpointState) EnumDescriptor() ([]byte, []int) {
 	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{1}
 }
 
+// Preference says why some ports were tried before all others.
+type Preference int32
+
+const (
+	Preference_PREFERENCE_UNSPECIFIED Preference = 0
+	// The request asked so.
+	Preference_PREFERENCE_REQUEST Preference = 1
+	// The reservation that last had this name and owner had them.
+	Preference_PREFERENCE_NAME Preference = 2
+)
+
+// Enum value maps for Preference.
+var (
+	Preference_name = map[int32]string{
+		0: "PREFERENCE_UNSPECIFIED",
+		1: "PREFERENCE_REQUEST",
+		2: "PREFERENCE_NAME",
+	}
+	Preference_value = map[string]int32{
+		"PREFERENCE_UNSPECIFIED": 0,
+		"PREFERENCE_REQUEST":     1,
+		"PREFERENCE_NAME":        2,
+	}
+)
+
+func (x Preference) Enum() *Preference {
+	p := new(Preference)
+	*p = x
+	return p
+}
+
+func (x Preference) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Preference) Descriptor() protoreflect.EnumDescriptor {
+	return file_portd_v1_reservation_proto_enumTypes[2].Descriptor()
+}
+
+func (Preference) Type() protoreflect.EnumType {
+	return &file_portd_v1_reservation_proto_enumTypes[2]
+}
+
+func (x Preference) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Preference.Descriptor instead.
+func (Preference) EnumDescriptor() ([]byte, []int) {
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{2}
+}
+
 // EventType says what happened.
 type EventType int32
 
@@ -162,6 +215,8 @@ const (
 	EventType_EVENT_TYPE_SERVICE_REMOVED EventType = 12
 	// Another edition of the IANA registry answers: an import, its undoing, or a newer portd.
 	EventType_EVENT_TYPE_REGISTRY_REPLACED EventType = 13
+	// A reservation's name, labels or lease.
+	EventType_EVENT_TYPE_UPDATED EventType = 14
 )
 
 // Enum value maps for EventType.
@@ -181,6 +236,7 @@ var (
 		11: "EVENT_TYPE_SERVICE_EDITED",
 		12: "EVENT_TYPE_SERVICE_REMOVED",
 		13: "EVENT_TYPE_REGISTRY_REPLACED",
+		14: "EVENT_TYPE_UPDATED",
 	}
 	EventType_value = map[string]int32{
 		"EVENT_TYPE_UNSPECIFIED":       0,
@@ -197,6 +253,7 @@ var (
 		"EVENT_TYPE_SERVICE_EDITED":    11,
 		"EVENT_TYPE_SERVICE_REMOVED":   12,
 		"EVENT_TYPE_REGISTRY_REPLACED": 13,
+		"EVENT_TYPE_UPDATED":           14,
 	}
 )
 
@@ -211,11 +268,11 @@ func (x EventType) String() string {
 }
 
 func (EventType) Descriptor() protoreflect.EnumDescriptor {
-	return file_portd_v1_reservation_proto_enumTypes[2].Descriptor()
+	return file_portd_v1_reservation_proto_enumTypes[3].Descriptor()
 }
 
 func (EventType) Type() protoreflect.EnumType {
-	return &file_portd_v1_reservation_proto_enumTypes[2]
+	return &file_portd_v1_reservation_proto_enumTypes[3]
 }
 
 func (x EventType) Number() protoreflect.EnumNumber {
@@ -224,7 +281,7 @@ func (x EventType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EventType.Descriptor instead.
 func (EventType) EnumDescriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{2}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{3}
 }
 
 // ReservationSpec is what was asked for.
@@ -296,7 +353,9 @@ type AssignedEndpoint struct {
 	// How it listens, where it should; what the kernel made of it stands in Listener.
 	ListenOptions *ListenOptions `protobuf:"bytes,3,opt,name=listen_options,json=listenOptions,proto3" json:"listen_options,omitempty"`
 	// The ports of this endpoint that are lost, with who has them, be it all.
-	Exceptions    []*PortException `protobuf:"bytes,4,rep,name=exceptions,proto3" json:"exceptions,omitempty"`
+	Exceptions []*PortException `protobuf:"bytes,4,rep,name=exceptions,proto3" json:"exceptions,omitempty"`
+	// Of a recorded endpoint, where one reservation is asked for: whose sockets have it now, as far as the caller may see.
+	BoundBy       []*Holder `protobuf:"bytes,5,rep,name=bound_by,json=boundBy,proto3" json:"bound_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -355,6 +414,13 @@ func (x *AssignedEndpoint) GetListenOptions() *ListenOptions {
 func (x *AssignedEndpoint) GetExceptions() []*PortException {
 	if x != nil {
 		return x.Exceptions
+	}
+	return nil
+}
+
+func (x *AssignedEndpoint) GetBoundBy() []*Holder {
+	if x != nil {
+		return x.BoundBy
 	}
 	return nil
 }
@@ -643,7 +709,9 @@ type ReserveResponse struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Reservation *Reservation           `protobuf:"bytes,1,opt,name=reservation,proto3" json:"reservation,omitempty"`
 	// The reservation was there already: same name, owner and spec.
-	Existed       bool `protobuf:"varint,2,opt,name=existed,proto3" json:"existed,omitempty"`
+	Existed bool `protobuf:"varint,2,opt,name=existed,proto3" json:"existed,omitempty"`
+	// Ports of portd's choice that were to be tried first and could not be had.
+	PassedOver    []*PassedOver `protobuf:"bytes,3,rep,name=passed_over,json=passedOver,proto3" json:"passed_over,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -692,17 +760,375 @@ func (x *ReserveResponse) GetExisted() bool {
 	return false
 }
 
-type ReleaseRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Reservation   string                 `protobuf:"bytes,1,opt,name=reservation,proto3" json:"reservation,omitempty"`
-	RequestId     string                 `protobuf:"bytes,15,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+func (x *ReserveResponse) GetPassedOver() []*PassedOver {
+	if x != nil {
+		return x.PassedOver
+	}
+	return nil
+}
+
+// PassedOver is ports that were to be tried first and could not be had.
+type PassedOver struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Ports      *PortRange             `protobuf:"bytes,1,opt,name=ports,proto3" json:"ports,omitempty"`
+	Preference Preference             `protobuf:"varint,2,opt,name=preference,proto3,enum=portd.v1.Preference" json:"preference,omitempty"`
+	// A sentence: who has them, or why they are not to be had.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
+func (x *PassedOver) Reset() {
+	*x = PassedOver{}
+	mi := &file_portd_v1_reservation_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PassedOver) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PassedOver) ProtoMessage() {}
+
+func (x *PassedOver) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_reservation_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PassedOver.ProtoReflect.Descriptor instead.
+func (*PassedOver) Descriptor() ([]byte, []int) {
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *PassedOver) GetPorts() *PortRange {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *PassedOver) GetPreference() Preference {
+	if x != nil {
+		return x.Preference
+	}
+	return Preference_PREFERENCE_UNSPECIFIED
+}
+
+func (x *PassedOver) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type AdoptRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The one endpoint that the socket listens on; its ports are one exact port.
+	Endpoint *EndpointSpec `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	// The program, as portd sees it.
+	Pid    int32             `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	Name   string            `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// As in ReserveRequest.
+	LeaseId       string     `protobuf:"bytes,5,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
+	NewLease      *LeaseSpec `protobuf:"bytes,6,opt,name=new_lease,json=newLease,proto3" json:"new_lease,omitempty"`
+	RequestId     string     `protobuf:"bytes,15,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptRequest) Reset() {
+	*x = AdoptRequest{}
+	mi := &file_portd_v1_reservation_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptRequest) ProtoMessage() {}
+
+func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_reservation_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptRequest.ProtoReflect.Descriptor instead.
+func (*AdoptRequest) Descriptor() ([]byte, []int) {
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AdoptRequest) GetEndpoint() *EndpointSpec {
+	if x != nil {
+		return x.Endpoint
+	}
+	return nil
+}
+
+func (x *AdoptRequest) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *AdoptRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AdoptRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *AdoptRequest) GetLeaseId() string {
+	if x != nil {
+		return x.LeaseId
+	}
+	return ""
+}
+
+func (x *AdoptRequest) GetNewLease() *LeaseSpec {
+	if x != nil {
+		return x.NewLease
+	}
+	return nil
+}
+
+func (x *AdoptRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type AdoptResponse struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Reservation *Reservation           `protobuf:"bytes,1,opt,name=reservation,proto3" json:"reservation,omitempty"`
+	// Programs that have the socket too and accept from it until they close it.
+	AlsoOpenIn    []*Process `protobuf:"bytes,2,rep,name=also_open_in,json=alsoOpenIn,proto3" json:"also_open_in,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptResponse) Reset() {
+	*x = AdoptResponse{}
+	mi := &file_portd_v1_reservation_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptResponse) ProtoMessage() {}
+
+func (x *AdoptResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_reservation_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptResponse.ProtoReflect.Descriptor instead.
+func (*AdoptResponse) Descriptor() ([]byte, []int) {
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *AdoptResponse) GetReservation() *Reservation {
+	if x != nil {
+		return x.Reservation
+	}
+	return nil
+}
+
+func (x *AdoptResponse) GetAlsoOpenIn() []*Process {
+	if x != nil {
+		return x.AlsoOpenIn
+	}
+	return nil
+}
+
+type UpdateReservationRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Reservation string                 `protobuf:"bytes,1,opt,name=reservation,proto3" json:"reservation,omitempty"`
+	// New values; what update_mask does not name stays. An empty name is none, an empty lease_id means until released.
+	Name    string            `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Labels  map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	LeaseId string            `protobuf:"bytes,4,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
+	// "name", "labels", "lease_id"; at least one.
+	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	// As in ReleaseRequest.
+	ExpectedRevision int64  `protobuf:"varint,14,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
+	RequestId        string `protobuf:"bytes,15,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *UpdateReservationRequest) Reset() {
+	*x = UpdateReservationRequest{}
+	mi := &file_portd_v1_reservation_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateReservationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateReservationRequest) ProtoMessage() {}
+
+func (x *UpdateReservationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_reservation_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateReservationRequest.ProtoReflect.Descriptor instead.
+func (*UpdateReservationRequest) Descriptor() ([]byte, []int) {
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *UpdateReservationRequest) GetReservation() string {
+	if x != nil {
+		return x.Reservation
+	}
+	return ""
+}
+
+func (x *UpdateReservationRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UpdateReservationRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *UpdateReservationRequest) GetLeaseId() string {
+	if x != nil {
+		return x.LeaseId
+	}
+	return ""
+}
+
+func (x *UpdateReservationRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
+}
+
+func (x *UpdateReservationRequest) GetExpectedRevision() int64 {
+	if x != nil {
+		return x.ExpectedRevision
+	}
+	return 0
+}
+
+func (x *UpdateReservationRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type UpdateReservationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reservation   *Reservation           `protobuf:"bytes,1,opt,name=reservation,proto3" json:"reservation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateReservationResponse) Reset() {
+	*x = UpdateReservationResponse{}
+	mi := &file_portd_v1_reservation_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateReservationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateReservationResponse) ProtoMessage() {}
+
+func (x *UpdateReservationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_reservation_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateReservationResponse.ProtoReflect.Descriptor instead.
+func (*UpdateReservationResponse) Descriptor() ([]byte, []int) {
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *UpdateReservationResponse) GetReservation() *Reservation {
+	if x != nil {
+		return x.Reservation
+	}
+	return nil
+}
+
+type ReleaseRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Reservation string                 `protobuf:"bytes,1,opt,name=reservation,proto3" json:"reservation,omitempty"`
+	// Only if the reservation's revision still is this one, else ABORTED (reason CONFLICT); 0 means whatever it is.
+	ExpectedRevision int64  `protobuf:"varint,14,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
+	RequestId        string `protobuf:"bytes,15,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
 func (x *ReleaseRequest) Reset() {
 	*x = ReleaseRequest{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[6]
+	mi := &file_portd_v1_reservation_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -714,7 +1140,7 @@ func (x *ReleaseRequest) String() string {
 func (*ReleaseRequest) ProtoMessage() {}
 
 func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[6]
+	mi := &file_portd_v1_reservation_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -727,7 +1153,7 @@ func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{6}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ReleaseRequest) GetReservation() string {
@@ -735,6 +1161,13 @@ func (x *ReleaseRequest) GetReservation() string {
 		return x.Reservation
 	}
 	return ""
+}
+
+func (x *ReleaseRequest) GetExpectedRevision() int64 {
+	if x != nil {
+		return x.ExpectedRevision
+	}
+	return 0
 }
 
 func (x *ReleaseRequest) GetRequestId() string {
@@ -757,7 +1190,7 @@ type ReleaseResponse struct {
 
 func (x *ReleaseResponse) Reset() {
 	*x = ReleaseResponse{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[7]
+	mi := &file_portd_v1_reservation_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -769,7 +1202,7 @@ func (x *ReleaseResponse) String() string {
 func (*ReleaseResponse) ProtoMessage() {}
 
 func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[7]
+	mi := &file_portd_v1_reservation_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -782,7 +1215,7 @@ func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{7}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ReleaseResponse) GetReservation() *Reservation {
@@ -815,7 +1248,7 @@ type GetReservationRequest struct {
 
 func (x *GetReservationRequest) Reset() {
 	*x = GetReservationRequest{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[8]
+	mi := &file_portd_v1_reservation_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -827,7 +1260,7 @@ func (x *GetReservationRequest) String() string {
 func (*GetReservationRequest) ProtoMessage() {}
 
 func (x *GetReservationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[8]
+	mi := &file_portd_v1_reservation_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -840,7 +1273,7 @@ func (x *GetReservationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReservationRequest.ProtoReflect.Descriptor instead.
 func (*GetReservationRequest) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{8}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetReservationRequest) GetReservation() string {
@@ -859,7 +1292,7 @@ type GetReservationResponse struct {
 
 func (x *GetReservationResponse) Reset() {
 	*x = GetReservationResponse{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[9]
+	mi := &file_portd_v1_reservation_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -871,7 +1304,7 @@ func (x *GetReservationResponse) String() string {
 func (*GetReservationResponse) ProtoMessage() {}
 
 func (x *GetReservationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[9]
+	mi := &file_portd_v1_reservation_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -884,7 +1317,7 @@ func (x *GetReservationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReservationResponse.ProtoReflect.Descriptor instead.
 func (*GetReservationResponse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{9}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetReservationResponse) GetReservation() *Reservation {
@@ -913,7 +1346,7 @@ type ReservationFilter struct {
 
 func (x *ReservationFilter) Reset() {
 	*x = ReservationFilter{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[10]
+	mi := &file_portd_v1_reservation_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -925,7 +1358,7 @@ func (x *ReservationFilter) String() string {
 func (*ReservationFilter) ProtoMessage() {}
 
 func (x *ReservationFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[10]
+	mi := &file_portd_v1_reservation_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -938,7 +1371,7 @@ func (x *ReservationFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReservationFilter.ProtoReflect.Descriptor instead.
 func (*ReservationFilter) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{10}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ReservationFilter) GetOwner() string {
@@ -1002,7 +1435,7 @@ type ListReservationsRequest struct {
 
 func (x *ListReservationsRequest) Reset() {
 	*x = ListReservationsRequest{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[11]
+	mi := &file_portd_v1_reservation_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1014,7 +1447,7 @@ func (x *ListReservationsRequest) String() string {
 func (*ListReservationsRequest) ProtoMessage() {}
 
 func (x *ListReservationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[11]
+	mi := &file_portd_v1_reservation_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1027,7 +1460,7 @@ func (x *ListReservationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReservationsRequest.ProtoReflect.Descriptor instead.
 func (*ListReservationsRequest) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{11}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListReservationsRequest) GetPageSize() int32 {
@@ -1065,7 +1498,7 @@ type ListReservationsResponse struct {
 
 func (x *ListReservationsResponse) Reset() {
 	*x = ListReservationsResponse{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[12]
+	mi := &file_portd_v1_reservation_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1077,7 +1510,7 @@ func (x *ListReservationsResponse) String() string {
 func (*ListReservationsResponse) ProtoMessage() {}
 
 func (x *ListReservationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[12]
+	mi := &file_portd_v1_reservation_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1090,7 +1523,7 @@ func (x *ListReservationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReservationsResponse.ProtoReflect.Descriptor instead.
 func (*ListReservationsResponse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{12}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListReservationsResponse) GetReservations() []*Reservation {
@@ -1142,7 +1575,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[13]
+	mi := &file_portd_v1_reservation_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1587,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[13]
+	mi := &file_portd_v1_reservation_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1600,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{13}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Event) GetType() EventType {
@@ -1236,7 +1669,7 @@ type WatchReservationsRequest struct {
 
 func (x *WatchReservationsRequest) Reset() {
 	*x = WatchReservationsRequest{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[14]
+	mi := &file_portd_v1_reservation_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1248,7 +1681,7 @@ func (x *WatchReservationsRequest) String() string {
 func (*WatchReservationsRequest) ProtoMessage() {}
 
 func (x *WatchReservationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[14]
+	mi := &file_portd_v1_reservation_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1261,7 +1694,7 @@ func (x *WatchReservationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchReservationsRequest.ProtoReflect.Descriptor instead.
 func (*WatchReservationsRequest) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{14}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WatchReservationsRequest) GetStartRevision() int64 {
@@ -1306,7 +1739,7 @@ type WatchReservationsResponse struct {
 
 func (x *WatchReservationsResponse) Reset() {
 	*x = WatchReservationsResponse{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[15]
+	mi := &file_portd_v1_reservation_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1318,7 +1751,7 @@ func (x *WatchReservationsResponse) String() string {
 func (*WatchReservationsResponse) ProtoMessage() {}
 
 func (x *WatchReservationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[15]
+	mi := &file_portd_v1_reservation_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1331,7 +1764,7 @@ func (x *WatchReservationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchReservationsResponse.ProtoReflect.Descriptor instead.
 func (*WatchReservationsResponse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{15}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WatchReservationsResponse) GetRevision() int64 {
@@ -1363,17 +1796,19 @@ func (x *WatchReservationsResponse) GetStoreId() string {
 }
 
 type ListenRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Reservation   string                 `protobuf:"bytes,1,opt,name=reservation,proto3" json:"reservation,omitempty"`
-	Options       *ListenOptions         `protobuf:"bytes,2,opt,name=options,proto3" json:"options,omitempty"`
-	RequestId     string                 `protobuf:"bytes,15,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Reservation string                 `protobuf:"bytes,1,opt,name=reservation,proto3" json:"reservation,omitempty"`
+	Options     *ListenOptions         `protobuf:"bytes,2,opt,name=options,proto3" json:"options,omitempty"`
+	// As in ReleaseRequest.
+	ExpectedRevision int64  `protobuf:"varint,14,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
+	RequestId        string `protobuf:"bytes,15,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *ListenRequest) Reset() {
 	*x = ListenRequest{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[16]
+	mi := &file_portd_v1_reservation_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1820,7 @@ func (x *ListenRequest) String() string {
 func (*ListenRequest) ProtoMessage() {}
 
 func (x *ListenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[16]
+	mi := &file_portd_v1_reservation_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1833,7 @@ func (x *ListenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListenRequest.ProtoReflect.Descriptor instead.
 func (*ListenRequest) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{16}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListenRequest) GetReservation() string {
@@ -1413,6 +1848,13 @@ func (x *ListenRequest) GetOptions() *ListenOptions {
 		return x.Options
 	}
 	return nil
+}
+
+func (x *ListenRequest) GetExpectedRevision() int64 {
+	if x != nil {
+		return x.ExpectedRevision
+	}
+	return 0
 }
 
 func (x *ListenRequest) GetRequestId() string {
@@ -1431,7 +1873,7 @@ type ListenResponse struct {
 
 func (x *ListenResponse) Reset() {
 	*x = ListenResponse{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[17]
+	mi := &file_portd_v1_reservation_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1443,7 +1885,7 @@ func (x *ListenResponse) String() string {
 func (*ListenResponse) ProtoMessage() {}
 
 func (x *ListenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[17]
+	mi := &file_portd_v1_reservation_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1456,7 +1898,7 @@ func (x *ListenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListenResponse.ProtoReflect.Descriptor instead.
 func (*ListenResponse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{17}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListenResponse) GetReservation() *Reservation {
@@ -1467,16 +1909,18 @@ func (x *ListenResponse) GetReservation() *Reservation {
 }
 
 type CloseRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Reservation   string                 `protobuf:"bytes,1,opt,name=reservation,proto3" json:"reservation,omitempty"`
-	RequestId     string                 `protobuf:"bytes,15,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Reservation string                 `protobuf:"bytes,1,opt,name=reservation,proto3" json:"reservation,omitempty"`
+	// As in ReleaseRequest.
+	ExpectedRevision int64  `protobuf:"varint,14,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
+	RequestId        string `protobuf:"bytes,15,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *CloseRequest) Reset() {
 	*x = CloseRequest{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[18]
+	mi := &file_portd_v1_reservation_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1488,7 +1932,7 @@ func (x *CloseRequest) String() string {
 func (*CloseRequest) ProtoMessage() {}
 
 func (x *CloseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[18]
+	mi := &file_portd_v1_reservation_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1501,7 +1945,7 @@ func (x *CloseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseRequest.ProtoReflect.Descriptor instead.
 func (*CloseRequest) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{18}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CloseRequest) GetReservation() string {
@@ -1509,6 +1953,13 @@ func (x *CloseRequest) GetReservation() string {
 		return x.Reservation
 	}
 	return ""
+}
+
+func (x *CloseRequest) GetExpectedRevision() int64 {
+	if x != nil {
+		return x.ExpectedRevision
+	}
+	return 0
 }
 
 func (x *CloseRequest) GetRequestId() string {
@@ -1527,7 +1978,7 @@ type CloseResponse struct {
 
 func (x *CloseResponse) Reset() {
 	*x = CloseResponse{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[19]
+	mi := &file_portd_v1_reservation_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1539,7 +1990,7 @@ func (x *CloseResponse) String() string {
 func (*CloseResponse) ProtoMessage() {}
 
 func (x *CloseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[19]
+	mi := &file_portd_v1_reservation_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1552,7 +2003,7 @@ func (x *CloseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseResponse.ProtoReflect.Descriptor instead.
 func (*CloseResponse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{19}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CloseResponse) GetReservation() *Reservation {
@@ -1580,7 +2031,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[20]
+	mi := &file_portd_v1_reservation_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1592,7 +2043,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[20]
+	mi := &file_portd_v1_reservation_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1605,7 +2056,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{20}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Lease) GetId() string {
@@ -1665,7 +2116,7 @@ type LeaseSpec struct {
 
 func (x *LeaseSpec) Reset() {
 	*x = LeaseSpec{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[21]
+	mi := &file_portd_v1_reservation_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1677,7 +2128,7 @@ func (x *LeaseSpec) String() string {
 func (*LeaseSpec) ProtoMessage() {}
 
 func (x *LeaseSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[21]
+	mi := &file_portd_v1_reservation_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1690,7 +2141,7 @@ func (x *LeaseSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseSpec.ProtoReflect.Descriptor instead.
 func (*LeaseSpec) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{21}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *LeaseSpec) GetKind() isLeaseSpec_Kind {
@@ -1762,7 +2213,7 @@ type ProcessLease struct {
 
 func (x *ProcessLease) Reset() {
 	*x = ProcessLease{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[22]
+	mi := &file_portd_v1_reservation_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1774,7 +2225,7 @@ func (x *ProcessLease) String() string {
 func (*ProcessLease) ProtoMessage() {}
 
 func (x *ProcessLease) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[22]
+	mi := &file_portd_v1_reservation_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1787,7 +2238,7 @@ func (x *ProcessLease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessLease.ProtoReflect.Descriptor instead.
 func (*ProcessLease) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{22}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ProcessLease) GetPid() int32 {
@@ -1807,7 +2258,7 @@ type SessionLease struct {
 
 func (x *SessionLease) Reset() {
 	*x = SessionLease{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[23]
+	mi := &file_portd_v1_reservation_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1819,7 +2270,7 @@ func (x *SessionLease) String() string {
 func (*SessionLease) ProtoMessage() {}
 
 func (x *SessionLease) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[23]
+	mi := &file_portd_v1_reservation_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1832,7 +2283,7 @@ func (x *SessionLease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionLease.ProtoReflect.Descriptor instead.
 func (*SessionLease) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{23}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SessionLease) GetGrace() *durationpb.Duration {
@@ -1854,7 +2305,7 @@ type OpenSessionRequest struct {
 
 func (x *OpenSessionRequest) Reset() {
 	*x = OpenSessionRequest{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[24]
+	mi := &file_portd_v1_reservation_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1866,7 +2317,7 @@ func (x *OpenSessionRequest) String() string {
 func (*OpenSessionRequest) ProtoMessage() {}
 
 func (x *OpenSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[24]
+	mi := &file_portd_v1_reservation_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1879,7 +2330,7 @@ func (x *OpenSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSessionRequest.ProtoReflect.Descriptor instead.
 func (*OpenSessionRequest) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{24}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *OpenSessionRequest) GetGrace() *durationpb.Duration {
@@ -1908,7 +2359,7 @@ type OpenSessionResponse struct {
 
 func (x *OpenSessionResponse) Reset() {
 	*x = OpenSessionResponse{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[25]
+	mi := &file_portd_v1_reservation_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1920,7 +2371,7 @@ func (x *OpenSessionResponse) String() string {
 func (*OpenSessionResponse) ProtoMessage() {}
 
 func (x *OpenSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[25]
+	mi := &file_portd_v1_reservation_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1933,7 +2384,7 @@ func (x *OpenSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSessionResponse.ProtoReflect.Descriptor instead.
 func (*OpenSessionResponse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{25}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *OpenSessionResponse) GetLease() *Lease {
@@ -1967,7 +2418,7 @@ type CreateLeaseRequest struct {
 
 func (x *CreateLeaseRequest) Reset() {
 	*x = CreateLeaseRequest{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[26]
+	mi := &file_portd_v1_reservation_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1979,7 +2430,7 @@ func (x *CreateLeaseRequest) String() string {
 func (*CreateLeaseRequest) ProtoMessage() {}
 
 func (x *CreateLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[26]
+	mi := &file_portd_v1_reservation_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1992,7 +2443,7 @@ func (x *CreateLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateLeaseRequest.ProtoReflect.Descriptor instead.
 func (*CreateLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{26}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CreateLeaseRequest) GetSpec() *LeaseSpec {
@@ -2018,7 +2469,7 @@ type CreateLeaseResponse struct {
 
 func (x *CreateLeaseResponse) Reset() {
 	*x = CreateLeaseResponse{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[27]
+	mi := &file_portd_v1_reservation_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2030,7 +2481,7 @@ func (x *CreateLeaseResponse) String() string {
 func (*CreateLeaseResponse) ProtoMessage() {}
 
 func (x *CreateLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[27]
+	mi := &file_portd_v1_reservation_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2043,7 +2494,7 @@ func (x *CreateLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateLeaseResponse.ProtoReflect.Descriptor instead.
 func (*CreateLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{27}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CreateLeaseResponse) GetLease() *Lease {
@@ -2062,7 +2513,7 @@ type RenewLeaseRequest struct {
 
 func (x *RenewLeaseRequest) Reset() {
 	*x = RenewLeaseRequest{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[28]
+	mi := &file_portd_v1_reservation_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2074,7 +2525,7 @@ func (x *RenewLeaseRequest) String() string {
 func (*RenewLeaseRequest) ProtoMessage() {}
 
 func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[28]
+	mi := &file_portd_v1_reservation_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2087,7 +2538,7 @@ func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseRequest.ProtoReflect.Descriptor instead.
 func (*RenewLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{28}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RenewLeaseRequest) GetLeaseId() string {
@@ -2107,7 +2558,7 @@ type RenewLeaseResponse struct {
 
 func (x *RenewLeaseResponse) Reset() {
 	*x = RenewLeaseResponse{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[29]
+	mi := &file_portd_v1_reservation_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2119,7 +2570,7 @@ func (x *RenewLeaseResponse) String() string {
 func (*RenewLeaseResponse) ProtoMessage() {}
 
 func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[29]
+	mi := &file_portd_v1_reservation_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2132,7 +2583,7 @@ func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseResponse.ProtoReflect.Descriptor instead.
 func (*RenewLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{29}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RenewLeaseResponse) GetLease() *Lease {
@@ -2152,7 +2603,7 @@ type EndLeaseRequest struct {
 
 func (x *EndLeaseRequest) Reset() {
 	*x = EndLeaseRequest{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[30]
+	mi := &file_portd_v1_reservation_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2164,7 +2615,7 @@ func (x *EndLeaseRequest) String() string {
 func (*EndLeaseRequest) ProtoMessage() {}
 
 func (x *EndLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[30]
+	mi := &file_portd_v1_reservation_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2177,7 +2628,7 @@ func (x *EndLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndLeaseRequest.ProtoReflect.Descriptor instead.
 func (*EndLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{30}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *EndLeaseRequest) GetLeaseId() string {
@@ -2204,7 +2655,7 @@ type EndLeaseResponse struct {
 
 func (x *EndLeaseResponse) Reset() {
 	*x = EndLeaseResponse{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[31]
+	mi := &file_portd_v1_reservation_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2216,7 +2667,7 @@ func (x *EndLeaseResponse) String() string {
 func (*EndLeaseResponse) ProtoMessage() {}
 
 func (x *EndLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[31]
+	mi := &file_portd_v1_reservation_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2229,7 +2680,7 @@ func (x *EndLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndLeaseResponse.ProtoReflect.Descriptor instead.
 func (*EndLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{31}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *EndLeaseResponse) GetReleased() []*Reservation {
@@ -2255,7 +2706,7 @@ type GetLeaseRequest struct {
 
 func (x *GetLeaseRequest) Reset() {
 	*x = GetLeaseRequest{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[32]
+	mi := &file_portd_v1_reservation_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2267,7 +2718,7 @@ func (x *GetLeaseRequest) String() string {
 func (*GetLeaseRequest) ProtoMessage() {}
 
 func (x *GetLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[32]
+	mi := &file_portd_v1_reservation_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2280,7 +2731,7 @@ func (x *GetLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLeaseRequest.ProtoReflect.Descriptor instead.
 func (*GetLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{32}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GetLeaseRequest) GetLeaseId() string {
@@ -2299,7 +2750,7 @@ type GetLeaseResponse struct {
 
 func (x *GetLeaseResponse) Reset() {
 	*x = GetLeaseResponse{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[33]
+	mi := &file_portd_v1_reservation_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2311,7 +2762,7 @@ func (x *GetLeaseResponse) String() string {
 func (*GetLeaseResponse) ProtoMessage() {}
 
 func (x *GetLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[33]
+	mi := &file_portd_v1_reservation_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2324,7 +2775,7 @@ func (x *GetLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLeaseResponse.ProtoReflect.Descriptor instead.
 func (*GetLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{33}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetLeaseResponse) GetLease() *Lease {
@@ -2346,7 +2797,7 @@ type ListLeasesRequest struct {
 
 func (x *ListLeasesRequest) Reset() {
 	*x = ListLeasesRequest{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[34]
+	mi := &file_portd_v1_reservation_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2358,7 +2809,7 @@ func (x *ListLeasesRequest) String() string {
 func (*ListLeasesRequest) ProtoMessage() {}
 
 func (x *ListLeasesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[34]
+	mi := &file_portd_v1_reservation_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2371,7 +2822,7 @@ func (x *ListLeasesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLeasesRequest.ProtoReflect.Descriptor instead.
 func (*ListLeasesRequest) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{34}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListLeasesRequest) GetPageSize() int32 {
@@ -2407,7 +2858,7 @@ type ListLeasesResponse struct {
 
 func (x *ListLeasesResponse) Reset() {
 	*x = ListLeasesResponse{}
-	mi := &file_portd_v1_reservation_proto_msgTypes[35]
+	mi := &file_portd_v1_reservation_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2419,7 +2870,7 @@ func (x *ListLeasesResponse) String() string {
 func (*ListLeasesResponse) ProtoMessage() {}
 
 func (x *ListLeasesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_reservation_proto_msgTypes[35]
+	mi := &file_portd_v1_reservation_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2432,7 +2883,7 @@ func (x *ListLeasesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLeasesResponse.ProtoReflect.Descriptor instead.
 func (*ListLeasesResponse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{35}
+	return file_portd_v1_reservation_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListLeasesResponse) GetLeases() []*Lease {
@@ -2467,18 +2918,19 @@ var File_portd_v1_reservation_proto protoreflect.FileDescriptor
 
 const file_portd_v1_reservation_proto_rawDesc = "" +
 	"\n" +
-	"\x1aportd/v1/reservation.proto\x12\bportd.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15portd/v1/daemon.proto\x1a\x17portd/v1/endpoint.proto\x1a\x13portd/v1/port.proto\x1a\x16portd/v1/service.proto\"\xaa\x01\n" +
+	"\x1aportd/v1/reservation.proto\x12\bportd.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15portd/v1/daemon.proto\x1a\x17portd/v1/endpoint.proto\x1a\x13portd/v1/port.proto\x1a\x16portd/v1/service.proto\"\xaa\x01\n" +
 	"\x0fReservationSpec\x129\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x16.portd.v1.EndpointSpecB\x03\xe0A\x02R\tendpoints\x12\"\n" +
 	"\x04mode\x18\x02 \x01(\x0e2\x0e.portd.v1.ModeR\x04mode\x128\n" +
-	"\fbind_options\x18\x03 \x01(\v2\x15.portd.v1.BindOptionsR\vbindOptions\"\xea\x01\n" +
+	"\fbind_options\x18\x03 \x01(\v2\x15.portd.v1.BindOptionsR\vbindOptions\"\x97\x02\n" +
 	"\x10AssignedEndpoint\x12.\n" +
 	"\bendpoint\x18\x01 \x01(\v2\x12.portd.v1.EndpointR\bendpoint\x12-\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x17.portd.v1.EndpointStateR\x05state\x12>\n" +
 	"\x0elisten_options\x18\x03 \x01(\v2\x17.portd.v1.ListenOptionsR\rlistenOptions\x127\n" +
 	"\n" +
 	"exceptions\x18\x04 \x03(\v2\x17.portd.v1.PortExceptionR\n" +
-	"exceptions\"\x95\x01\n" +
+	"exceptions\x12+\n" +
+	"\bbound_by\x18\x05 \x03(\v2\x10.portd.v1.HolderR\aboundBy\"\x95\x01\n" +
 	"\rPortException\x12)\n" +
 	"\x05ports\x18\x01 \x01(\v2\x13.portd.v1.PortRangeR\x05ports\x12-\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x17.portd.v1.EndpointStateR\x05state\x12*\n" +
@@ -2511,12 +2963,53 @@ const file_portd_v1_reservation_proto_rawDesc = "" +
 	"request_id\x18\x0f \x01(\tR\trequestId\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"d\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9b\x01\n" +
 	"\x0fReserveResponse\x127\n" +
 	"\vreservation\x18\x01 \x01(\v2\x15.portd.v1.ReservationR\vreservation\x12\x18\n" +
-	"\aexisted\x18\x02 \x01(\bR\aexisted\"V\n" +
+	"\aexisted\x18\x02 \x01(\bR\aexisted\x125\n" +
+	"\vpassed_over\x18\x03 \x03(\v2\x14.portd.v1.PassedOverR\n" +
+	"passedOver\"\x85\x01\n" +
+	"\n" +
+	"PassedOver\x12)\n" +
+	"\x05ports\x18\x01 \x01(\v2\x13.portd.v1.PortRangeR\x05ports\x124\n" +
+	"\n" +
+	"preference\x18\x02 \x01(\x0e2\x14.portd.v1.PreferenceR\n" +
+	"preference\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xd5\x02\n" +
+	"\fAdoptRequest\x127\n" +
+	"\bendpoint\x18\x01 \x01(\v2\x16.portd.v1.EndpointSpecB\x03\xe0A\x02R\bendpoint\x12\x15\n" +
+	"\x03pid\x18\x02 \x01(\x05B\x03\xe0A\x02R\x03pid\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12:\n" +
+	"\x06labels\x18\x04 \x03(\v2\".portd.v1.AdoptRequest.LabelsEntryR\x06labels\x12\x19\n" +
+	"\blease_id\x18\x05 \x01(\tR\aleaseId\x120\n" +
+	"\tnew_lease\x18\x06 \x01(\v2\x13.portd.v1.LeaseSpecR\bnewLease\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x0f \x01(\tR\trequestId\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"}\n" +
+	"\rAdoptResponse\x127\n" +
+	"\vreservation\x18\x01 \x01(\v2\x15.portd.v1.ReservationR\vreservation\x123\n" +
+	"\falso_open_in\x18\x02 \x03(\v2\x11.portd.v1.ProcessR\n" +
+	"alsoOpenIn\"\x81\x03\n" +
+	"\x18UpdateReservationRequest\x12%\n" +
+	"\vreservation\x18\x01 \x01(\tB\x03\xe0A\x02R\vreservation\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12F\n" +
+	"\x06labels\x18\x03 \x03(\v2..portd.v1.UpdateReservationRequest.LabelsEntryR\x06labels\x12\x19\n" +
+	"\blease_id\x18\x04 \x01(\tR\aleaseId\x12@\n" +
+	"\vupdate_mask\x18\x05 \x01(\v2\x1a.google.protobuf.FieldMaskB\x03\xe0A\x02R\n" +
+	"updateMask\x12+\n" +
+	"\x11expected_revision\x18\x0e \x01(\x03R\x10expectedRevision\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x0f \x01(\tR\trequestId\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"T\n" +
+	"\x19UpdateReservationResponse\x127\n" +
+	"\vreservation\x18\x01 \x01(\v2\x15.portd.v1.ReservationR\vreservation\"\x83\x01\n" +
 	"\x0eReleaseRequest\x12%\n" +
-	"\vreservation\x18\x01 \x01(\tB\x03\xe0A\x02R\vreservation\x12\x1d\n" +
+	"\vreservation\x18\x01 \x01(\tB\x03\xe0A\x02R\vreservation\x12+\n" +
+	"\x11expected_revision\x18\x0e \x01(\x03R\x10expectedRevision\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x0f \x01(\tR\trequestId\"\x9e\x01\n" +
 	"\x0fReleaseResponse\x127\n" +
@@ -2565,16 +3058,18 @@ const file_portd_v1_reservation_proto_rawDesc = "" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12'\n" +
 	"\x06events\x18\x02 \x03(\v2\x0f.portd.v1.EventR\x06events\x12.\n" +
 	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x19\n" +
-	"\bstore_id\x18\x04 \x01(\tR\astoreId\"\x88\x01\n" +
+	"\bstore_id\x18\x04 \x01(\tR\astoreId\"\xb5\x01\n" +
 	"\rListenRequest\x12%\n" +
 	"\vreservation\x18\x01 \x01(\tB\x03\xe0A\x02R\vreservation\x121\n" +
-	"\aoptions\x18\x02 \x01(\v2\x17.portd.v1.ListenOptionsR\aoptions\x12\x1d\n" +
+	"\aoptions\x18\x02 \x01(\v2\x17.portd.v1.ListenOptionsR\aoptions\x12+\n" +
+	"\x11expected_revision\x18\x0e \x01(\x03R\x10expectedRevision\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x0f \x01(\tR\trequestId\"I\n" +
 	"\x0eListenResponse\x127\n" +
-	"\vreservation\x18\x01 \x01(\v2\x15.portd.v1.ReservationR\vreservation\"T\n" +
+	"\vreservation\x18\x01 \x01(\v2\x15.portd.v1.ReservationR\vreservation\"\x81\x01\n" +
 	"\fCloseRequest\x12%\n" +
-	"\vreservation\x18\x01 \x01(\tB\x03\xe0A\x02R\vreservation\x12\x1d\n" +
+	"\vreservation\x18\x01 \x01(\tB\x03\xe0A\x02R\vreservation\x12+\n" +
+	"\x11expected_revision\x18\x0e \x01(\x03R\x10expectedRevision\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x0f \x01(\tR\trequestId\"H\n" +
 	"\rCloseResponse\x127\n" +
@@ -2644,7 +3139,12 @@ const file_portd_v1_reservation_proto_rawDesc = "" +
 	"\x13ENDPOINT_STATE_HELD\x10\x01\x12\x1c\n" +
 	"\x18ENDPOINT_STATE_LISTENING\x10\x02\x12\x1b\n" +
 	"\x17ENDPOINT_STATE_RECORDED\x10\x03\x12\x17\n" +
-	"\x13ENDPOINT_STATE_LOST\x10\x04*\x8a\x03\n" +
+	"\x13ENDPOINT_STATE_LOST\x10\x04*U\n" +
+	"\n" +
+	"Preference\x12\x1a\n" +
+	"\x16PREFERENCE_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12PREFERENCE_REQUEST\x10\x01\x12\x13\n" +
+	"\x0fPREFERENCE_NAME\x10\x02*\xa2\x03\n" +
 	"\tEventType\x12\x1a\n" +
 	"\x16EVENT_TYPE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13EVENT_TYPE_RESERVED\x10\x01\x12\x17\n" +
@@ -2660,9 +3160,12 @@ const file_portd_v1_reservation_proto_rawDesc = "" +
 	"\x12\x1d\n" +
 	"\x19EVENT_TYPE_SERVICE_EDITED\x10\v\x12\x1e\n" +
 	"\x1aEVENT_TYPE_SERVICE_REMOVED\x10\f\x12 \n" +
-	"\x1cEVENT_TYPE_REGISTRY_REPLACED\x10\r2\x9c\a\n" +
+	"\x1cEVENT_TYPE_REGISTRY_REPLACED\x10\r\x12\x16\n" +
+	"\x12EVENT_TYPE_UPDATED\x10\x0e2\xa1\t\n" +
 	"\x12ReservationService\x12[\n" +
-	"\aReserve\x12\x18.portd.v1.ReserveRequest\x1a\x19.portd.v1.ReserveResponse\"\x1b\x82\xd3\xe4\x93\x02\x15:\x01*\"\x10/v1/reservations\x12\x85\x01\n" +
+	"\aReserve\x12\x18.portd.v1.ReserveRequest\x1a\x19.portd.v1.ReserveResponse\"\x1b\x82\xd3\xe4\x93\x02\x15:\x01*\"\x10/v1/reservations\x12[\n" +
+	"\x05Adopt\x12\x16.portd.v1.AdoptRequest\x1a\x17.portd.v1.AdoptResponse\"!\x82\xd3\xe4\x93\x02\x1b:\x01*\"\x16/v1/reservations:adopt\x12\xa5\x01\n" +
+	"\x11UpdateReservation\x12\".portd.v1.UpdateReservationRequest\x1a#.portd.v1.UpdateReservationResponse\"G\x82\xd3\xe4\x93\x02A:\x01*Z\x1c:\x01*\"\x17/v1/reservations:update2\x1e/v1/reservations/{reservation}\x12\x85\x01\n" +
 	"\aRelease\x12\x18.portd.v1.ReleaseRequest\x1a\x19.portd.v1.ReleaseResponse\"E\x82\xd3\xe4\x93\x02?Z\x1d:\x01*\"\x18/v1/reservations:release*\x1e/v1/reservations/{reservation}\x12\x94\x01\n" +
 	"\x0eGetReservation\x12\x1f.portd.v1.GetReservationRequest\x1a .portd.v1.GetReservationResponse\"?\x82\xd3\xe4\x93\x029Z\x17\x12\x15/v1/reservations:find\x12\x1e/v1/reservations/{reservation}\x12s\n" +
 	"\x10ListReservations\x12!.portd.v1.ListReservationsRequest\x1a\".portd.v1.ListReservationsResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/reservations\x12~\n" +
@@ -2693,150 +3196,176 @@ func file_portd_v1_reservation_proto_rawDescGZIP() []byte {
 	return file_portd_v1_reservation_proto_rawDescData
 }
 
-var file_portd_v1_reservation_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_portd_v1_reservation_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_portd_v1_reservation_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_portd_v1_reservation_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_portd_v1_reservation_proto_goTypes = []any{
 	(Mode)(0),                         // 0: portd.v1.Mode
 	(EndpointState)(0),                // 1: portd.v1.EndpointState
-	(EventType)(0),                    // 2: portd.v1.EventType
-	(*ReservationSpec)(nil),           // 3: portd.v1.ReservationSpec
-	(*AssignedEndpoint)(nil),          // 4: portd.v1.AssignedEndpoint
-	(*PortException)(nil),             // 5: portd.v1.PortException
-	(*Reservation)(nil),               // 6: portd.v1.Reservation
-	(*ReserveRequest)(nil),            // 7: portd.v1.ReserveRequest
-	(*ReserveResponse)(nil),           // 8: portd.v1.ReserveResponse
-	(*ReleaseRequest)(nil),            // 9: portd.v1.ReleaseRequest
-	(*ReleaseResponse)(nil),           // 10: portd.v1.ReleaseResponse
-	(*GetReservationRequest)(nil),     // 11: portd.v1.GetReservationRequest
-	(*GetReservationResponse)(nil),    // 12: portd.v1.GetReservationResponse
-	(*ReservationFilter)(nil),         // 13: portd.v1.ReservationFilter
-	(*ListReservationsRequest)(nil),   // 14: portd.v1.ListReservationsRequest
-	(*ListReservationsResponse)(nil),  // 15: portd.v1.ListReservationsResponse
-	(*Event)(nil),                     // 16: portd.v1.Event
-	(*WatchReservationsRequest)(nil),  // 17: portd.v1.WatchReservationsRequest
-	(*WatchReservationsResponse)(nil), // 18: portd.v1.WatchReservationsResponse
-	(*ListenRequest)(nil),             // 19: portd.v1.ListenRequest
-	(*ListenResponse)(nil),            // 20: portd.v1.ListenResponse
-	(*CloseRequest)(nil),              // 21: portd.v1.CloseRequest
-	(*CloseResponse)(nil),             // 22: portd.v1.CloseResponse
-	(*Lease)(nil),                     // 23: portd.v1.Lease
-	(*LeaseSpec)(nil),                 // 24: portd.v1.LeaseSpec
-	(*ProcessLease)(nil),              // 25: portd.v1.ProcessLease
-	(*SessionLease)(nil),              // 26: portd.v1.SessionLease
-	(*OpenSessionRequest)(nil),        // 27: portd.v1.OpenSessionRequest
-	(*OpenSessionResponse)(nil),       // 28: portd.v1.OpenSessionResponse
-	(*CreateLeaseRequest)(nil),        // 29: portd.v1.CreateLeaseRequest
-	(*CreateLeaseResponse)(nil),       // 30: portd.v1.CreateLeaseResponse
-	(*RenewLeaseRequest)(nil),         // 31: portd.v1.RenewLeaseRequest
-	(*RenewLeaseResponse)(nil),        // 32: portd.v1.RenewLeaseResponse
-	(*EndLeaseRequest)(nil),           // 33: portd.v1.EndLeaseRequest
-	(*EndLeaseResponse)(nil),          // 34: portd.v1.EndLeaseResponse
-	(*GetLeaseRequest)(nil),           // 35: portd.v1.GetLeaseRequest
-	(*GetLeaseResponse)(nil),          // 36: portd.v1.GetLeaseResponse
-	(*ListLeasesRequest)(nil),         // 37: portd.v1.ListLeasesRequest
-	(*ListLeasesResponse)(nil),        // 38: portd.v1.ListLeasesResponse
-	nil,                               // 39: portd.v1.Reservation.LabelsEntry
-	nil,                               // 40: portd.v1.ReserveRequest.LabelsEntry
-	nil,                               // 41: portd.v1.ReservationFilter.LabelsEntry
-	(*EndpointSpec)(nil),              // 42: portd.v1.EndpointSpec
-	(*BindOptions)(nil),               // 43: portd.v1.BindOptions
-	(*Endpoint)(nil),                  // 44: portd.v1.Endpoint
-	(*ListenOptions)(nil),             // 45: portd.v1.ListenOptions
-	(*PortRange)(nil),                 // 46: portd.v1.PortRange
-	(*Holder)(nil),                    // 47: portd.v1.Holder
-	(*timestamppb.Timestamp)(nil),     // 48: google.protobuf.Timestamp
-	(Protocol)(0),                     // 49: portd.v1.Protocol
-	(*ServiceEntry)(nil),              // 50: portd.v1.ServiceEntry
-	(*ServiceRegistryStatus)(nil),     // 51: portd.v1.ServiceRegistryStatus
-	(*durationpb.Duration)(nil),       // 52: google.protobuf.Duration
+	(Preference)(0),                   // 2: portd.v1.Preference
+	(EventType)(0),                    // 3: portd.v1.EventType
+	(*ReservationSpec)(nil),           // 4: portd.v1.ReservationSpec
+	(*AssignedEndpoint)(nil),          // 5: portd.v1.AssignedEndpoint
+	(*PortException)(nil),             // 6: portd.v1.PortException
+	(*Reservation)(nil),               // 7: portd.v1.Reservation
+	(*ReserveRequest)(nil),            // 8: portd.v1.ReserveRequest
+	(*ReserveResponse)(nil),           // 9: portd.v1.ReserveResponse
+	(*PassedOver)(nil),                // 10: portd.v1.PassedOver
+	(*AdoptRequest)(nil),              // 11: portd.v1.AdoptRequest
+	(*AdoptResponse)(nil),             // 12: portd.v1.AdoptResponse
+	(*UpdateReservationRequest)(nil),  // 13: portd.v1.UpdateReservationRequest
+	(*UpdateReservationResponse)(nil), // 14: portd.v1.UpdateReservationResponse
+	(*ReleaseRequest)(nil),            // 15: portd.v1.ReleaseRequest
+	(*ReleaseResponse)(nil),           // 16: portd.v1.ReleaseResponse
+	(*GetReservationRequest)(nil),     // 17: portd.v1.GetReservationRequest
+	(*GetReservationResponse)(nil),    // 18: portd.v1.GetReservationResponse
+	(*ReservationFilter)(nil),         // 19: portd.v1.ReservationFilter
+	(*ListReservationsRequest)(nil),   // 20: portd.v1.ListReservationsRequest
+	(*ListReservationsResponse)(nil),  // 21: portd.v1.ListReservationsResponse
+	(*Event)(nil),                     // 22: portd.v1.Event
+	(*WatchReservationsRequest)(nil),  // 23: portd.v1.WatchReservationsRequest
+	(*WatchReservationsResponse)(nil), // 24: portd.v1.WatchReservationsResponse
+	(*ListenRequest)(nil),             // 25: portd.v1.ListenRequest
+	(*ListenResponse)(nil),            // 26: portd.v1.ListenResponse
+	(*CloseRequest)(nil),              // 27: portd.v1.CloseRequest
+	(*CloseResponse)(nil),             // 28: portd.v1.CloseResponse
+	(*Lease)(nil),                     // 29: portd.v1.Lease
+	(*LeaseSpec)(nil),                 // 30: portd.v1.LeaseSpec
+	(*ProcessLease)(nil),              // 31: portd.v1.ProcessLease
+	(*SessionLease)(nil),              // 32: portd.v1.SessionLease
+	(*OpenSessionRequest)(nil),        // 33: portd.v1.OpenSessionRequest
+	(*OpenSessionResponse)(nil),       // 34: portd.v1.OpenSessionResponse
+	(*CreateLeaseRequest)(nil),        // 35: portd.v1.CreateLeaseRequest
+	(*CreateLeaseResponse)(nil),       // 36: portd.v1.CreateLeaseResponse
+	(*RenewLeaseRequest)(nil),         // 37: portd.v1.RenewLeaseRequest
+	(*RenewLeaseResponse)(nil),        // 38: portd.v1.RenewLeaseResponse
+	(*EndLeaseRequest)(nil),           // 39: portd.v1.EndLeaseRequest
+	(*EndLeaseResponse)(nil),          // 40: portd.v1.EndLeaseResponse
+	(*GetLeaseRequest)(nil),           // 41: portd.v1.GetLeaseRequest
+	(*GetLeaseResponse)(nil),          // 42: portd.v1.GetLeaseResponse
+	(*ListLeasesRequest)(nil),         // 43: portd.v1.ListLeasesRequest
+	(*ListLeasesResponse)(nil),        // 44: portd.v1.ListLeasesResponse
+	nil,                               // 45: portd.v1.Reservation.LabelsEntry
+	nil,                               // 46: portd.v1.ReserveRequest.LabelsEntry
+	nil,                               // 47: portd.v1.AdoptRequest.LabelsEntry
+	nil,                               // 48: portd.v1.UpdateReservationRequest.LabelsEntry
+	nil,                               // 49: portd.v1.ReservationFilter.LabelsEntry
+	(*EndpointSpec)(nil),              // 50: portd.v1.EndpointSpec
+	(*BindOptions)(nil),               // 51: portd.v1.BindOptions
+	(*Endpoint)(nil),                  // 52: portd.v1.Endpoint
+	(*ListenOptions)(nil),             // 53: portd.v1.ListenOptions
+	(*Holder)(nil),                    // 54: portd.v1.Holder
+	(*PortRange)(nil),                 // 55: portd.v1.PortRange
+	(*timestamppb.Timestamp)(nil),     // 56: google.protobuf.Timestamp
+	(*Process)(nil),                   // 57: portd.v1.Process
+	(*fieldmaskpb.FieldMask)(nil),     // 58: google.protobuf.FieldMask
+	(Protocol)(0),                     // 59: portd.v1.Protocol
+	(*ServiceEntry)(nil),              // 60: portd.v1.ServiceEntry
+	(*ServiceRegistryStatus)(nil),     // 61: portd.v1.ServiceRegistryStatus
+	(*durationpb.Duration)(nil),       // 62: google.protobuf.Duration
 }
 var file_portd_v1_reservation_proto_depIdxs = []int32{
-	42, // 0: portd.v1.ReservationSpec.endpoints:type_name -> portd.v1.EndpointSpec
+	50, // 0: portd.v1.ReservationSpec.endpoints:type_name -> portd.v1.EndpointSpec
 	0,  // 1: portd.v1.ReservationSpec.mode:type_name -> portd.v1.Mode
-	43, // 2: portd.v1.ReservationSpec.bind_options:type_name -> portd.v1.BindOptions
-	44, // 3: portd.v1.AssignedEndpoint.endpoint:type_name -> portd.v1.Endpoint
+	51, // 2: portd.v1.ReservationSpec.bind_options:type_name -> portd.v1.BindOptions
+	52, // 3: portd.v1.AssignedEndpoint.endpoint:type_name -> portd.v1.Endpoint
 	1,  // 4: portd.v1.AssignedEndpoint.state:type_name -> portd.v1.EndpointState
-	45, // 5: portd.v1.AssignedEndpoint.listen_options:type_name -> portd.v1.ListenOptions
-	5,  // 6: portd.v1.AssignedEndpoint.exceptions:type_name -> portd.v1.PortException
-	46, // 7: portd.v1.PortException.ports:type_name -> portd.v1.PortRange
-	1,  // 8: portd.v1.PortException.state:type_name -> portd.v1.EndpointState
-	47, // 9: portd.v1.PortException.holders:type_name -> portd.v1.Holder
-	39, // 10: portd.v1.Reservation.labels:type_name -> portd.v1.Reservation.LabelsEntry
-	3,  // 11: portd.v1.Reservation.spec:type_name -> portd.v1.ReservationSpec
-	4,  // 12: portd.v1.Reservation.assigned:type_name -> portd.v1.AssignedEndpoint
-	48, // 13: portd.v1.Reservation.create_time:type_name -> google.protobuf.Timestamp
-	48, // 14: portd.v1.Reservation.expire_time:type_name -> google.protobuf.Timestamp
-	3,  // 15: portd.v1.ReserveRequest.spec:type_name -> portd.v1.ReservationSpec
-	40, // 16: portd.v1.ReserveRequest.labels:type_name -> portd.v1.ReserveRequest.LabelsEntry
-	24, // 17: portd.v1.ReserveRequest.new_lease:type_name -> portd.v1.LeaseSpec
-	6,  // 18: portd.v1.ReserveResponse.reservation:type_name -> portd.v1.Reservation
-	6,  // 19: portd.v1.ReleaseResponse.reservation:type_name -> portd.v1.Reservation
-	47, // 20: portd.v1.ReleaseResponse.still_bound_by:type_name -> portd.v1.Holder
-	6,  // 21: portd.v1.GetReservationResponse.reservation:type_name -> portd.v1.Reservation
-	49, // 22: portd.v1.ReservationFilter.protocol:type_name -> portd.v1.Protocol
-	46, // 23: portd.v1.ReservationFilter.ports:type_name -> portd.v1.PortRange
-	41, // 24: portd.v1.ReservationFilter.labels:type_name -> portd.v1.ReservationFilter.LabelsEntry
-	1,  // 25: portd.v1.ReservationFilter.states:type_name -> portd.v1.EndpointState
-	13, // 26: portd.v1.ListReservationsRequest.filter:type_name -> portd.v1.ReservationFilter
-	6,  // 27: portd.v1.ListReservationsResponse.reservations:type_name -> portd.v1.Reservation
-	2,  // 28: portd.v1.Event.type:type_name -> portd.v1.EventType
-	6,  // 29: portd.v1.Event.reservation:type_name -> portd.v1.Reservation
-	23, // 30: portd.v1.Event.lease:type_name -> portd.v1.Lease
-	50, // 31: portd.v1.Event.service:type_name -> portd.v1.ServiceEntry
-	51, // 32: portd.v1.Event.service_registry:type_name -> portd.v1.ServiceRegistryStatus
-	13, // 33: portd.v1.WatchReservationsRequest.filter:type_name -> portd.v1.ReservationFilter
-	52, // 34: portd.v1.WatchReservationsRequest.progress_interval:type_name -> google.protobuf.Duration
-	16, // 35: portd.v1.WatchReservationsResponse.events:type_name -> portd.v1.Event
-	48, // 36: portd.v1.WatchReservationsResponse.time:type_name -> google.protobuf.Timestamp
-	45, // 37: portd.v1.ListenRequest.options:type_name -> portd.v1.ListenOptions
-	6,  // 38: portd.v1.ListenResponse.reservation:type_name -> portd.v1.Reservation
-	6,  // 39: portd.v1.CloseResponse.reservation:type_name -> portd.v1.Reservation
-	24, // 40: portd.v1.Lease.spec:type_name -> portd.v1.LeaseSpec
-	48, // 41: portd.v1.Lease.create_time:type_name -> google.protobuf.Timestamp
-	48, // 42: portd.v1.Lease.expire_time:type_name -> google.protobuf.Timestamp
-	52, // 43: portd.v1.LeaseSpec.ttl:type_name -> google.protobuf.Duration
-	25, // 44: portd.v1.LeaseSpec.process:type_name -> portd.v1.ProcessLease
-	26, // 45: portd.v1.LeaseSpec.session:type_name -> portd.v1.SessionLease
-	52, // 46: portd.v1.SessionLease.grace:type_name -> google.protobuf.Duration
-	52, // 47: portd.v1.OpenSessionRequest.grace:type_name -> google.protobuf.Duration
-	23, // 48: portd.v1.OpenSessionResponse.lease:type_name -> portd.v1.Lease
-	24, // 49: portd.v1.CreateLeaseRequest.spec:type_name -> portd.v1.LeaseSpec
-	23, // 50: portd.v1.CreateLeaseResponse.lease:type_name -> portd.v1.Lease
-	23, // 51: portd.v1.RenewLeaseResponse.lease:type_name -> portd.v1.Lease
-	6,  // 52: portd.v1.EndLeaseResponse.released:type_name -> portd.v1.Reservation
-	23, // 53: portd.v1.GetLeaseResponse.lease:type_name -> portd.v1.Lease
-	23, // 54: portd.v1.ListLeasesResponse.leases:type_name -> portd.v1.Lease
-	7,  // 55: portd.v1.ReservationService.Reserve:input_type -> portd.v1.ReserveRequest
-	9,  // 56: portd.v1.ReservationService.Release:input_type -> portd.v1.ReleaseRequest
-	11, // 57: portd.v1.ReservationService.GetReservation:input_type -> portd.v1.GetReservationRequest
-	14, // 58: portd.v1.ReservationService.ListReservations:input_type -> portd.v1.ListReservationsRequest
-	17, // 59: portd.v1.ReservationService.WatchReservations:input_type -> portd.v1.WatchReservationsRequest
-	19, // 60: portd.v1.ReservationService.Listen:input_type -> portd.v1.ListenRequest
-	21, // 61: portd.v1.ReservationService.Close:input_type -> portd.v1.CloseRequest
-	29, // 62: portd.v1.LeaseService.CreateLease:input_type -> portd.v1.CreateLeaseRequest
-	31, // 63: portd.v1.LeaseService.RenewLease:input_type -> portd.v1.RenewLeaseRequest
-	27, // 64: portd.v1.LeaseService.OpenSession:input_type -> portd.v1.OpenSessionRequest
-	33, // 65: portd.v1.LeaseService.EndLease:input_type -> portd.v1.EndLeaseRequest
-	35, // 66: portd.v1.LeaseService.GetLease:input_type -> portd.v1.GetLeaseRequest
-	37, // 67: portd.v1.LeaseService.ListLeases:input_type -> portd.v1.ListLeasesRequest
-	8,  // 68: portd.v1.ReservationService.Reserve:output_type -> portd.v1.ReserveResponse
-	10, // 69: portd.v1.ReservationService.Release:output_type -> portd.v1.ReleaseResponse
-	12, // 70: portd.v1.ReservationService.GetReservation:output_type -> portd.v1.GetReservationResponse
-	15, // 71: portd.v1.ReservationService.ListReservations:output_type -> portd.v1.ListReservationsResponse
-	18, // 72: portd.v1.ReservationService.WatchReservations:output_type -> portd.v1.WatchReservationsResponse
-	20, // 73: portd.v1.ReservationService.Listen:output_type -> portd.v1.ListenResponse
-	22, // 74: portd.v1.ReservationService.Close:output_type -> portd.v1.CloseResponse
-	30, // 75: portd.v1.LeaseService.CreateLease:output_type -> portd.v1.CreateLeaseResponse
-	32, // 76: portd.v1.LeaseService.RenewLease:output_type -> portd.v1.RenewLeaseResponse
-	28, // 77: portd.v1.LeaseService.OpenSession:output_type -> portd.v1.OpenSessionResponse
-	34, // 78: portd.v1.LeaseService.EndLease:output_type -> portd.v1.EndLeaseResponse
-	36, // 79: portd.v1.LeaseService.GetLease:output_type -> portd.v1.GetLeaseResponse
-	38, // 80: portd.v1.LeaseService.ListLeases:output_type -> portd.v1.ListLeasesResponse
-	68, // [68:81] is the sub-list for method output_type
-	55, // [55:68] is the sub-list for method input_type
-	55, // [55:55] is the sub-list for extension type_name
-	55, // [55:55] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	53, // 5: portd.v1.AssignedEndpoint.listen_options:type_name -> portd.v1.ListenOptions
+	6,  // 6: portd.v1.AssignedEndpoint.exceptions:type_name -> portd.v1.PortException
+	54, // 7: portd.v1.AssignedEndpoint.bound_by:type_name -> portd.v1.Holder
+	55, // 8: portd.v1.PortException.ports:type_name -> portd.v1.PortRange
+	1,  // 9: portd.v1.PortException.state:type_name -> portd.v1.EndpointState
+	54, // 10: portd.v1.PortException.holders:type_name -> portd.v1.Holder
+	45, // 11: portd.v1.Reservation.labels:type_name -> portd.v1.Reservation.LabelsEntry
+	4,  // 12: portd.v1.Reservation.spec:type_name -> portd.v1.ReservationSpec
+	5,  // 13: portd.v1.Reservation.assigned:type_name -> portd.v1.AssignedEndpoint
+	56, // 14: portd.v1.Reservation.create_time:type_name -> google.protobuf.Timestamp
+	56, // 15: portd.v1.Reservation.expire_time:type_name -> google.protobuf.Timestamp
+	4,  // 16: portd.v1.ReserveRequest.spec:type_name -> portd.v1.ReservationSpec
+	46, // 17: portd.v1.ReserveRequest.labels:type_name -> portd.v1.ReserveRequest.LabelsEntry
+	30, // 18: portd.v1.ReserveRequest.new_lease:type_name -> portd.v1.LeaseSpec
+	7,  // 19: portd.v1.ReserveResponse.reservation:type_name -> portd.v1.Reservation
+	10, // 20: portd.v1.ReserveResponse.passed_over:type_name -> portd.v1.PassedOver
+	55, // 21: portd.v1.PassedOver.ports:type_name -> portd.v1.PortRange
+	2,  // 22: portd.v1.PassedOver.preference:type_name -> portd.v1.Preference
+	50, // 23: portd.v1.AdoptRequest.endpoint:type_name -> portd.v1.EndpointSpec
+	47, // 24: portd.v1.AdoptRequest.labels:type_name -> portd.v1.AdoptRequest.LabelsEntry
+	30, // 25: portd.v1.AdoptRequest.new_lease:type_name -> portd.v1.LeaseSpec
+	7,  // 26: portd.v1.AdoptResponse.reservation:type_name -> portd.v1.Reservation
+	57, // 27: portd.v1.AdoptResponse.also_open_in:type_name -> portd.v1.Process
+	48, // 28: portd.v1.UpdateReservationRequest.labels:type_name -> portd.v1.UpdateReservationRequest.LabelsEntry
+	58, // 29: portd.v1.UpdateReservationRequest.update_mask:type_name -> google.protobuf.FieldMask
+	7,  // 30: portd.v1.UpdateReservationResponse.reservation:type_name -> portd.v1.Reservation
+	7,  // 31: portd.v1.ReleaseResponse.reservation:type_name -> portd.v1.Reservation
+	54, // 32: portd.v1.ReleaseResponse.still_bound_by:type_name -> portd.v1.Holder
+	7,  // 33: portd.v1.GetReservationResponse.reservation:type_name -> portd.v1.Reservation
+	59, // 34: portd.v1.ReservationFilter.protocol:type_name -> portd.v1.Protocol
+	55, // 35: portd.v1.ReservationFilter.ports:type_name -> portd.v1.PortRange
+	49, // 36: portd.v1.ReservationFilter.labels:type_name -> portd.v1.ReservationFilter.LabelsEntry
+	1,  // 37: portd.v1.ReservationFilter.states:type_name -> portd.v1.EndpointState
+	19, // 38: portd.v1.ListReservationsRequest.filter:type_name -> portd.v1.ReservationFilter
+	7,  // 39: portd.v1.ListReservationsResponse.reservations:type_name -> portd.v1.Reservation
+	3,  // 40: portd.v1.Event.type:type_name -> portd.v1.EventType
+	7,  // 41: portd.v1.Event.reservation:type_name -> portd.v1.Reservation
+	29, // 42: portd.v1.Event.lease:type_name -> portd.v1.Lease
+	60, // 43: portd.v1.Event.service:type_name -> portd.v1.ServiceEntry
+	61, // 44: portd.v1.Event.service_registry:type_name -> portd.v1.ServiceRegistryStatus
+	19, // 45: portd.v1.WatchReservationsRequest.filter:type_name -> portd.v1.ReservationFilter
+	62, // 46: portd.v1.WatchReservationsRequest.progress_interval:type_name -> google.protobuf.Duration
+	22, // 47: portd.v1.WatchReservationsResponse.events:type_name -> portd.v1.Event
+	56, // 48: portd.v1.WatchReservationsResponse.time:type_name -> google.protobuf.Timestamp
+	53, // 49: portd.v1.ListenRequest.options:type_name -> portd.v1.ListenOptions
+	7,  // 50: portd.v1.ListenResponse.reservation:type_name -> portd.v1.Reservation
+	7,  // 51: portd.v1.CloseResponse.reservation:type_name -> portd.v1.Reservation
+	30, // 52: portd.v1.Lease.spec:type_name -> portd.v1.LeaseSpec
+	56, // 53: portd.v1.Lease.create_time:type_name -> google.protobuf.Timestamp
+	56, // 54: portd.v1.Lease.expire_time:type_name -> google.protobuf.Timestamp
+	62, // 55: portd.v1.LeaseSpec.ttl:type_name -> google.protobuf.Duration
+	31, // 56: portd.v1.LeaseSpec.process:type_name -> portd.v1.ProcessLease
+	32, // 57: portd.v1.LeaseSpec.session:type_name -> portd.v1.SessionLease
+	62, // 58: portd.v1.SessionLease.grace:type_name -> google.protobuf.Duration
+	62, // 59: portd.v1.OpenSessionRequest.grace:type_name -> google.protobuf.Duration
+	29, // 60: portd.v1.OpenSessionResponse.lease:type_name -> portd.v1.Lease
+	30, // 61: portd.v1.CreateLeaseRequest.spec:type_name -> portd.v1.LeaseSpec
+	29, // 62: portd.v1.CreateLeaseResponse.lease:type_name -> portd.v1.Lease
+	29, // 63: portd.v1.RenewLeaseResponse.lease:type_name -> portd.v1.Lease
+	7,  // 64: portd.v1.EndLeaseResponse.released:type_name -> portd.v1.Reservation
+	29, // 65: portd.v1.GetLeaseResponse.lease:type_name -> portd.v1.Lease
+	29, // 66: portd.v1.ListLeasesResponse.leases:type_name -> portd.v1.Lease
+	8,  // 67: portd.v1.ReservationService.Reserve:input_type -> portd.v1.ReserveRequest
+	11, // 68: portd.v1.ReservationService.Adopt:input_type -> portd.v1.AdoptRequest
+	13, // 69: portd.v1.ReservationService.UpdateReservation:input_type -> portd.v1.UpdateReservationRequest
+	15, // 70: portd.v1.ReservationService.Release:input_type -> portd.v1.ReleaseRequest
+	17, // 71: portd.v1.ReservationService.GetReservation:input_type -> portd.v1.GetReservationRequest
+	20, // 72: portd.v1.ReservationService.ListReservations:input_type -> portd.v1.ListReservationsRequest
+	23, // 73: portd.v1.ReservationService.WatchReservations:input_type -> portd.v1.WatchReservationsRequest
+	25, // 74: portd.v1.ReservationService.Listen:input_type -> portd.v1.ListenRequest
+	27, // 75: portd.v1.ReservationService.Close:input_type -> portd.v1.CloseRequest
+	35, // 76: portd.v1.LeaseService.CreateLease:input_type -> portd.v1.CreateLeaseRequest
+	37, // 77: portd.v1.LeaseService.RenewLease:input_type -> portd.v1.RenewLeaseRequest
+	33, // 78: portd.v1.LeaseService.OpenSession:input_type -> portd.v1.OpenSessionRequest
+	39, // 79: portd.v1.LeaseService.EndLease:input_type -> portd.v1.EndLeaseRequest
+	41, // 80: portd.v1.LeaseService.GetLease:input_type -> portd.v1.GetLeaseRequest
+	43, // 81: portd.v1.LeaseService.ListLeases:input_type -> portd.v1.ListLeasesRequest
+	9,  // 82: portd.v1.ReservationService.Reserve:output_type -> portd.v1.ReserveResponse
+	12, // 83: portd.v1.ReservationService.Adopt:output_type -> portd.v1.AdoptResponse
+	14, // 84: portd.v1.ReservationService.UpdateReservation:output_type -> portd.v1.UpdateReservationResponse
+	16, // 85: portd.v1.ReservationService.Release:output_type -> portd.v1.ReleaseResponse
+	18, // 86: portd.v1.ReservationService.GetReservation:output_type -> portd.v1.GetReservationResponse
+	21, // 87: portd.v1.ReservationService.ListReservations:output_type -> portd.v1.ListReservationsResponse
+	24, // 88: portd.v1.ReservationService.WatchReservations:output_type -> portd.v1.WatchReservationsResponse
+	26, // 89: portd.v1.ReservationService.Listen:output_type -> portd.v1.ListenResponse
+	28, // 90: portd.v1.ReservationService.Close:output_type -> portd.v1.CloseResponse
+	36, // 91: portd.v1.LeaseService.CreateLease:output_type -> portd.v1.CreateLeaseResponse
+	38, // 92: portd.v1.LeaseService.RenewLease:output_type -> portd.v1.RenewLeaseResponse
+	34, // 93: portd.v1.LeaseService.OpenSession:output_type -> portd.v1.OpenSessionResponse
+	40, // 94: portd.v1.LeaseService.EndLease:output_type -> portd.v1.EndLeaseResponse
+	42, // 95: portd.v1.LeaseService.GetLease:output_type -> portd.v1.GetLeaseResponse
+	44, // 96: portd.v1.LeaseService.ListLeases:output_type -> portd.v1.ListLeasesResponse
+	82, // [82:97] is the sub-list for method output_type
+	67, // [67:82] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_portd_v1_reservation_proto_init() }
@@ -2848,7 +3377,7 @@ func file_portd_v1_reservation_proto_init() {
 	file_portd_v1_endpoint_proto_init()
 	file_portd_v1_port_proto_init()
 	file_portd_v1_service_proto_init()
-	file_portd_v1_reservation_proto_msgTypes[21].OneofWrappers = []any{
+	file_portd_v1_reservation_proto_msgTypes[26].OneofWrappers = []any{
 		(*LeaseSpec_Ttl)(nil),
 		(*LeaseSpec_Process)(nil),
 		(*LeaseSpec_Session)(nil),
@@ -2858,8 +3387,8 @@ func file_portd_v1_reservation_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_portd_v1_reservation_proto_rawDesc), len(file_portd_v1_reservation_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   39,
+			NumEnums:      4,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -22,6 +22,8 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	ReservationService_Reserve_FullMethodName           = "/portd.v1.ReservationService/Reserve"
+	ReservationService_Adopt_FullMethodName             = "/portd.v1.ReservationService/Adopt"
+	ReservationService_UpdateReservation_FullMethodName = "/portd.v1.ReservationService/UpdateReservation"
 	ReservationService_Release_FullMethodName           = "/portd.v1.ReservationService/Release"
 	ReservationService_GetReservation_FullMethodName    = "/portd.v1.ReservationService/GetReservation"
 	ReservationService_ListReservations_FullMethodName  = "/portd.v1.ReservationService/ListReservations"
@@ -48,6 +50,12 @@ type ReservationServiceClient interface {
 	// is RESERVED or IN_USE, and a PortConflict that names the holder. Reserving again with the name, owner and spec of
 	// a reservation that is there returns that one.
 	Reserve(ctx context.Context, in *ReserveRequest, opts ...grpc.CallOption) (*ReserveResponse, error)
+	// Adopt takes a duplicate of a listening socket from a program that runs, which the kernel must permit, and makes it a
+	// reservation of the caller's that listens: the program may go on, or stop, and the port stays. FAILED_PRECONDITION with
+	// the capability that is missing where portd may not, PERMISSION_DENIED where the caller could not do so himself.
+	Adopt(ctx context.Context, in *AdoptRequest, opts ...grpc.CallOption) (*AdoptResponse, error)
+	// UpdateReservation changes a reservation's name, labels or lease; its endpoints stay as they are.
+	UpdateReservation(ctx context.Context, in *UpdateReservationRequest, opts ...grpc.CallOption) (*UpdateReservationResponse, error)
 	// Release gives the endpoints back; when it answers they are free of portd.
 	Release(ctx context.Context, in *ReleaseRequest, opts ...grpc.CallOption) (*ReleaseResponse, error)
 	GetReservation(ctx context.Context, in *GetReservationRequest, opts ...grpc.CallOption) (*GetReservationResponse, error)
@@ -74,6 +82,26 @@ func (c *reservationServiceClient) Reserve(ctx context.Context, in *ReserveReque
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ReserveResponse)
 	err := c.cc.Invoke(ctx, ReservationService_Reserve_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *reservationServiceClient) Adopt(ctx context.Context, in *AdoptRequest, opts ...grpc.CallOption) (*AdoptResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AdoptResponse)
+	err := c.cc.Invoke(ctx, ReservationService_Adopt_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *reservationServiceClient) UpdateReservation(ctx context.Context, in *UpdateReservationRequest, opts ...grpc.CallOption) (*UpdateReservationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UpdateReservationResponse)
+	err := c.cc.Invoke(ctx, ReservationService_UpdateReservation_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -167,6 +195,12 @@ type ReservationServiceServer interface {
 	// is RESERVED or IN_USE, and a PortConflict that names the holder. Reserving again with the name, owner and spec of
 	// a reservation that is there returns that one.
 	Reserve(context.Context, *ReserveRequest) (*ReserveResponse, error)
+	// Adopt takes a duplicate of a listening socket from a program that runs, which the kernel must permit, and makes it a
+	// reservation of the caller's that listens: the program may go on, or stop, and the port stays. FAILED_PRECONDITION with
+	// the capability that is missing where portd may not, PERMISSION_DENIED where the caller could not do so himself.
+	Adopt(context.Context, *AdoptRequest) (*AdoptResponse, error)
+	// UpdateReservation changes a reservation's name, labels or lease; its endpoints stay as they are.
+	UpdateReservation(context.Context, *UpdateReservationRequest) (*UpdateReservationResponse, error)
 	// Release gives the endpoints back; when it answers they are free of portd.
 	Release(context.Context, *ReleaseRequest) (*ReleaseResponse, error)
 	GetReservation(context.Context, *GetReservationRequest) (*GetReservationResponse, error)
@@ -191,6 +225,12 @@ type UnimplementedReservationServiceServer struct{}
 
 func (UnimplementedReservationServiceServer) Reserve(context.Context, *ReserveRequest) (*ReserveResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Reserve not implemented")
+}
+func (UnimplementedReservationServiceServer) Adopt(context.Context, *AdoptRequest) (*AdoptResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Adopt not implemented")
+}
+func (UnimplementedReservationServiceServer) UpdateReservation(context.Context, *UpdateReservationRequest) (*UpdateReservationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UpdateReservation not implemented")
 }
 func (UnimplementedReservationServiceServer) Release(context.Context, *ReleaseRequest) (*ReleaseResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Release not implemented")
@@ -245,6 +285,42 @@ func _ReservationService_Reserve_Handler(srv interface{}, ctx context.Context, d
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(ReservationServiceServer).Reserve(ctx, req.(*ReserveRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ReservationService_Adopt_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AdoptRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ReservationServiceServer).Adopt(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ReservationService_Adopt_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ReservationServiceServer).Adopt(ctx, req.(*AdoptRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ReservationService_UpdateReservation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateReservationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ReservationServiceServer).UpdateReservation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ReservationService_UpdateReservation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ReservationServiceServer).UpdateReservation(ctx, req.(*UpdateReservationRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -360,6 +436,14 @@ var ReservationService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Reserve",
 			Handler:    _ReservationService_Reserve_Handler,
+		},
+		{
+			MethodName: "Adopt",
+			Handler:    _ReservationService_Adopt_Handler,
+		},
+		{
+			MethodName: "UpdateReservation",
+			Handler:    _ReservationService_UpdateReservation_Handler,
 		},
 		{
 			MethodName: "Release",
