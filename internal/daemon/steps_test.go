@@ -67,7 +67,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 				}
 			}
 			t.Logf("killed at %d steps; then it was there %d times, and gone %d times", step-1, there, gone)
-			if there < 2 || gone < 2 {
+			if there < 1 || gone < 1 { // the step that decides may be the last one
 				t.Error("that proves nothing")
 			}
 		})

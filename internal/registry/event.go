@@ -17,6 +17,7 @@ const (
 	EventServiceEdited
 	EventServiceRemoved
 	EventRegistryReplaced
+	EventUpdated
 )
 
 // An Event tells of one durable change to one reservation, lease or entry of the host's own in the service registry, or

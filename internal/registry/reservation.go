@@ -29,6 +29,26 @@ type PortRange struct{ First, Last uint16 }
 type AnyPorts struct {
 	Within PortRange
 	Count  int // 0 means 1
+	// Pool is the name of a pool; empty: DefaultPool, or, with Within, none.
+	Pool string
+	// Tried first, one of the two at most: the port of a service, or the first port by its number.
+	PreferService string
+	PreferPort    uint16
+}
+
+// A Preference says why some ports were tried before all others.
+type Preference uint8
+
+const (
+	PreferredByRequest Preference = iota + 1 // the request asked so
+	PreferredByName                          // the reservation that last had this name and owner had them
+)
+
+// PassedOver is ports that were to be tried first and could not be had.
+type PassedOver struct {
+	Ports      PortRange
+	Preference Preference
+	Reason     string // a sentence: who has them, or why they are not to be had
 }
 
 // An EndpointSpec asks for endpoints: every protocol on every address gets the same ports. Just one of Exact, Any and

@@ -34,6 +34,8 @@ type State struct {
 	Requests     []*Request
 	Editions     []*Edition
 	Services     []*OwnService
+	Formers      []*Former
+	Namespaces   []*Namespace
 
 	// Damaged says, a reason each, which editions of the service registry could not be read and are left out. Ports are held
 	// without them; a damaged record of any other kind is an error of Load.
@@ -50,7 +52,7 @@ type Change struct {
 	Compact  Revision // forget the events before this revision; 0: none
 }
 
-// A Record is something that a Store keeps: *Reservation, *Lease, *Request, *Boot, *Edition or *OwnService.
+// A Record is something that a Store keeps: *Reservation, *Lease, *Request, *Boot, *Edition, *OwnService, *Former or *Namespace.
 type Record interface{ Key() Key }
 
 // Kind is a kind of record.
@@ -63,6 +65,8 @@ const (
 	KindBoot        Kind = "boot"
 	KindEdition     Kind = "edition"
 	KindService     Kind = "service"
+	KindFormer      Kind = "former"
+	KindNamespace   Kind = "namespace"
 )
 
 // A Key names a record.
@@ -81,7 +85,24 @@ type Request struct {
 	// Result is the reservation as it was answered; Lease likewise. Either may be nil.
 	Result   *Reservation
 	Lease    *Lease
+	Passed   []PassedOver // of a Reserve
 	Revision Revision
+}
+
+// A Former is a reservation that has ended and still means something: its name gets its ports again, or its ports are kept
+// from others for a while.
+type Former struct {
+	Reservation *Reservation // as it was
+	Ended       time.Time
+	Until       time.Time // when its ports may go to another owner
+}
+
+// A Namespace is a network namespace in which there are reservations, other than portd's own.
+type Namespace struct {
+	Name   string // as endpoints have it
+	Inode  uint64 // of /proc/PID/ns/net
+	Cookie uint64 // SO_NETNS_COOKIE; no other has it before the next boot
+	BootID string // of the boot in which Inode and Cookie were seen
 }
 
 // Boot is the boot of the host in which the store was last written to.
@@ -98,3 +119,5 @@ func (r *Request) Key() Key {
 func (b *Boot) Key() Key       { return Key{KindBoot, ""} }
 func (e *Edition) Key() Key    { return Key{KindEdition, e.Slot} }
 func (s *OwnService) Key() Key { return serviceKey(s.Entry) }
+func (f *Former) Key() Key     { return Key{KindFormer, f.Reservation.ID} }
+func (n *Namespace) Key() Key  { return Key{KindNamespace, n.Name} }

@@ -44,6 +44,12 @@ var eventTypes = enum[registry.EventType, storepb.EventType]{
 	{registry.EventServiceEdited, storepb.EventType_EVENT_TYPE_SERVICE_EDITED},
 	{registry.EventServiceRemoved, storepb.EventType_EVENT_TYPE_SERVICE_REMOVED},
 	{registry.EventRegistryReplaced, storepb.EventType_EVENT_TYPE_REGISTRY_REPLACED},
+	{registry.EventUpdated, storepb.EventType_EVENT_TYPE_UPDATED},
+}
+
+var preferences = enum[registry.Preference, storepb.Preference]{
+	{registry.PreferredByRequest, storepb.Preference_PREFERENCE_REQUEST},
+	{registry.PreferredByName, storepb.Preference_PREFERENCE_NAME},
 }
 
 func (e enum[T, S]) number(v T) (S, error) {
@@ -118,7 +124,10 @@ func (c *toStored) endpointSpec(e registry.EndpointSpec) *storepb.EndpointSpec {
 		m.Addresses = append(m.Addresses, c.addr(a))
 	}
 	if e.Any != nil {
-		m.Any = &storepb.AnyPorts{Within: c.ports(e.Any.Within), Count: int64(e.Any.Count)}
+		m.Any = &storepb.AnyPorts{
+			Within: c.ports(e.Any.Within), Count: int64(e.Any.Count),
+			Pool: e.Any.Pool, PreferService: e.Any.PreferService, PreferPort: uint32(e.Any.PreferPort),
+		}
 	}
 	return m
 }
@@ -170,7 +179,7 @@ func (c *toStored) lease(l *registry.Lease) *storepb.Lease {
 }
 
 func (c *toStored) request(r *registry.Request) *storepb.Request {
-	return &storepb.Request{
+	m := &storepb.Request{
 		Caller:   string(r.Caller),
 		Method:   r.Method,
 		Id:       r.ID,
@@ -180,6 +189,20 @@ func (c *toStored) request(r *registry.Request) *storepb.Request {
 		Lease:    c.lease(r.Lease),
 		Revision: int64(r.Revision),
 	}
+	for _, p := range r.Passed {
+		why, err := preferences.number(p.Preference)
+		c.fail(err)
+		m.Passed = append(m.Passed, &storepb.PassedOver{Ports: c.ports(p.Ports), Preference: why, Reason: c.text(p.Reason)})
+	}
+	return m
+}
+
+func (c *toStored) former(f *registry.Former) *storepb.Former {
+	return &storepb.Former{Reservation: c.reservation(f.Reservation), Ended: c.time(f.Ended), Until: c.time(f.Until)}
+}
+
+func (c *toStored) namespace(n *registry.Namespace) *storepb.Namespace {
+	return &storepb.Namespace{Name: n.Name, Inode: n.Inode, Cookie: n.Cookie, BootId: n.BootID}
 }
 
 func (c *toStored) boot(b *registry.Boot) *storepb.Boot {
@@ -199,11 +222,14 @@ func (c *toStored) change(ch registry.Change) *storepb.Change {
 			Service:     c.service(e.Service),
 			Edition:     c.editionFacts(e.Edition),
 			Caller:      string(e.Caller),
-			Reason:      strings.ToValidUTF8(e.Reason, "\uFFFD"), // it may name a process, whose name may be any bytes
+			Reason:      c.text(e.Reason),
 		})
 	}
 	return m
 }
+
+// text is a sentence, which may name a process, whose name may be any bytes.
+func (c *toStored) text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
 func (c *toStored) ports(r registry.PortRange) *storepb.PortRange {
 	if r == (registry.PortRange{}) {
@@ -293,7 +319,10 @@ func (c *fromStored) endpointSpec(m *storepb.EndpointSpec) registry.EndpointSpec
 		e.Addrs = append(e.Addrs, c.addr(a))
 	}
 	if a := m.GetAny(); a != nil {
-		e.Any = &registry.AnyPorts{Within: c.ports(a.GetWithin()), Count: int(a.GetCount())}
+		e.Any = &registry.AnyPorts{
+			Within: c.ports(a.GetWithin()), Count: int(a.GetCount()),
+			Pool: a.GetPool(), PreferService: a.GetPreferService(), PreferPort: c.port(a.GetPreferPort()),
+		}
 	}
 	return e
 }
@@ -346,7 +375,7 @@ func (c *fromStored) lease(m *storepb.Lease) *registry.Lease {
 }
 
 func (c *fromStored) request(m *storepb.Request) *registry.Request {
-	return &registry.Request{
+	r := &registry.Request{
 		Caller:   registry.Principal(m.GetCaller()),
 		Method:   m.GetMethod(),
 		ID:       m.GetId(),
@@ -356,6 +385,24 @@ func (c *fromStored) request(m *storepb.Request) *registry.Request {
 		Lease:    c.lease(m.GetLease()),
 		Revision: registry.Revision(m.GetRevision()),
 	}
+	for _, p := range m.GetPassed() {
+		why, err := preferences.meaning(p.GetPreference())
+		c.fail(err)
+		r.Passed = append(r.Passed, registry.PassedOver{Ports: c.ports(p.GetPorts()), Preference: why, Reason: p.GetReason()})
+	}
+	return r
+}
+
+func (c *fromStored) former(m *storepb.Former) *registry.Former {
+	f := &registry.Former{Reservation: c.reservation(m.GetReservation()), Ended: c.time(m.GetEnded()), Until: c.time(m.GetUntil())}
+	if f.Reservation == nil {
+		c.fail(fmt.Errorf("a former reservation of which nothing is known"))
+	}
+	return f
+}
+
+func (c *fromStored) namespace(m *storepb.Namespace) *registry.Namespace {
+	return &registry.Namespace{Name: m.GetName(), Inode: m.GetInode(), Cookie: m.GetCookie(), BootID: m.GetBootId()}
 }
 
 func (c *fromStored) boot(m *storepb.Boot) *registry.Boot {
@@ -389,6 +436,8 @@ func (c *fromStored) ports(m *storepb.PortRange) registry.PortRange {
 	}
 	return registry.PortRange{First: uint16(first), Last: uint16(last)}
 }
+
+func (c *fromStored) port(p uint32) uint16 { return c.ports(&storepb.PortRange{First: p}).First }
 
 func (c *fromStored) protocol(p uint32) registry.Protocol {
 	if p > math.MaxUint8 {

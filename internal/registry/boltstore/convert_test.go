@@ -38,9 +38,13 @@ func TestEveryFieldIsWritten(t *testing.T) {
 			messages = append(messages, c.edition(r))
 		case *registry.OwnService:
 			messages = append(messages, c.service(r))
+		case *registry.Former:
+			messages = append(messages, c.former(r))
+		case *registry.Namespace:
+			messages = append(messages, c.namespace(r))
 		}
 	}
-	if c.err != nil || len(messages) != 7 {
+	if c.err != nil || len(messages) != 9 {
 		t.Fatalf("%d messages (%v)", len(messages), c.err)
 	}
 	for _, m := range messages {

@@ -22,6 +22,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/portd/portd/internal/nstest"
+	"github.com/portd/portd/internal/ianadb"
 	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/registry/storetest"
 )
@@ -477,10 +478,46 @@ func TestMigrate(t *testing.T) {
 	}
 }
 
-// testdata/schema1.db.gz is what a portd of schema 1 wrote: all that it had is there, and what it had not can be written.
-func TestMigrateSchema1(t *testing.T) {
+// testdata/schemaN.db.gz is what a portd of that schema wrote: all that it had is there, and what it had not can be written.
+func TestMigrateOlder(t *testing.T) {
+	at := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	web := &registry.Reservation{
+		ID: "rsv_1", Name: "web", Owner: "uid:1000", Lease: "lse_1", Created: at, CreateRevision: 1, Revision: 1,
+		Assigned: []registry.Assigned{{Endpoint: registry.Endpoint{
+			Netns: registry.HostNetns, Proto: registry.TCP, Addr: registry.AnyAddr, First: 8080, Last: 8080,
+		}}},
+	}
+	state := func(s registry.LeaseSpec) *registry.State {
+		return &registry.State{
+			Schema: 3, Revision: 2, Oldest: 1, Boot: &registry.Boot{ID: "that one"},
+			Reservations: []*registry.Reservation{web},
+			Leases:       []*registry.Lease{{ID: "lse_1", Owner: "uid:1000", Spec: s, Created: at, CreateRevision: 1}},
+			Requests:     []*registry.Request{{Caller: "uid:1000", Method: "Reserve", ID: "1", Time: at, Result: web, Revision: 1}},
+		}
+	}
+	one := state(registry.LeaseSpec{Kind: registry.SessionLease})
+	two := state(registry.LeaseSpec{Kind: registry.TTLLease, TTL: time.Minute})
+	two.Editions = []*registry.Edition{{
+		Slot: registry.CurrentSlot, Origin: registry.Imported, Date: "2026-02-13", Records: 1, Blob: "blob", By: "uid:0", Time: at,
+	}}
+	two.Services = []*registry.OwnService{{
+		Entry: ianadb.Entry{Name: "myapp", Port: "4711", First: 4711, Last: 4711, Protocol: ianadb.TCP}, By: "uid:0", Time: at, Revision: 2,
+	}}
+	for _, c := range []struct {
+		file   string
+		want   *registry.State
+		events []registry.EventType
+	}{
+		{"schema1.db.gz", one, []registry.EventType{registry.EventReserved, registry.EventLeaseCreated}},
+		{"schema2.db.gz", two, []registry.EventType{registry.EventReserved, registry.EventLeaseCreated, registry.EventServiceAdded}},
+	} {
+		t.Run(c.file, func(t *testing.T) { migrates(t, c.file, c.want, c.events) })
+	}
+}
+
+func migrates(t *testing.T, file string, want *registry.State, wantEvents []registry.EventType) {
 	path := filepath.Join(t.TempDir(), "portd.db")
-	packed, err := os.Open(filepath.Join("testdata", "schema1.db.gz"))
+	packed, err := os.Open(filepath.Join("testdata", file))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -496,19 +533,6 @@ func TestMigrateSchema1(t *testing.T) {
 	if err := os.WriteFile(path, old, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	at := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
-	web := &registry.Reservation{
-		ID: "rsv_1", Name: "web", Owner: "uid:1000", Lease: "lse_1", Created: at, CreateRevision: 1, Revision: 1,
-		Assigned: []registry.Assigned{{Endpoint: registry.Endpoint{
-			Netns: registry.HostNetns, Proto: registry.TCP, Addr: registry.AnyAddr, First: 8080, Last: 8080,
-		}}},
-	}
-	lease := &registry.Lease{ID: "lse_1", Owner: "uid:1000", Spec: registry.LeaseSpec{Kind: registry.SessionLease}, Created: at, CreateRevision: 1}
-	want := &registry.State{
-		Schema: 2, Revision: 2, Oldest: 1, Boot: &registry.Boot{ID: "that one"},
-		Reservations: []*registry.Reservation{web}, Leases: []*registry.Lease{lease},
-		Requests: []*registry.Request{{Caller: "uid:1000", Method: "Reserve", ID: "1", Time: at, Result: web, Revision: 1}},
-	}
 	check := func(s *Store) {
 		t.Helper()
 		st, err := s.Load(t.Context())
@@ -523,8 +547,11 @@ func TestMigrateSchema1(t *testing.T) {
 	s := mustOpen(t, path)
 	check(s)
 	full := storetest.Full(1)
-	want.Editions, want.Services = []*registry.Edition{full.Put[4].(*registry.Edition)}, []*registry.OwnService{full.Put[5].(*registry.OwnService)}
-	if err := s.Commit(t.Context(), 2, []registry.Change{{Revision: 3, Put: full.Put[4:]}}); err != nil {
+	want.Editions, want.Services = nil, append(want.Services, full.Put[5].(*registry.OwnService))
+	want.Editions = append(want.Editions, full.Put[4].(*registry.Edition))
+	want.Formers = []*registry.Former{full.Put[6].(*registry.Former)}
+	want.Namespaces = []*registry.Namespace{full.Put[7].(*registry.Namespace)}
+	if err := s.Commit(t.Context(), 2, []registry.Change{{Revision: 3, Put: full.Put[4:], Delete: []registry.Key{{Kind: registry.KindEdition, ID: registry.CurrentSlot}}}}); err != nil {
 		t.Fatal(err)
 	}
 	want.Revision = 3
@@ -538,7 +565,7 @@ func TestMigrateSchema1(t *testing.T) {
 			events = append(events, e.Type)
 		}
 	}
-	if diff := cmp.Diff([]registry.EventType{registry.EventReserved, registry.EventLeaseCreated}, events); diff != "" {
+	if diff := cmp.Diff(wantEvents, events); diff != "" {
 		t.Errorf("events (-want +got):\n%s", diff)
 	}
 	if err := s.Close(); err != nil {

@@ -41,6 +41,12 @@ func (s *Store) Load(ctx context.Context) (*registry.State, error) {
 		if st.Services, err = load(ctx, tx, m, bucketService, (*fromStored).service); err != nil {
 			return err
 		}
+		if st.Formers, err = load(ctx, tx, m, bucketFormer, (*fromStored).former); err != nil {
+			return err
+		}
+		if st.Namespaces, err = load(ctx, tx, m, bucketNamespace, (*fromStored).namespace); err != nil {
+			return err
+		}
 		boots, err := load(ctx, tx, m, bucketBoot, (*fromStored).boot)
 		if len(boots) > 0 {
 			st.Boot = boots[0]

@@ -37,6 +37,10 @@ func place(k registry.Key) (bucket, key []byte, err error) {
 		bucket = bucketEdition
 	case registry.KindService:
 		bucket = bucketService
+	case registry.KindFormer:
+		bucket = bucketFormer
+	case registry.KindNamespace:
+		bucket = bucketNamespace
 	default:
 		return nil, nil, fmt.Errorf("the store keeps no records of kind %q", k.Kind)
 	}
@@ -69,6 +73,10 @@ func putRecord(r registry.Record) (op, error) {
 		m = c.edition(r)
 	case *registry.OwnService:
 		m = c.service(r)
+	case *registry.Former:
+		m = c.former(r)
+	case *registry.Namespace:
+		m = c.namespace(r)
 	default:
 		return op{}, fmt.Errorf("the store keeps no %T", r)
 	}

@@ -29,6 +29,10 @@ import (
 //	    SLOT                  → storepb.EditionRecord: more than a megabyte, so nothing else is in its pages
 //	service
 //	    NAME/PROTOCOL/PORTS   → storepb.OwnService
+//	former
+//	    ID                    → storepb.Former, by the id of the reservation
+//	namespace
+//	    NAME                  → storepb.Namespace
 //	event
 //	    revision, 8 bytes big-endian → storepb.Change: every revision from Meta.oldest on has one
 //
@@ -42,6 +46,8 @@ var (
 	bucketBoot        = []byte("boot")
 	bucketEdition     = []byte("edition")
 	bucketService     = []byte("service")
+	bucketFormer      = []byte("former")
+	bucketNamespace   = []byte("namespace")
 	bucketEvent       = []byte("event")
 
 	keySchema = []byte("schema")
@@ -55,19 +61,27 @@ func bucketsOfRecords(schema uint32) [][]byte {
 	if schema >= 2 {
 		all = append(all, bucketsOfServices...)
 	}
+	if schema >= 3 {
+		all = append(all, bucketsOfFormers...)
+	}
 	return all
 }
 
-var bucketsOfServices = [][]byte{bucketEdition, bucketService}
+var (
+	bucketsOfServices = [][]byte{bucketEdition, bucketService}
+	bucketsOfFormers  = [][]byte{bucketFormer, bucketNamespace}
+)
 
 // A migration takes a file from one schema to the next.
 type migration func(*bolt.Tx) error
 
 // migrations[i] leaves schema i+1 for i+2.
-var migrations = []migration{addServices}
+var migrations = []migration{
+	func(tx *bolt.Tx) error { return addBuckets(tx, bucketsOfServices) }, // the service registry is a part of the store
+	func(tx *bolt.Tx) error { return addBuckets(tx, bucketsOfFormers) },  // what has ended is remembered; namespaces are known
+}
 
-// addServices leaves schema 1: the service registry is a part of the store.
-func addServices(tx *bolt.Tx) error {
+func addBuckets(tx *bolt.Tx, names [][]byte) error {
 	m, err := readMeta(tx)
 	if err != nil {
 		return err
@@ -75,7 +89,7 @@ func addServices(tx *bolt.Tx) error {
 	if m.Records == nil {
 		m.Records = map[string]int64{}
 	}
-	for _, name := range bucketsOfServices {
+	for _, name := range names {
 		if _, err := tx.CreateBucket(name); err != nil {
 			return err
 		}

@@ -18,9 +18,9 @@ func Full(n int) registry.Change {
 	r, l, q, b := new(registry.Reservation), new(registry.Lease), new(registry.Request), new(registry.Boot)
 	c := registry.Change{
 		Time: f.time(),
-		Put:  []registry.Record{r, l, q, b, new(registry.Edition), new(registry.OwnService)},
+		Put:  []registry.Record{r, l, q, b, new(registry.Edition), new(registry.OwnService), new(registry.Former), new(registry.Namespace)},
 	}
-	for typ := registry.EventReserved; typ <= registry.EventRegistryReplaced; typ++ {
+	for typ := registry.EventReserved; typ <= registry.EventUpdated; typ++ {
 		var e registry.Event
 		f.fill(reflect.ValueOf(&e).Elem())
 		e.Type = typ
@@ -74,6 +74,9 @@ func (f *filler) fill(v reflect.Value) {
 	case *registry.EventType:
 		*p = registry.EventReserved
 		return
+	case *registry.Preference:
+		*p = registry.Preference(1 + f.n%int(registry.PreferredByName))
+		return
 	case *registry.Origin:
 		*p = registry.Imported
 		return
@@ -90,6 +93,8 @@ func (f *filler) fill(v reflect.Value) {
 		v.SetInt(int64(f.n))
 	case reflect.Uint8:
 		v.SetUint(uint64(1 + f.n%255))
+	case reflect.Uint64:
+		v.SetUint(uint64(f.n))
 	case reflect.Uint16:
 		v.SetUint(uint64(1 + f.n%65535))
 	case reflect.Array:

@@ -109,6 +109,10 @@ func (m *Model) Check(t testing.TB, s registry.Store) {
 			want.Editions = append(want.Editions, r)
 		case *registry.OwnService:
 			want.Services = append(want.Services, r)
+		case *registry.Former:
+			want.Formers = append(want.Formers, r)
+		case *registry.Namespace:
+			want.Namespaces = append(want.Namespaces, r)
 		}
 	}
 	for _, st := range []*registry.State{want, got} {
@@ -117,6 +121,8 @@ func (m *Model) Check(t testing.TB, s registry.Store) {
 		byKey(st.Requests)
 		byKey(st.Editions)
 		byKey(st.Services)
+		byKey(st.Formers)
+		byKey(st.Namespaces)
 	}
 	if diff := diff(want, got); diff != "" {
 		t.Errorf("state (-want +got):\n%s", diff)

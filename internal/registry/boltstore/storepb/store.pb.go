@@ -132,6 +132,56 @@ func (LeaseKind) EnumDescriptor() ([]byte, []int) {
 	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{1}
 }
 
+// Preference says why some ports were tried before all others.
+type Preference int32
+
+const (
+	Preference_PREFERENCE_UNSPECIFIED Preference = 0
+	Preference_PREFERENCE_REQUEST     Preference = 1
+	Preference_PREFERENCE_NAME        Preference = 2
+)
+
+// Enum value maps for Preference.
+var (
+	Preference_name = map[int32]string{
+		0: "PREFERENCE_UNSPECIFIED",
+		1: "PREFERENCE_REQUEST",
+		2: "PREFERENCE_NAME",
+	}
+	Preference_value = map[string]int32{
+		"PREFERENCE_UNSPECIFIED": 0,
+		"PREFERENCE_REQUEST":     1,
+		"PREFERENCE_NAME":        2,
+	}
+)
+
+func (x Preference) Enum() *Preference {
+	p := new(Preference)
+	*p = x
+	return p
+}
+
+func (x Preference) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Preference) Descriptor() protoreflect.EnumDescriptor {
+	return file_internal_registry_boltstore_storepb_store_proto_enumTypes[2].Descriptor()
+}
+
+func (Preference) Type() protoreflect.EnumType {
+	return &file_internal_registry_boltstore_storepb_store_proto_enumTypes[2]
+}
+
+func (x Preference) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Preference.Descriptor instead.
+func (Preference) EnumDescriptor() ([]byte, []int) {
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{2}
+}
+
 // Origin says how an edition got here.
 type Origin int32
 
@@ -166,11 +216,11 @@ func (x Origin) String() string {
 }
 
 func (Origin) Descriptor() protoreflect.EnumDescriptor {
-	return file_internal_registry_boltstore_storepb_store_proto_enumTypes[2].Descriptor()
+	return file_internal_registry_boltstore_storepb_store_proto_enumTypes[3].Descriptor()
 }
 
 func (Origin) Type() protoreflect.EnumType {
-	return &file_internal_registry_boltstore_storepb_store_proto_enumTypes[2]
+	return &file_internal_registry_boltstore_storepb_store_proto_enumTypes[3]
 }
 
 func (x Origin) Number() protoreflect.EnumNumber {
@@ -179,7 +229,7 @@ func (x Origin) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Origin.Descriptor instead.
 func (Origin) EnumDescriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{2}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{3}
 }
 
 // EventType says what happened.
@@ -200,6 +250,7 @@ const (
 	EventType_EVENT_TYPE_SERVICE_EDITED    EventType = 11
 	EventType_EVENT_TYPE_SERVICE_REMOVED   EventType = 12
 	EventType_EVENT_TYPE_REGISTRY_REPLACED EventType = 13
+	EventType_EVENT_TYPE_UPDATED           EventType = 14
 )
 
 // Enum value maps for EventType.
@@ -219,6 +270,7 @@ var (
 		11: "EVENT_TYPE_SERVICE_EDITED",
 		12: "EVENT_TYPE_SERVICE_REMOVED",
 		13: "EVENT_TYPE_REGISTRY_REPLACED",
+		14: "EVENT_TYPE_UPDATED",
 	}
 	EventType_value = map[string]int32{
 		"EVENT_TYPE_UNSPECIFIED":       0,
@@ -235,6 +287,7 @@ var (
 		"EVENT_TYPE_SERVICE_EDITED":    11,
 		"EVENT_TYPE_SERVICE_REMOVED":   12,
 		"EVENT_TYPE_REGISTRY_REPLACED": 13,
+		"EVENT_TYPE_UPDATED":           14,
 	}
 )
 
@@ -249,11 +302,11 @@ func (x EventType) String() string {
 }
 
 func (EventType) Descriptor() protoreflect.EnumDescriptor {
-	return file_internal_registry_boltstore_storepb_store_proto_enumTypes[3].Descriptor()
+	return file_internal_registry_boltstore_storepb_store_proto_enumTypes[4].Descriptor()
 }
 
 func (EventType) Type() protoreflect.EnumType {
-	return &file_internal_registry_boltstore_storepb_store_proto_enumTypes[3]
+	return &file_internal_registry_boltstore_storepb_store_proto_enumTypes[4]
 }
 
 func (x EventType) Number() protoreflect.EnumNumber {
@@ -262,7 +315,7 @@ func (x EventType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EventType.Descriptor instead.
 func (EventType) EnumDescriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{3}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{4}
 }
 
 // Meta is the store itself.
@@ -733,6 +786,9 @@ type AnyPorts struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Within        *PortRange             `protobuf:"bytes,1,opt,name=within,proto3" json:"within,omitempty"`
 	Count         int64                  `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	Pool          string                 `protobuf:"bytes,3,opt,name=pool,proto3" json:"pool,omitempty"`
+	PreferService string                 `protobuf:"bytes,4,opt,name=prefer_service,json=preferService,proto3" json:"prefer_service,omitempty"`
+	PreferPort    uint32                 `protobuf:"varint,5,opt,name=prefer_port,json=preferPort,proto3" json:"prefer_port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -777,6 +833,27 @@ func (x *AnyPorts) GetWithin() *PortRange {
 func (x *AnyPorts) GetCount() int64 {
 	if x != nil {
 		return x.Count
+	}
+	return 0
+}
+
+func (x *AnyPorts) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *AnyPorts) GetPreferService() string {
+	if x != nil {
+		return x.PreferService
+	}
+	return ""
+}
+
+func (x *AnyPorts) GetPreferPort() uint32 {
+	if x != nil {
+		return x.PreferPort
 	}
 	return 0
 }
@@ -1234,6 +1311,7 @@ type Request struct {
 	Result        *Reservation           `protobuf:"bytes,6,opt,name=result,proto3" json:"result,omitempty"`
 	Lease         *Lease                 `protobuf:"bytes,7,opt,name=lease,proto3" json:"lease,omitempty"`
 	Revision      int64                  `protobuf:"varint,8,opt,name=revision,proto3" json:"revision,omitempty"`
+	Passed        []*PassedOver          `protobuf:"bytes,9,rep,name=passed,proto3" json:"passed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1324,6 +1402,207 @@ func (x *Request) GetRevision() int64 {
 	return 0
 }
 
+func (x *Request) GetPassed() []*PassedOver {
+	if x != nil {
+		return x.Passed
+	}
+	return nil
+}
+
+// PassedOver is ports that were to be tried first and could not be had.
+type PassedOver struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ports         *PortRange             `protobuf:"bytes,1,opt,name=ports,proto3" json:"ports,omitempty"`
+	Preference    Preference             `protobuf:"varint,2,opt,name=preference,proto3,enum=portd.store.v1.Preference" json:"preference,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PassedOver) Reset() {
+	*x = PassedOver{}
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PassedOver) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PassedOver) ProtoMessage() {}
+
+func (x *PassedOver) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PassedOver.ProtoReflect.Descriptor instead.
+func (*PassedOver) Descriptor() ([]byte, []int) {
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *PassedOver) GetPorts() *PortRange {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *PassedOver) GetPreference() Preference {
+	if x != nil {
+		return x.Preference
+	}
+	return Preference_PREFERENCE_UNSPECIFIED
+}
+
+func (x *PassedOver) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// Former is a reservation that has ended and still means something.
+type Former struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it was.
+	Reservation *Reservation           `protobuf:"bytes,1,opt,name=reservation,proto3" json:"reservation,omitempty"`
+	Ended       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=ended,proto3" json:"ended,omitempty"`
+	// When its ports may go to another owner.
+	Until         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Former) Reset() {
+	*x = Former{}
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Former) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Former) ProtoMessage() {}
+
+func (x *Former) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Former.ProtoReflect.Descriptor instead.
+func (*Former) Descriptor() ([]byte, []int) {
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Former) GetReservation() *Reservation {
+	if x != nil {
+		return x.Reservation
+	}
+	return nil
+}
+
+func (x *Former) GetEnded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *Former) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+// Namespace is a network namespace in which there are reservations, other than portd's own.
+type Namespace struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Name   string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Inode  uint64                 `protobuf:"varint,2,opt,name=inode,proto3" json:"inode,omitempty"`
+	Cookie uint64                 `protobuf:"varint,3,opt,name=cookie,proto3" json:"cookie,omitempty"`
+	// Of the boot in which inode and cookie were seen.
+	BootId        string `protobuf:"bytes,4,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Namespace) Reset() {
+	*x = Namespace{}
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Namespace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Namespace) ProtoMessage() {}
+
+func (x *Namespace) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Namespace.ProtoReflect.Descriptor instead.
+func (*Namespace) Descriptor() ([]byte, []int) {
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Namespace) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Namespace) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
+}
+
+func (x *Namespace) GetCookie() uint64 {
+	if x != nil {
+		return x.Cookie
+	}
+	return 0
+}
+
+func (x *Namespace) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
 // Edition is IANA's registry as it was at some date, without what it says.
 type Edition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1348,7 +1627,7 @@ type Edition struct {
 
 func (x *Edition) Reset() {
 	*x = Edition{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[14]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1360,7 +1639,7 @@ func (x *Edition) String() string {
 func (*Edition) ProtoMessage() {}
 
 func (x *Edition) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[14]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1373,7 +1652,7 @@ func (x *Edition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Edition.ProtoReflect.Descriptor instead.
 func (*Edition) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{14}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Edition) GetSlot() string {
@@ -1458,7 +1737,7 @@ type EditionRecord struct {
 
 func (x *EditionRecord) Reset() {
 	*x = EditionRecord{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[15]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1470,7 +1749,7 @@ func (x *EditionRecord) String() string {
 func (*EditionRecord) ProtoMessage() {}
 
 func (x *EditionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[15]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1483,7 +1762,7 @@ func (x *EditionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EditionRecord.ProtoReflect.Descriptor instead.
 func (*EditionRecord) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{15}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *EditionRecord) GetEdition() *Edition {
@@ -1514,7 +1793,7 @@ type OwnService struct {
 
 func (x *OwnService) Reset() {
 	*x = OwnService{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[16]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1526,7 +1805,7 @@ func (x *OwnService) String() string {
 func (*OwnService) ProtoMessage() {}
 
 func (x *OwnService) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[16]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1539,7 +1818,7 @@ func (x *OwnService) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnService.ProtoReflect.Descriptor instead.
 func (*OwnService) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{16}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *OwnService) GetEntry() *ServiceEntry {
@@ -1594,7 +1873,7 @@ type ServiceEntry struct {
 
 func (x *ServiceEntry) Reset() {
 	*x = ServiceEntry{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[17]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1606,7 +1885,7 @@ func (x *ServiceEntry) String() string {
 func (*ServiceEntry) ProtoMessage() {}
 
 func (x *ServiceEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[17]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1619,7 +1898,7 @@ func (x *ServiceEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceEntry.ProtoReflect.Descriptor instead.
 func (*ServiceEntry) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{17}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ServiceEntry) GetName() string {
@@ -1724,7 +2003,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[18]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +2015,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[18]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +2028,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{18}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Change) GetTime() *timestamppb.Timestamp {
@@ -1783,7 +2062,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[19]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1795,7 +2074,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[19]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1808,7 +2087,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{19}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Event) GetType() EventType {
@@ -1906,10 +2185,14 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\aservice\x18\b \x01(\tR\aservice\"5\n" +
 	"\tPortRange\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x12\x12\n" +
-	"\x04last\x18\x02 \x01(\rR\x04last\"S\n" +
+	"\x04last\x18\x02 \x01(\rR\x04last\"\xaf\x01\n" +
 	"\bAnyPorts\x121\n" +
 	"\x06within\x18\x01 \x01(\v2\x19.portd.store.v1.PortRangeR\x06within\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x03R\x05count\"a\n" +
+	"\x05count\x18\x02 \x01(\x03R\x05count\x12\x12\n" +
+	"\x04pool\x18\x03 \x01(\tR\x04pool\x12%\n" +
+	"\x0eprefer_service\x18\x04 \x01(\tR\rpreferService\x12\x1f\n" +
+	"\vprefer_port\x18\x05 \x01(\rR\n" +
+	"preferPort\"a\n" +
 	"\vBindOptions\x12\x1a\n" +
 	"\bfreebind\x18\x01 \x01(\bR\bfreebind\x12 \n" +
 	"\vtransparent\x18\x02 \x01(\bR\vtransparent\x12\x14\n" +
@@ -1944,7 +2227,7 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\acreated\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12'\n" +
 	"\x0fcreate_revision\x18\x06 \x01(\x03R\x0ecreateRevision\x12\x16\n" +
 	"\x06single\x18\a \x01(\bR\x06single\x12\x14\n" +
-	"\x05start\x18\b \x01(\x03R\x05start\"\x8f\x02\n" +
+	"\x05start\x18\b \x01(\x03R\x05start\"\xc3\x02\n" +
 	"\aRequest\x12\x16\n" +
 	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\tR\x06method\x12\x0e\n" +
@@ -1953,7 +2236,24 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x123\n" +
 	"\x06result\x18\x06 \x01(\v2\x1b.portd.store.v1.ReservationR\x06result\x12+\n" +
 	"\x05lease\x18\a \x01(\v2\x15.portd.store.v1.LeaseR\x05lease\x12\x1a\n" +
-	"\brevision\x18\b \x01(\x03R\brevision\"\xa0\x02\n" +
+	"\brevision\x18\b \x01(\x03R\brevision\x122\n" +
+	"\x06passed\x18\t \x03(\v2\x1a.portd.store.v1.PassedOverR\x06passed\"\x91\x01\n" +
+	"\n" +
+	"PassedOver\x12/\n" +
+	"\x05ports\x18\x01 \x01(\v2\x19.portd.store.v1.PortRangeR\x05ports\x12:\n" +
+	"\n" +
+	"preference\x18\x02 \x01(\x0e2\x1a.portd.store.v1.PreferenceR\n" +
+	"preference\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xab\x01\n" +
+	"\x06Former\x12=\n" +
+	"\vreservation\x18\x01 \x01(\v2\x1b.portd.store.v1.ReservationR\vreservation\x120\n" +
+	"\x05ended\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x120\n" +
+	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"f\n" +
+	"\tNamespace\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05inode\x18\x02 \x01(\x04R\x05inode\x12\x16\n" +
+	"\x06cookie\x18\x03 \x01(\x04R\x06cookie\x12\x17\n" +
+	"\aboot_id\x18\x04 \x01(\tR\x06bootId\"\xa0\x02\n" +
 	"\aEdition\x12\x12\n" +
 	"\x04slot\x18\x01 \x01(\tR\x04slot\x12.\n" +
 	"\x06origin\x18\x02 \x01(\x0e2\x16.portd.store.v1.OriginR\x06origin\x12\x12\n" +
@@ -2010,11 +2310,16 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\x16LEASE_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12LEASE_KIND_SESSION\x10\x01\x12\x12\n" +
 	"\x0eLEASE_KIND_TTL\x10\x02\x12\x16\n" +
-	"\x12LEASE_KIND_PROCESS\x10\x03*J\n" +
+	"\x12LEASE_KIND_PROCESS\x10\x03*U\n" +
+	"\n" +
+	"Preference\x12\x1a\n" +
+	"\x16PREFERENCE_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12PREFERENCE_REQUEST\x10\x01\x12\x13\n" +
+	"\x0fPREFERENCE_NAME\x10\x02*J\n" +
 	"\x06Origin\x12\x16\n" +
 	"\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fORIGIN_EMBEDDED\x10\x01\x12\x13\n" +
-	"\x0fORIGIN_IMPORTED\x10\x02*\x8a\x03\n" +
+	"\x0fORIGIN_IMPORTED\x10\x02*\xa2\x03\n" +
 	"\tEventType\x12\x1a\n" +
 	"\x16EVENT_TYPE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13EVENT_TYPE_RESERVED\x10\x01\x12\x17\n" +
@@ -2030,7 +2335,8 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\x12\x1d\n" +
 	"\x19EVENT_TYPE_SERVICE_EDITED\x10\v\x12\x1e\n" +
 	"\x1aEVENT_TYPE_SERVICE_REMOVED\x10\f\x12 \n" +
-	"\x1cEVENT_TYPE_REGISTRY_REPLACED\x10\rB<Z:github.com/portd/portd/internal/registry/boltstore/storepbb\x06proto3"
+	"\x1cEVENT_TYPE_REGISTRY_REPLACED\x10\r\x12\x16\n" +
+	"\x12EVENT_TYPE_UPDATED\x10\x0eB<Z:github.com/portd/portd/internal/registry/boltstore/storepbb\x06proto3"
 
 var (
 	file_internal_registry_boltstore_storepb_store_proto_rawDescOnce sync.Once
@@ -2044,78 +2350,88 @@ func file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP() []byte {
 	return file_internal_registry_boltstore_storepb_store_proto_rawDescData
 }
 
-var file_internal_registry_boltstore_storepb_store_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_internal_registry_boltstore_storepb_store_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_internal_registry_boltstore_storepb_store_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_internal_registry_boltstore_storepb_store_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_internal_registry_boltstore_storepb_store_proto_goTypes = []any{
 	(Mode)(0),                     // 0: portd.store.v1.Mode
 	(LeaseKind)(0),                // 1: portd.store.v1.LeaseKind
-	(Origin)(0),                   // 2: portd.store.v1.Origin
-	(EventType)(0),                // 3: portd.store.v1.EventType
-	(*Meta)(nil),                  // 4: portd.store.v1.Meta
-	(*Boot)(nil),                  // 5: portd.store.v1.Boot
-	(*Reservation)(nil),           // 6: portd.store.v1.Reservation
-	(*Spec)(nil),                  // 7: portd.store.v1.Spec
-	(*EndpointSpec)(nil),          // 8: portd.store.v1.EndpointSpec
-	(*PortRange)(nil),             // 9: portd.store.v1.PortRange
-	(*AnyPorts)(nil),              // 10: portd.store.v1.AnyPorts
-	(*BindOptions)(nil),           // 11: portd.store.v1.BindOptions
-	(*ListenOptions)(nil),         // 12: portd.store.v1.ListenOptions
-	(*Assigned)(nil),              // 13: portd.store.v1.Assigned
-	(*Endpoint)(nil),              // 14: portd.store.v1.Endpoint
-	(*LeaseSpec)(nil),             // 15: portd.store.v1.LeaseSpec
-	(*Lease)(nil),                 // 16: portd.store.v1.Lease
-	(*Request)(nil),               // 17: portd.store.v1.Request
-	(*Edition)(nil),               // 18: portd.store.v1.Edition
-	(*EditionRecord)(nil),         // 19: portd.store.v1.EditionRecord
-	(*OwnService)(nil),            // 20: portd.store.v1.OwnService
-	(*ServiceEntry)(nil),          // 21: portd.store.v1.ServiceEntry
-	(*Change)(nil),                // 22: portd.store.v1.Change
-	(*Event)(nil),                 // 23: portd.store.v1.Event
-	nil,                           // 24: portd.store.v1.Meta.RecordsEntry
-	nil,                           // 25: portd.store.v1.Reservation.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
+	(Preference)(0),               // 2: portd.store.v1.Preference
+	(Origin)(0),                   // 3: portd.store.v1.Origin
+	(EventType)(0),                // 4: portd.store.v1.EventType
+	(*Meta)(nil),                  // 5: portd.store.v1.Meta
+	(*Boot)(nil),                  // 6: portd.store.v1.Boot
+	(*Reservation)(nil),           // 7: portd.store.v1.Reservation
+	(*Spec)(nil),                  // 8: portd.store.v1.Spec
+	(*EndpointSpec)(nil),          // 9: portd.store.v1.EndpointSpec
+	(*PortRange)(nil),             // 10: portd.store.v1.PortRange
+	(*AnyPorts)(nil),              // 11: portd.store.v1.AnyPorts
+	(*BindOptions)(nil),           // 12: portd.store.v1.BindOptions
+	(*ListenOptions)(nil),         // 13: portd.store.v1.ListenOptions
+	(*Assigned)(nil),              // 14: portd.store.v1.Assigned
+	(*Endpoint)(nil),              // 15: portd.store.v1.Endpoint
+	(*LeaseSpec)(nil),             // 16: portd.store.v1.LeaseSpec
+	(*Lease)(nil),                 // 17: portd.store.v1.Lease
+	(*Request)(nil),               // 18: portd.store.v1.Request
+	(*PassedOver)(nil),            // 19: portd.store.v1.PassedOver
+	(*Former)(nil),                // 20: portd.store.v1.Former
+	(*Namespace)(nil),             // 21: portd.store.v1.Namespace
+	(*Edition)(nil),               // 22: portd.store.v1.Edition
+	(*EditionRecord)(nil),         // 23: portd.store.v1.EditionRecord
+	(*OwnService)(nil),            // 24: portd.store.v1.OwnService
+	(*ServiceEntry)(nil),          // 25: portd.store.v1.ServiceEntry
+	(*Change)(nil),                // 26: portd.store.v1.Change
+	(*Event)(nil),                 // 27: portd.store.v1.Event
+	nil,                           // 28: portd.store.v1.Meta.RecordsEntry
+	nil,                           // 29: portd.store.v1.Reservation.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 30: google.protobuf.Timestamp
 }
 var file_internal_registry_boltstore_storepb_store_proto_depIdxs = []int32{
-	24, // 0: portd.store.v1.Meta.records:type_name -> portd.store.v1.Meta.RecordsEntry
-	26, // 1: portd.store.v1.Boot.seen:type_name -> google.protobuf.Timestamp
-	25, // 2: portd.store.v1.Reservation.labels:type_name -> portd.store.v1.Reservation.LabelsEntry
-	7,  // 3: portd.store.v1.Reservation.spec:type_name -> portd.store.v1.Spec
-	13, // 4: portd.store.v1.Reservation.assigned:type_name -> portd.store.v1.Assigned
-	26, // 5: portd.store.v1.Reservation.created:type_name -> google.protobuf.Timestamp
-	8,  // 6: portd.store.v1.Spec.endpoints:type_name -> portd.store.v1.EndpointSpec
+	28, // 0: portd.store.v1.Meta.records:type_name -> portd.store.v1.Meta.RecordsEntry
+	30, // 1: portd.store.v1.Boot.seen:type_name -> google.protobuf.Timestamp
+	29, // 2: portd.store.v1.Reservation.labels:type_name -> portd.store.v1.Reservation.LabelsEntry
+	8,  // 3: portd.store.v1.Reservation.spec:type_name -> portd.store.v1.Spec
+	14, // 4: portd.store.v1.Reservation.assigned:type_name -> portd.store.v1.Assigned
+	30, // 5: portd.store.v1.Reservation.created:type_name -> google.protobuf.Timestamp
+	9,  // 6: portd.store.v1.Spec.endpoints:type_name -> portd.store.v1.EndpointSpec
 	0,  // 7: portd.store.v1.Spec.mode:type_name -> portd.store.v1.Mode
-	11, // 8: portd.store.v1.Spec.options:type_name -> portd.store.v1.BindOptions
-	9,  // 9: portd.store.v1.EndpointSpec.exact:type_name -> portd.store.v1.PortRange
-	10, // 10: portd.store.v1.EndpointSpec.any:type_name -> portd.store.v1.AnyPorts
-	9,  // 11: portd.store.v1.AnyPorts.within:type_name -> portd.store.v1.PortRange
-	14, // 12: portd.store.v1.Assigned.endpoint:type_name -> portd.store.v1.Endpoint
-	12, // 13: portd.store.v1.Assigned.listen:type_name -> portd.store.v1.ListenOptions
-	9,  // 14: portd.store.v1.Assigned.lost:type_name -> portd.store.v1.PortRange
-	9,  // 15: portd.store.v1.Endpoint.ports:type_name -> portd.store.v1.PortRange
+	12, // 8: portd.store.v1.Spec.options:type_name -> portd.store.v1.BindOptions
+	10, // 9: portd.store.v1.EndpointSpec.exact:type_name -> portd.store.v1.PortRange
+	11, // 10: portd.store.v1.EndpointSpec.any:type_name -> portd.store.v1.AnyPorts
+	10, // 11: portd.store.v1.AnyPorts.within:type_name -> portd.store.v1.PortRange
+	15, // 12: portd.store.v1.Assigned.endpoint:type_name -> portd.store.v1.Endpoint
+	13, // 13: portd.store.v1.Assigned.listen:type_name -> portd.store.v1.ListenOptions
+	10, // 14: portd.store.v1.Assigned.lost:type_name -> portd.store.v1.PortRange
+	10, // 15: portd.store.v1.Endpoint.ports:type_name -> portd.store.v1.PortRange
 	1,  // 16: portd.store.v1.LeaseSpec.kind:type_name -> portd.store.v1.LeaseKind
-	15, // 17: portd.store.v1.Lease.spec:type_name -> portd.store.v1.LeaseSpec
-	26, // 18: portd.store.v1.Lease.created:type_name -> google.protobuf.Timestamp
-	26, // 19: portd.store.v1.Request.time:type_name -> google.protobuf.Timestamp
-	6,  // 20: portd.store.v1.Request.result:type_name -> portd.store.v1.Reservation
-	16, // 21: portd.store.v1.Request.lease:type_name -> portd.store.v1.Lease
-	2,  // 22: portd.store.v1.Edition.origin:type_name -> portd.store.v1.Origin
-	26, // 23: portd.store.v1.Edition.time:type_name -> google.protobuf.Timestamp
-	18, // 24: portd.store.v1.EditionRecord.edition:type_name -> portd.store.v1.Edition
-	21, // 25: portd.store.v1.OwnService.entry:type_name -> portd.store.v1.ServiceEntry
-	26, // 26: portd.store.v1.OwnService.time:type_name -> google.protobuf.Timestamp
-	9,  // 27: portd.store.v1.ServiceEntry.ports:type_name -> portd.store.v1.PortRange
-	26, // 28: portd.store.v1.Change.time:type_name -> google.protobuf.Timestamp
-	23, // 29: portd.store.v1.Change.events:type_name -> portd.store.v1.Event
-	3,  // 30: portd.store.v1.Event.type:type_name -> portd.store.v1.EventType
-	6,  // 31: portd.store.v1.Event.reservation:type_name -> portd.store.v1.Reservation
-	16, // 32: portd.store.v1.Event.lease:type_name -> portd.store.v1.Lease
-	20, // 33: portd.store.v1.Event.service:type_name -> portd.store.v1.OwnService
-	18, // 34: portd.store.v1.Event.edition:type_name -> portd.store.v1.Edition
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	16, // 17: portd.store.v1.Lease.spec:type_name -> portd.store.v1.LeaseSpec
+	30, // 18: portd.store.v1.Lease.created:type_name -> google.protobuf.Timestamp
+	30, // 19: portd.store.v1.Request.time:type_name -> google.protobuf.Timestamp
+	7,  // 20: portd.store.v1.Request.result:type_name -> portd.store.v1.Reservation
+	17, // 21: portd.store.v1.Request.lease:type_name -> portd.store.v1.Lease
+	19, // 22: portd.store.v1.Request.passed:type_name -> portd.store.v1.PassedOver
+	10, // 23: portd.store.v1.PassedOver.ports:type_name -> portd.store.v1.PortRange
+	2,  // 24: portd.store.v1.PassedOver.preference:type_name -> portd.store.v1.Preference
+	7,  // 25: portd.store.v1.Former.reservation:type_name -> portd.store.v1.Reservation
+	30, // 26: portd.store.v1.Former.ended:type_name -> google.protobuf.Timestamp
+	30, // 27: portd.store.v1.Former.until:type_name -> google.protobuf.Timestamp
+	3,  // 28: portd.store.v1.Edition.origin:type_name -> portd.store.v1.Origin
+	30, // 29: portd.store.v1.Edition.time:type_name -> google.protobuf.Timestamp
+	22, // 30: portd.store.v1.EditionRecord.edition:type_name -> portd.store.v1.Edition
+	25, // 31: portd.store.v1.OwnService.entry:type_name -> portd.store.v1.ServiceEntry
+	30, // 32: portd.store.v1.OwnService.time:type_name -> google.protobuf.Timestamp
+	10, // 33: portd.store.v1.ServiceEntry.ports:type_name -> portd.store.v1.PortRange
+	30, // 34: portd.store.v1.Change.time:type_name -> google.protobuf.Timestamp
+	27, // 35: portd.store.v1.Change.events:type_name -> portd.store.v1.Event
+	4,  // 36: portd.store.v1.Event.type:type_name -> portd.store.v1.EventType
+	7,  // 37: portd.store.v1.Event.reservation:type_name -> portd.store.v1.Reservation
+	17, // 38: portd.store.v1.Event.lease:type_name -> portd.store.v1.Lease
+	24, // 39: portd.store.v1.Event.service:type_name -> portd.store.v1.OwnService
+	22, // 40: portd.store.v1.Event.edition:type_name -> portd.store.v1.Edition
+	41, // [41:41] is the sub-list for method output_type
+	41, // [41:41] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_internal_registry_boltstore_storepb_store_proto_init() }
@@ -2128,8 +2444,8 @@ func file_internal_registry_boltstore_storepb_store_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_registry_boltstore_storepb_store_proto_rawDesc), len(file_internal_registry_boltstore_storepb_store_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   22,
+			NumEnums:      5,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
