@@ -293,7 +293,7 @@ func (w *world) reserves(t *testing.T) {
 		}
 	}
 	want := w.verdict(t, all, spec.Options.MPTCP)
-	res, _, err := w.r.Reserve(t.Context(), root, registry.ReserveRequest{Spec: spec})
+	res, err := w.r.Reserve(t.Context(), root, registry.ReserveRequest{Spec: spec})
 	w.say("reserve %v mptcp %t: %v", all, spec.Options.MPTCP, err)
 	switch {
 	case want == registry.ErrInvalid && errors.Is(err, registry.ErrTaken): // both are so
@@ -304,7 +304,7 @@ func (w *world) reserves(t *testing.T) {
 		w.checkNamed(t, err)
 	default:
 		w.count.reserved++
-		w.held = append(w.held, res)
+		w.held = append(w.held, res.Reservation)
 	}
 }
 

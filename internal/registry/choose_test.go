@@ -39,7 +39,7 @@ func TestChooseAgreesWithTheTable(t *testing.T) {
 			for range chance.IntN(60) {
 				s := spec(t, anywhere())
 				s.Mode = registry.Mode(chance.IntN(2))
-				res, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: s})
+				res, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: s})
 				if errors.Is(err, registry.ErrTaken) {
 					continue
 				} else if err != nil {
@@ -51,7 +51,7 @@ func TestChooseAgreesWithTheTable(t *testing.T) {
 					}
 					continue
 				}
-				reserved = append(reserved, endpoints(res)...)
+				reserved = append(reserved, endpoints(res.Reservation)...)
 			}
 			for range chance.IntN(30) {
 				if ep := hostEndpoint(t, anywhere()); !overlaps(reserved, ep) {
@@ -70,18 +70,18 @@ func TestChooseAgreesWithTheTable(t *testing.T) {
 			}
 			var ran *registry.ExhaustedError
 			for {
-				res, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: s})
+				res, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: s})
 				if errors.As(err, &ran) {
 					break
 				} else if err != nil {
 					t.Fatal(err)
 				}
-				for _, ep := range endpoints(res) {
+				for _, ep := range endpoints(res.Reservation) {
 					if overlaps(reserved, ep) || overlaps(inUse, ep) || ep.First < within.First || ep.Last > within.Last || ep.Ports() != max(1, s.Endpoints[0].Any.Count) {
 						t.Fatalf("%v was given; reserved are %v, in use %v", ep, reserved, inUse)
 					}
 				}
-				reserved = append(reserved, endpoints(res)...)
+				reserved = append(reserved, endpoints(res.Reservation)...)
 			}
 			want := countByHand(t, s.Endpoints[0], within, reserved, inUse)
 			if diff := cmp.Diff(want, ran, cmpopts.IgnoreUnexported(*want), cmpopts.IgnoreFields(*want, "Example")); diff != "" {
@@ -156,11 +156,11 @@ func TestNothingLeftToChoose(t *testing.T) {
 	all.Mode = registry.Recorded
 	for _, ports := range []registry.PortRange{{First: 1, Last: 8109}, {First: 8111, Last: 65535}} {
 		all.Endpoints[0].Exact = ports
-		if _, _, err := r.Reserve(t.Context(), root, registry.ReserveRequest{Spec: all}); err != nil {
+		if _, err := r.Reserve(t.Context(), root, registry.ReserveRequest{Spec: all}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	res, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp/any")})
+	res, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp/any")})
 	var got *registry.ExhaustedError
 	if !errors.As(err, &got) || !errors.Is(err, registry.ErrExhausted) {
 		t.Fatalf("got %v, %v, want an ExhaustedError", res, err)
@@ -186,7 +186,7 @@ func TestReleasedIsFree(t *testing.T) {
 	store, pegs := newStandIns()
 	r, _ := start(t, store, pegs, registry.Config{})
 	for _, text := range []string{"tcp/127.0.0.1:8105", "tcp/127.0.0.2:8105"} {
-		if _, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, text)}); err != nil {
+		if _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, text)}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -212,7 +212,7 @@ func TestChooseTogether(t *testing.T) {
 	for range 20 {
 		all.Go(func() {
 			for range 10 {
-				if _, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: s}); err != nil {
+				if _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: s}); err != nil {
 					t.Error(err)
 				}
 			}

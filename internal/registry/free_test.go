@@ -21,13 +21,13 @@ func TestFreePorts(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, text := range []string{"tcp/8105", "udp/8106", "tcp/127.0.0.1:8107"} {
-		if _, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, text)}); err != nil {
+		if _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, text)}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	recorded := spec(t, "tcp/8108")
 	recorded.Mode = registry.Recorded
-	if _, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: recorded}); err != nil {
+	if _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: recorded}); err != nil {
 		t.Fatal(err)
 	}
 	occupied, err := registry.ParseEndpoint("tcp/127.0.0.1:8110")

@@ -13,7 +13,7 @@ func TestListenMixed(t *testing.T) {
 	store, pegs := newStandIns()
 	r, _ := start(t, store, pegs, registry.Config{})
 	for name, text := range map[string]string{"both": "tcp,udp/5353", "datagrams": "udp/5354"} {
-		if _, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, text), Name: name}); err != nil {
+		if _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, text), Name: name}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -36,7 +36,7 @@ func TestSpecIsKept(t *testing.T) {
 	t.Parallel()
 	store, pegs := newStandIns()
 	r, _ := start(t, store, pegs, registry.Config{Policy: registry.Policy{UID: alice.UID}})
-	res, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp/https"), Name: "web"})
+	res, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp/https"), Name: "web"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +44,7 @@ func TestSpecIsKept(t *testing.T) {
 		t.Errorf("asked is %+v, given is %v", got, res.Assigned[0].Endpoint)
 	}
 	for _, ref := range []string{"web", res.ID, "tcp/443", "tcp/https", "https/tcp", "tcp/127.0.0.1:443"} {
-		if found, err := r.Get(t.Context(), alice, ref); err != nil || found != res {
+		if found, err := r.Get(t.Context(), alice, ref); err != nil || found != res.Reservation {
 			t.Errorf("%s: got %v, %v", ref, found, err)
 		}
 	}
@@ -58,7 +58,7 @@ func TestNobodyWaitsInACircle(t *testing.T) {
 	reserve := func(first, second string) error {
 		s := spec(t, first)
 		s.Endpoints = append(s.Endpoints, spec(t, second).Endpoints...)
-		res, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: s})
+		res, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: s})
 		if err == nil {
 			_, err = r.Release(t.Context(), alice, res.ID, "")
 		} else if errors.Is(err, registry.ErrTaken) {
@@ -95,7 +95,7 @@ func TestLabelsAreSafeToPrint(t *testing.T) {
 	store, pegs := newStandIns()
 	r, _ := start(t, store, pegs, registry.Config{})
 	for _, v := range []string{"\x1b]0;OWNED\a", "a\nid  forged", "\xff", "\u009b31m"} {
-		_, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp/8080"), Labels: map[string]string{"k": v}})
+		_, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp/8080"), Labels: map[string]string{"k": v}})
 		if !errors.Is(err, registry.ErrInvalid) {
 			t.Errorf("%q: got %v, want ErrInvalid", v, err)
 		}

@@ -18,7 +18,7 @@ func loseOne(t *testing.T) (*memory, *pegboard, *registry.Reservation) {
 	t.Helper()
 	store, pegs := newStandIns()
 	r, stop := start(t, store, pegs, registry.Config{})
-	if _, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp/8080"), Name: "web"}); err != nil {
+	if _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp/8080"), Name: "web"}); err != nil {
 		t.Fatal(err)
 	}
 	res, err := r.Listen(t.Context(), alice, "web", registry.ListenOptions{}, "")
@@ -90,7 +90,7 @@ func TestListAndWatchAgree(t *testing.T) {
 	t.Parallel()
 	store, pegs := newStandIns()
 	r, _ := start(t, store, pegs, registry.Config{})
-	if _, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp/8080"), Name: "web"}); err != nil {
+	if _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp/8080"), Name: "web"}); err != nil {
 		t.Fatal(err)
 	}
 	looked := false
@@ -117,14 +117,14 @@ func TestChooseHeedsTheCaller(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	s := spec(t, "tcp/any")
-	if _, _, err := r.Reserve(ctx, alice, registry.ReserveRequest{Spec: s}); !errors.Is(err, context.Canceled) {
+	if _, err := r.Reserve(ctx, alice, registry.ReserveRequest{Spec: s}); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want Canceled", err)
 	}
 	for _, count := range []int{1, 7} {
 		s.Endpoints[0].Any = &registry.AnyPorts{Within: registry.PortRange{First: 20000, Last: 20099}, Count: count}
 		given := 0
 		for ; ; given++ {
-			_, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: s})
+			_, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: s})
 			if errors.Is(err, registry.ErrExhausted) {
 				break
 			} else if err != nil {

@@ -69,7 +69,7 @@ func TestOwnServices(t *testing.T) {
 	if got := names(s, 8123); !slices.Equal(got, []string{"myapp"}) || s.Unassigned(8123, ianadb.TCP) || len(s.Own) != 2 || s.Own[0].By != "uid:0" || s.Own[0].Revision != d.Status().Revision {
 		t.Errorf("8123 is %v, and the host's own are %+v", got, s.Own)
 	}
-	res, _, err := d.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp,udp/MyApp")})
+	res, err := d.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp,udp/MyApp")})
 	if err != nil || res.Endpoints() != "tcp/8123, udp/8123" {
 		t.Errorf("reserved by name: %v, %v", res, err)
 	}

@@ -65,7 +65,7 @@ func TestProcessLease(t *testing.T) {
 	store, pegs := newStandIns()
 	r, _ := start(t, store, pegs, registry.Config{Processes: watcher(t)})
 	pid, end := sleeper(t)
-	web, _, err := r.Reserve(t.Context(), someone(), registry.ReserveRequest{Spec: spec(t, "tcp/8080"), NewLease: byProcess(pid)})
+	web, err := r.Reserve(t.Context(), someone(), registry.ReserveRequest{Spec: spec(t, "tcp/8080"), NewLease: byProcess(pid)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func TestProcessLease(t *testing.T) {
 	if err != nil || !both.Expires.IsZero() {
 		t.Fatalf("%+v, %v", both, err)
 	}
-	if _, _, err := r.Reserve(t.Context(), someone(), registry.ReserveRequest{Spec: spec(t, "tcp/8081"), Lease: both.ID}); err != nil {
+	if _, err := r.Reserve(t.Context(), someone(), registry.ReserveRequest{Spec: spec(t, "tcp/8081"), Lease: both.ID}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := r.RenewLease(t.Context(), someone(), web.Lease); !errors.Is(err, registry.ErrUnsupported) {
@@ -84,7 +84,7 @@ func TestProcessLease(t *testing.T) {
 	}
 	end()
 	until(t, "for all to be let go", func() bool { return pegs.count() == 0 })
-	if _, _, err := r.Reserve(t.Context(), someone(), registry.ReserveRequest{Spec: spec(t, "tcp/8080"), NewLease: byProcess(pid)}); !errors.Is(err, registry.ErrNotFound) {
+	if _, err := r.Reserve(t.Context(), someone(), registry.ReserveRequest{Spec: spec(t, "tcp/8080"), NewLease: byProcess(pid)}); !errors.Is(err, registry.ErrNotFound) {
 		t.Errorf("a process that has ended: got %v, want ErrNotFound", err)
 	}
 	if n := pegs.count(); n != 0 {
@@ -110,7 +110,7 @@ func TestProcessLeaseAcrossRestart(t *testing.T) {
 	for _, text := range []string{"tcp/8080", "tcp/8081", "tcp/8082"} {
 		pid, end := sleeper(t)
 		ends = append(ends, end)
-		if _, _, err := r.Reserve(t.Context(), someone(), registry.ReserveRequest{Spec: spec(t, text), NewLease: byProcess(pid)}); err != nil {
+		if _, err := r.Reserve(t.Context(), someone(), registry.ReserveRequest{Spec: spec(t, text), NewLease: byProcess(pid)}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -34,27 +34,33 @@ const (
 	maxLabelBytes = 1024
 )
 
-// Reserve takes everything that is asked for or nothing. existed says that the same owner had reserved the same under
-// the same name before; that reservation is returned then. The errors are all those of this package.
-func (r *Registry) Reserve(ctx context.Context, c Caller, req ReserveRequest) (res *Reservation, existed bool, err error) {
+// Reserved is the answer to a ReserveRequest.
+type Reserved struct {
+	*Reservation
+	Existed bool         // it was there already: the same owner had reserved the same under the same name
+	Passed  []PassedOver // ports of portd's choice that were to be tried first and could not be had
+}
+
+// Reserve takes everything that is asked for or nothing. The errors are all those of this package.
+func (r *Registry) Reserve(ctx context.Context, c Caller, req ReserveRequest) (out Reserved, err error) {
 	req.Spec.Endpoints = slices.Clone(req.Spec.Endpoints)
 	for i := range req.Spec.Endpoints {
 		if err := checkNetns(c, &req.Spec.Endpoints[i].Netns); err != nil {
-			return nil, false, err
+			return Reserved{}, err
 		}
 	}
 	// What was answered is not checked again: a service may have moved since, or be gone.
 	answered, err := r.once(ctx, c, "Reserve", req.RequestID, req, func(rec *Request) error {
 		named, err := r.checkReserve(c, req)
 		if err == nil {
-			res, existed, err = r.reserve(ctx, c, req, named, rec)
+			out, err = r.reserve(ctx, c, req, named, rec)
 		}
 		return err
 	})
 	if answered != nil {
-		return answered.Result, false, err
+		return Reserved{Reservation: answered.Result, Passed: answered.Passed}, err
 	}
-	return res, existed, err
+	return out, err
 }
 
 // checkReserve refuses what makes no sense or is denied. It returns the ports that each endpoint spec names, now: to ask the
@@ -250,7 +256,7 @@ func ianaProtocol(p Protocol) (ianadb.Protocol, bool) {
 }
 
 // reserve claims, binds and commits; named are the ports that each endpoint spec names, rec is nil or the request's record.
-func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, named []PortRange, rec *Request) (_ *Reservation, existed bool, err error) {
+func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, named []PortRange, rec *Request) (_ Reserved, err error) {
 	res := &Reservation{
 		ID: newID("rsv_"), Name: req.Name, Labels: maps.Clone(req.Labels),
 		Owner: c.Principal(), Spec: req.Spec, Lease: req.Lease,
@@ -258,7 +264,7 @@ func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, na
 	var fresh *lease
 	if req.NewLease != nil {
 		if fresh, err = r.makeLease(c, *req.NewLease); err != nil {
-			return nil, false, err
+			return Reserved{}, err
 		}
 		fresh.Single = true
 		res.Lease = fresh.ID
@@ -266,7 +272,7 @@ func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, na
 	e := &entry{busy: make(chan struct{})}
 	old, err := r.enter(ctx, c, e, res, fresh)
 	if err != nil || old != nil {
-		return old, old != nil, err
+		return Reserved{Reservation: old, Existed: old != nil}, err
 	}
 	defer r.free(e)
 	defer func() {
@@ -276,7 +282,7 @@ func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, na
 	}()
 	if fresh != nil {
 		if err := r.watchProcess(fresh); err != nil {
-			return nil, false, err
+			return Reserved{}, err
 		}
 		defer func() {
 			if err != nil {
@@ -285,14 +291,14 @@ func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, na
 		}()
 	}
 	if err := r.takeExact(ctx, c, e, res, named); err != nil {
-		return nil, false, err
+		return Reserved{}, err
 	}
 	for _, s := range req.Spec.Endpoints {
 		if s.Any == nil {
 			continue
 		}
 		if err := r.choose(ctx, c, e, res, s); err != nil {
-			return nil, false, err
+			return Reserved{}, err
 		}
 	}
 	cm := &commit{by: c.Principal()}
@@ -307,9 +313,9 @@ func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, na
 	}
 	cm.remember(rec)
 	if err := r.commit(cm); err != nil {
-		return nil, false, err
+		return Reserved{}, err
 	}
-	return res, false, nil
+	return Reserved{Reservation: res}, nil
 }
 
 // enter puts a reservation to be into the table, busy and without endpoints. It returns the one that is there

@@ -19,14 +19,14 @@ func TestServiceMovesMeanwhile(t *testing.T) {
 		if _, _, err := r.AddServices(t.Context(), root, []ianadb.Entry{own("myapp", 8123, ianadb.TCP, "")}, false); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := r.Reserve(t.Context(), bob, registry.ReserveRequest{Spec: spec(t, "tcp/8080"), Name: "web"}); err != nil {
+		if _, err := r.Reserve(t.Context(), bob, registry.ReserveRequest{Spec: spec(t, "tcp/8080"), Name: "web"}); err != nil {
 			t.Fatal(err)
 		}
 		waited := make(chan string, 1)
 		pegs.releasing = func() { // the name is still bob's
 			pegs.releasing = nil
 			go func() {
-				res, _, err := r.Reserve(t.Context(), bob, registry.ReserveRequest{Spec: spec(t, "tcp/myapp"), Name: "web"})
+				res, err := r.Reserve(t.Context(), bob, registry.ReserveRequest{Spec: spec(t, "tcp/myapp"), Name: "web"})
 				if err != nil {
 					waited <- err.Error()
 					return
@@ -58,14 +58,14 @@ func TestRepeatedAfterTheServiceIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	req := registry.ReserveRequest{Spec: spec(t, "tcp/myapp"), RequestID: "1"}
-	first, _, err := d.Reserve(t.Context(), alice, req)
+	first, err := d.Reserve(t.Context(), alice, req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := d.RemoveServices(t.Context(), root, registry.ServiceSelector{Name: "myapp"}); err != nil {
 		t.Fatal(err)
 	}
-	again, _, err := d.Reserve(t.Context(), alice, req)
+	again, err := d.Reserve(t.Context(), alice, req)
 	if err != nil || again.ID != first.ID {
 		t.Errorf("repeated: %v, %v; want %v", again, err, first)
 	}

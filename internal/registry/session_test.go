@@ -36,7 +36,7 @@ func TestSessionEndsAfterItsGrace(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, text := range []string{"tcp/8080", "udp/8080"} {
-			if _, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, text), Lease: s.Lease.ID}); err != nil {
+			if _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, text), Lease: s.Lease.ID}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -79,7 +79,7 @@ func TestSessionIsResumed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp/8080"), Lease: s.Lease.ID}); err != nil {
+		if _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp/8080"), Lease: s.Lease.ID}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := r.OpenSession(t.Context(), bob, 0, s.Token); !errors.Is(err, registry.ErrNotFound) {
@@ -126,10 +126,10 @@ func TestEndLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	if _, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp/8080"), Lease: s.Lease.ID}); err != nil {
+	if _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp/8080"), Lease: s.Lease.ID}); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := r.Reserve(t.Context(), bob, registry.ReserveRequest{Spec: spec(t, "tcp/8081"), Lease: s.Lease.ID}); !errors.Is(err, registry.ErrNotFound) {
+	if _, err := r.Reserve(t.Context(), bob, registry.ReserveRequest{Spec: spec(t, "tcp/8081"), Lease: s.Lease.ID}); !errors.Is(err, registry.ErrNotFound) {
 		t.Errorf("another's lease: got %v, want ErrNotFound", err)
 	}
 	if _, err := r.EndLease(t.Context(), bob, s.Lease.ID, ""); !errors.Is(err, registry.ErrDenied) {
@@ -140,7 +140,7 @@ func TestEndLease(t *testing.T) {
 		t.Errorf("got %+v, %v and %d endpoints held", ended, err, pegs.count())
 	}
 	<-s.Done()
-	if _, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp/8080"), Lease: s.Lease.ID}); !errors.Is(err, registry.ErrNotFound) {
+	if _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp/8080"), Lease: s.Lease.ID}); !errors.Is(err, registry.ErrNotFound) {
 		t.Errorf("an ended lease: got %v, want ErrNotFound", err)
 	}
 }
@@ -154,7 +154,7 @@ func TestFailedCommitUndoes(t *testing.T) {
 	store.fail = registry.ErrUnavailable
 	store.mu.Unlock()
 	req := registry.ReserveRequest{Spec: spec(t, "tcp/8080"), Name: "web", RequestID: "1"}
-	if _, _, err := r.Reserve(t.Context(), alice, req); !errors.Is(err, registry.ErrUnavailable) {
+	if _, err := r.Reserve(t.Context(), alice, req); !errors.Is(err, registry.ErrUnavailable) {
 		t.Fatalf("got %v, want ErrUnavailable", err)
 	}
 	if n := pegs.count(); n != 0 {
@@ -163,7 +163,7 @@ func TestFailedCommitUndoes(t *testing.T) {
 	store.mu.Lock()
 	store.fail = nil
 	store.mu.Unlock()
-	if _, _, err := r.Reserve(t.Context(), bob, req); err != nil {
+	if _, err := r.Reserve(t.Context(), bob, req); err != nil {
 		t.Errorf("the port, the name or the request id is still taken: %v", err)
 	}
 }

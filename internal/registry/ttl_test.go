@@ -19,11 +19,11 @@ func ttl(d time.Duration) registry.LeaseSpec {
 // forAWhile reserves an endpoint with a lease of its own.
 func forAWhile(t *testing.T, r *registry.Registry, text, name string, l registry.LeaseSpec) *registry.Reservation {
 	t.Helper()
-	res, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, text), Name: name, NewLease: &l})
+	res, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, text), Name: name, NewLease: &l})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return res
+	return res.Reservation
 }
 
 // events are those of a store, as "type reason".
@@ -144,22 +144,22 @@ func TestLeaseOfOneReservation(t *testing.T) {
 	web := forAWhile(t, r, "tcp/8080", "web", ttl(time.Hour))
 	dns := registry.ReserveRequest{Spec: spec(t, "udp/53"), Lease: web.Lease}
 	dns.Spec.Endpoints[0].Exact = registry.PortRange{First: 5353, Last: 5353}
-	other, _, err := r.Reserve(t.Context(), alice, dns)
+	other, err := r.Reserve(t.Context(), alice, dns)
 	if err != nil {
 		t.Fatal(err)
 	}
 
 	// The same again is the same, with its time renewed; another time to live is another wish.
 	again := registry.ReserveRequest{Spec: spec(t, "tcp/8080"), Name: "web", NewLease: &registry.LeaseSpec{Kind: registry.TTLLease, TTL: time.Hour}}
-	if res, existed, err := r.Reserve(t.Context(), alice, again); err != nil || !existed || res.ID != web.ID {
+	if res, err := r.Reserve(t.Context(), alice, again); err != nil || !res.Existed || res.ID != web.ID {
 		t.Errorf("the same again: %v, %v, %v", res, existed, err)
 	}
 	again.NewLease.TTL = 2 * time.Hour
-	if _, _, err := r.Reserve(t.Context(), alice, again); !errors.Is(err, registry.ErrTaken) {
+	if _, err := r.Reserve(t.Context(), alice, again); !errors.Is(err, registry.ErrTaken) {
 		t.Errorf("another time to live: got %v, want ErrTaken", err)
 	}
 
-	for i, res := range []*registry.Reservation{web, other} {
+	for i, res := range []*registry.Reservation{web, other.Reservation} {
 		if _, err := r.GetLease(t.Context(), alice, web.Lease); err != nil {
 			t.Errorf("the lease ended with %d of 2 reservations", i)
 		}
@@ -191,7 +191,7 @@ func TestCreateLease(t *testing.T) {
 		t.Errorf("the same request id for another lease: got %v, want ErrInvalid", err)
 	}
 	for _, text := range []string{"tcp/8080", "udp/8080"} {
-		if _, _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, text), Lease: made.ID}); err != nil {
+		if _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, text), Lease: made.ID}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -19,11 +19,11 @@ func (s *reservations) Reserve(ctx context.Context, req *pb.ReserveRequest) (*pb
 	if err != nil {
 		return nil, err
 	}
-	r, existed, err := s.reg.Reserve(ctx, callerOf(ctx), want)
+	out, err := s.reg.Reserve(ctx, callerOf(ctx), want)
 	if err != nil {
 		return nil, err
 	}
-	return &pb.ReserveResponse{Reservation: s.shown(r), Existed: existed}, nil
+	return &pb.ReserveResponse{Reservation: s.shown(out.Reservation), Existed: out.Existed}, nil
 }
 
 func (s *reservations) Release(ctx context.Context, req *pb.ReleaseRequest) (*pb.ReleaseResponse, error) {
