@@ -152,7 +152,7 @@ func TestLeaseOfOneReservation(t *testing.T) {
 	// The same again is the same, with its time renewed; another time to live is another wish.
 	again := registry.ReserveRequest{Spec: spec(t, "tcp/8080"), Name: "web", NewLease: &registry.LeaseSpec{Kind: registry.TTLLease, TTL: time.Hour}}
 	if res, err := r.Reserve(t.Context(), alice, again); err != nil || !res.Existed || res.ID != web.ID {
-		t.Errorf("the same again: %v, %v, %v", res, existed, err)
+		t.Errorf("the same again: %v, %v, %v", res, res.Existed, err)
 	}
 	again.NewLease.TTL = 2 * time.Hour
 	if _, err := r.Reserve(t.Context(), alice, again); !errors.Is(err, registry.ErrTaken) {
