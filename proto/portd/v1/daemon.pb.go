@@ -86,8 +86,9 @@ type GetStatusResponse struct {
 	Listeners uint32 `protobuf:"varint,17,opt,name=listeners,proto3" json:"listeners,omitempty"`
 	Workers   uint32 `protobuf:"varint,18,opt,name=workers,proto3" json:"workers,omitempty"`
 	// Who you are to portd: "uid:1000", and whether you may do everything.
-	Caller        string `protobuf:"bytes,19,opt,name=caller,proto3" json:"caller,omitempty"`
-	Admin         bool   `protobuf:"varint,20,opt,name=admin,proto3" json:"admin,omitempty"`
+	Caller        string        `protobuf:"bytes,19,opt,name=caller,proto3" json:"caller,omitempty"`
+	Admin         bool          `protobuf:"varint,20,opt,name=admin,proto3" json:"admin,omitempty"`
+	Policy        *PolicyStatus `protobuf:"bytes,21,opt,name=policy,proto3" json:"policy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -262,6 +263,85 @@ func (x *GetStatusResponse) GetAdmin() bool {
 	return false
 }
 
+func (x *GetStatusResponse) GetPolicy() *PolicyStatus {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+// PolicyStatus says which policy file portd goes by: pools, and how much history is kept.
+type PolicyStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The default one need not be there.
+	File string `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	// When what applies was read; absent where the file was not there, and portd goes by its own defaults.
+	LoadTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=load_time,json=loadTime,proto3" json:"load_time,omitempty"`
+	// Why the last reload failed, with file and line, and when; what was loaded before still applies. Empty where it did not.
+	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	ErrorTime     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=error_time,json=errorTime,proto3" json:"error_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyStatus) Reset() {
+	*x = PolicyStatus{}
+	mi := &file_portd_v1_daemon_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyStatus) ProtoMessage() {}
+
+func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_daemon_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyStatus.ProtoReflect.Descriptor instead.
+func (*PolicyStatus) Descriptor() ([]byte, []int) {
+	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PolicyStatus) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *PolicyStatus) GetLoadTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LoadTime
+	}
+	return nil
+}
+
+func (x *PolicyStatus) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *PolicyStatus) GetErrorTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ErrorTime
+	}
+	return nil
+}
+
 // ServiceRegistryStatus says which IANA registry answers.
 type ServiceRegistryStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -290,7 +370,7 @@ type ServiceRegistryStatus struct {
 
 func (x *ServiceRegistryStatus) Reset() {
 	*x = ServiceRegistryStatus{}
-	mi := &file_portd_v1_daemon_proto_msgTypes[2]
+	mi := &file_portd_v1_daemon_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -302,7 +382,7 @@ func (x *ServiceRegistryStatus) String() string {
 func (*ServiceRegistryStatus) ProtoMessage() {}
 
 func (x *ServiceRegistryStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_daemon_proto_msgTypes[2]
+	mi := &file_portd_v1_daemon_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -315,7 +395,7 @@ func (x *ServiceRegistryStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceRegistryStatus.ProtoReflect.Descriptor instead.
 func (*ServiceRegistryStatus) Descriptor() ([]byte, []int) {
-	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{2}
+	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ServiceRegistryStatus) GetDate() string {
@@ -415,7 +495,7 @@ type KernelFeature struct {
 
 func (x *KernelFeature) Reset() {
 	*x = KernelFeature{}
-	mi := &file_portd_v1_daemon_proto_msgTypes[3]
+	mi := &file_portd_v1_daemon_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -427,7 +507,7 @@ func (x *KernelFeature) String() string {
 func (*KernelFeature) ProtoMessage() {}
 
 func (x *KernelFeature) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_daemon_proto_msgTypes[3]
+	mi := &file_portd_v1_daemon_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -440,7 +520,7 @@ func (x *KernelFeature) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelFeature.ProtoReflect.Descriptor instead.
 func (*KernelFeature) Descriptor() ([]byte, []int) {
-	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{3}
+	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *KernelFeature) GetName() string {
@@ -469,7 +549,7 @@ var File_portd_v1_daemon_proto protoreflect.FileDescriptor
 const file_portd_v1_daemon_proto_rawDesc = "" +
 	"\n" +
 	"\x15portd/v1/daemon.proto\x12\bportd.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xc3\x05\n" +
+	"\x10GetStatusRequest\"\xf3\x05\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x10\n" +
@@ -492,7 +572,14 @@ const file_portd_v1_daemon_proto_rawDesc = "" +
 	"\tlisteners\x18\x11 \x01(\rR\tlisteners\x12\x18\n" +
 	"\aworkers\x18\x12 \x01(\rR\aworkers\x12\x16\n" +
 	"\x06caller\x18\x13 \x01(\tR\x06caller\x12\x14\n" +
-	"\x05admin\x18\x14 \x01(\bR\x05admin\"\xa5\x03\n" +
+	"\x05admin\x18\x14 \x01(\bR\x05admin\x12.\n" +
+	"\x06policy\x18\x15 \x01(\v2\x16.portd.v1.PolicyStatusR\x06policy\"\xac\x01\n" +
+	"\fPolicyStatus\x12\x12\n" +
+	"\x04file\x18\x01 \x01(\tR\x04file\x127\n" +
+	"\tload_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bloadTime\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\x129\n" +
+	"\n" +
+	"error_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\terrorTime\"\xa5\x03\n" +
 	"\x15ServiceRegistryStatus\x12\x12\n" +
 	"\x04date\x18\x01 \x01(\tR\x04date\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +
@@ -529,27 +616,31 @@ func file_portd_v1_daemon_proto_rawDescGZIP() []byte {
 	return file_portd_v1_daemon_proto_rawDescData
 }
 
-var file_portd_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_portd_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_portd_v1_daemon_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),      // 0: portd.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),     // 1: portd.v1.GetStatusResponse
-	(*ServiceRegistryStatus)(nil), // 2: portd.v1.ServiceRegistryStatus
-	(*KernelFeature)(nil),         // 3: portd.v1.KernelFeature
-	(*timestamppb.Timestamp)(nil), // 4: google.protobuf.Timestamp
+	(*PolicyStatus)(nil),          // 2: portd.v1.PolicyStatus
+	(*ServiceRegistryStatus)(nil), // 3: portd.v1.ServiceRegistryStatus
+	(*KernelFeature)(nil),         // 4: portd.v1.KernelFeature
+	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
 }
 var file_portd_v1_daemon_proto_depIdxs = []int32{
-	4, // 0: portd.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
-	2, // 1: portd.v1.GetStatusResponse.service_registry:type_name -> portd.v1.ServiceRegistryStatus
-	3, // 2: portd.v1.GetStatusResponse.kernel_features:type_name -> portd.v1.KernelFeature
-	4, // 3: portd.v1.ServiceRegistryStatus.import_time:type_name -> google.protobuf.Timestamp
-	2, // 4: portd.v1.ServiceRegistryStatus.previous:type_name -> portd.v1.ServiceRegistryStatus
-	0, // 5: portd.v1.DaemonService.GetStatus:input_type -> portd.v1.GetStatusRequest
-	1, // 6: portd.v1.DaemonService.GetStatus:output_type -> portd.v1.GetStatusResponse
-	6, // [6:7] is the sub-list for method output_type
-	5, // [5:6] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	5, // 0: portd.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
+	3, // 1: portd.v1.GetStatusResponse.service_registry:type_name -> portd.v1.ServiceRegistryStatus
+	4, // 2: portd.v1.GetStatusResponse.kernel_features:type_name -> portd.v1.KernelFeature
+	2, // 3: portd.v1.GetStatusResponse.policy:type_name -> portd.v1.PolicyStatus
+	5, // 4: portd.v1.PolicyStatus.load_time:type_name -> google.protobuf.Timestamp
+	5, // 5: portd.v1.PolicyStatus.error_time:type_name -> google.protobuf.Timestamp
+	5, // 6: portd.v1.ServiceRegistryStatus.import_time:type_name -> google.protobuf.Timestamp
+	3, // 7: portd.v1.ServiceRegistryStatus.previous:type_name -> portd.v1.ServiceRegistryStatus
+	0, // 8: portd.v1.DaemonService.GetStatus:input_type -> portd.v1.GetStatusRequest
+	1, // 9: portd.v1.DaemonService.GetStatus:output_type -> portd.v1.GetStatusResponse
+	9, // [9:10] is the sub-list for method output_type
+	8, // [8:9] is the sub-list for method input_type
+	8, // [8:8] is the sub-list for extension type_name
+	8, // [8:8] is the sub-list for extension extendee
+	0, // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_portd_v1_daemon_proto_init() }
@@ -563,7 +654,7 @@ func file_portd_v1_daemon_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_portd_v1_daemon_proto_rawDesc), len(file_portd_v1_daemon_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
