@@ -55,7 +55,7 @@ func benchReserve(b *testing.B, callers int) {
 			all.Go(func() {
 				for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
 					port := uint16(10000 + i)
-					res, _, err := reg.Reserve(b.Context(), me, registry.ReserveRequest{Spec: registry.Spec{
+					res, err := reg.Reserve(b.Context(), me, registry.ReserveRequest{Spec: registry.Spec{
 						Endpoints: []registry.EndpointSpec{{
 							Protos: []registry.Protocol{registry.TCP}, Exact: registry.PortRange{First: port, Last: port},
 						}},

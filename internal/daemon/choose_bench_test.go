@@ -56,7 +56,7 @@ func BenchmarkReserveAny(b *testing.B) {
 					for range c.callers {
 						all.Go(func() {
 							for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
-								res, _, err := host.Reserve(b.Context(), me, registry.ReserveRequest{Spec: spec})
+								res, err := host.Reserve(b.Context(), me, registry.ReserveRequest{Spec: spec})
 								if err != nil {
 									b.Error(err)
 									return
@@ -93,7 +93,7 @@ func take(b *testing.B, host *registry.Registry, me registry.Caller, ports int) 
 		all.Go(func() {
 			for i := int(next.Add(1)) - 1; i < ports; i = int(next.Add(1)) - 1 {
 				port := uint16(16 + blocks[i/16]*16 + i%16)
-				_, _, err := host.Reserve(b.Context(), me, registry.ReserveRequest{Spec: registry.Spec{
+				_, err := host.Reserve(b.Context(), me, registry.ReserveRequest{Spec: registry.Spec{
 					Mode: registry.Recorded, Endpoints: []registry.EndpointSpec{{
 						Protos: []registry.Protocol{registry.TCP}, Exact: registry.PortRange{First: port, Last: port},
 					}},

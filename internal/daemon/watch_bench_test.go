@@ -112,7 +112,7 @@ func write(b *testing.B, reg *registry.Registry, me registry.Caller, writers, n 
 		all.Go(func() {
 			port := uint16(10000 + w)
 			for next.Add(1) <= int64(n) {
-				res, _, err := reg.Reserve(b.Context(), me, registry.ReserveRequest{Spec: registry.Spec{
+				res, err := reg.Reserve(b.Context(), me, registry.ReserveRequest{Spec: registry.Spec{
 					Mode: registry.Recorded, Endpoints: []registry.EndpointSpec{{
 						Protos: []registry.Protocol{registry.UDP}, Exact: registry.PortRange{First: port, Last: port},
 					}},
