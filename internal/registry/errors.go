@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os/user"
@@ -17,7 +18,7 @@ var (
 	ErrExhausted   = errors.New("exhausted")     // nothing left to choose from, out of descriptors, or a limit of the table is reached
 	ErrUnsupported = errors.New("not supported") // this kernel, this portd or this kind of endpoint cannot do it
 	ErrUnavailable = errors.New("unavailable")   // not now: portd is stopping, or its store cannot be written
-	ErrConflict    = errors.New("conflict")      // the thing changed meanwhile
+	ErrConflict    = errors.New("conflict")      // the thing changed meanwhile; *ConflictError says since when
 	ErrCompacted   = errors.New("compacted")     // that revision is no longer kept; *CompactedError says which is
 )
 
@@ -90,6 +91,19 @@ type DeniedError struct {
 func (e *DeniedError) Is(target error) bool { return target == ErrDenied }
 func (e *DeniedError) Error() string {
 	return fmt.Sprintf("%v may not %s: %s", e.Caller, e.Act, e.Rule)
+}
+
+// A ConflictError says that a reservation is no longer what the caller expects. It is an ErrConflict.
+type ConflictError struct {
+	Reservation *Reservation // as it is now
+	Expected    Revision
+}
+
+func (e *ConflictError) Is(target error) bool { return target == ErrConflict }
+func (e *ConflictError) Error() string {
+	r := e.Reservation
+	return fmt.Sprintf("%s (%s) is at revision %d, not %d: look at it again, and repeat the change with its revision if it still is what you want",
+		cmp.Or(r.Name, r.ID), r.Endpoints(), r.Revision, e.Expected)
 }
 
 // A CompactedError says from which revision on events are kept. It is an ErrCompacted.

@@ -6,32 +6,40 @@ import (
 )
 
 // Listen makes the held endpoints of a reservation that can listen do so, all or none, and again after every restart.
-func (r *Registry) Listen(ctx context.Context, c Caller, ref string, opt ListenOptions, requestID string) (*Reservation, error) {
+func (r *Registry) Listen(ctx context.Context, c Caller, ref string, opt ListenOptions, requestID string, only ...IfRevision) (*Reservation, error) {
 	if opt.Backlog < 0 {
 		return nil, invalid("options.backlog", "%d is not a number of connections", opt.Backlog)
 	}
+	at, err := aim(ref, only)
+	if err != nil {
+		return nil, err
+	}
 	content := struct {
-		Ref string
+		target
 		Opt ListenOptions
-	}{ref, opt}
-	return r.change(ctx, c, ref, "Listen", "listen on", requestID, content, func(e *entry, rec *Request) (*Reservation, error) {
+	}{at, opt}
+	return r.change(ctx, c, at, "Listen", "listen on", requestID, content, func(e *entry, rec *Request) (*Reservation, error) {
 		return r.listen(ctx, c, e, opt, rec)
 	})
 }
 
 // Unlisten stops listening and keeps the ports held.
-func (r *Registry) Unlisten(ctx context.Context, c Caller, ref, requestID string) (*Reservation, error) {
-	return r.change(ctx, c, ref, "Close", "close", requestID, ref, func(e *entry, rec *Request) (*Reservation, error) {
+func (r *Registry) Unlisten(ctx context.Context, c Caller, ref, requestID string, only ...IfRevision) (*Reservation, error) {
+	at, err := aim(ref, only)
+	if err != nil {
+		return nil, err
+	}
+	return r.change(ctx, c, at, "Close", "close", requestID, at, func(e *entry, rec *Request) (*Reservation, error) {
 		return r.unlisten(c, e, rec)
 	})
 }
 
 // change does a thing to one reservation, once where there is a request id.
-func (r *Registry) change(ctx context.Context, c Caller, ref, method, act, requestID string, content any,
+func (r *Registry) change(ctx context.Context, c Caller, at target, method, act, requestID string, content any,
 	do func(*entry, *Request) (*Reservation, error),
 ) (res *Reservation, err error) {
 	answered, err := r.once(ctx, c, method, requestID, content, func(rec *Request) error {
-		e, err := r.acquireRef(ctx, c, ref, act)
+		e, err := r.acquireTarget(ctx, c, at, act)
 		if err != nil {
 			return err
 		}

@@ -13,9 +13,13 @@ type Released struct {
 }
 
 // Release ends a reservation. When it returns its ports are free of portd.
-func (r *Registry) Release(ctx context.Context, c Caller, ref, requestID string) (out Released, err error) {
-	answered, err := r.once(ctx, c, "Release", requestID, ref, func(rec *Request) (err error) {
-		out, err = r.release(ctx, c, ref, rec)
+func (r *Registry) Release(ctx context.Context, c Caller, ref, requestID string, only ...IfRevision) (out Released, err error) {
+	at, err := aim(ref, only)
+	if err != nil {
+		return Released{}, err
+	}
+	answered, err := r.once(ctx, c, "Release", requestID, at, func(rec *Request) (err error) {
+		out, err = r.release(ctx, c, at, rec)
 		return err
 	})
 	if answered != nil {
@@ -24,14 +28,14 @@ func (r *Registry) Release(ctx context.Context, c Caller, ref, requestID string)
 	return out, err
 }
 
-func (r *Registry) release(ctx context.Context, c Caller, ref string, rec *Request) (Released, error) {
-	e, err := r.acquireRef(ctx, c, ref, "release")
+func (r *Registry) release(ctx context.Context, c Caller, at target, rec *Request) (Released, error) {
+	e, err := r.acquireTarget(ctx, c, at, "release")
 	if err != nil {
 		return Released{}, err
 	}
 	defer r.free(e)
 	res := e.res
-	if err := r.whole(c, ref, res); err != nil {
+	if err := r.whole(c, at.Ref, res); err != nil {
 		return Released{}, err
 	}
 	cm := &commit{by: c.Principal()}
@@ -59,22 +63,25 @@ func (r *Registry) release(ctx context.Context, c Caller, ref string, rec *Reque
 	return out, nil
 }
 
-// acquireRef acquires the reservation that ref means, if c may change it.
-func (r *Registry) acquireRef(ctx context.Context, c Caller, ref, act string) (*entry, error) {
+// acquireTarget acquires the reservation that is aimed at, if c may change it and it is as c expects.
+func (r *Registry) acquireTarget(ctx context.Context, c Caller, at target, act string) (*entry, error) {
 	e, err := r.acquire(ctx, func() (*entry, error) {
-		e, err := r.find(c, ref)
+		e, err := r.find(c, at.Ref)
 		switch {
 		case err != nil:
 			return nil, err
 		case e.res == nil && e.busy == nil:
-			return nil, failed(ErrNotFound, "no reservation has the id or name %q", ref)
+			return nil, failed(ErrNotFound, "no reservation has the id or name %q", at.Ref)
 		}
 		return e, nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	if err := r.cfg.Policy.Change(c, e.res.Owner, act+" "+e.res.Endpoints()); err != nil {
+	if err = r.cfg.Policy.Change(c, e.res.Owner, act+" "+e.res.Endpoints()); err == nil {
+		err = at.holds(e.res)
+	}
+	if err != nil {
 		r.free(e)
 		return nil, err
 	}

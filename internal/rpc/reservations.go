@@ -27,7 +27,7 @@ func (s *reservations) Reserve(ctx context.Context, req *pb.ReserveRequest) (*pb
 }
 
 func (s *reservations) Release(ctx context.Context, req *pb.ReleaseRequest) (*pb.ReleaseResponse, error) {
-	out, err := s.reg.Release(ctx, callerOf(ctx), req.GetReservation(), req.GetRequestId())
+	out, err := s.reg.Release(ctx, callerOf(ctx), req.GetReservation(), req.GetRequestId(), registry.IfRevision(req.GetExpectedRevision()))
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +103,8 @@ func (s *reservations) WatchReservations(req *pb.WatchReservationsRequest, to pb
 }
 
 func (s *reservations) Listen(ctx context.Context, req *pb.ListenRequest) (*pb.ListenResponse, error) {
-	r, err := s.reg.Listen(ctx, callerOf(ctx), req.GetReservation(), toListenOptions(req.GetOptions()), req.GetRequestId())
+	only := registry.IfRevision(req.GetExpectedRevision())
+	r, err := s.reg.Listen(ctx, callerOf(ctx), req.GetReservation(), toListenOptions(req.GetOptions()), req.GetRequestId(), only)
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +112,7 @@ func (s *reservations) Listen(ctx context.Context, req *pb.ListenRequest) (*pb.L
 }
 
 func (s *reservations) Close(ctx context.Context, req *pb.CloseRequest) (*pb.CloseResponse, error) {
-	r, err := s.reg.Unlisten(ctx, callerOf(ctx), req.GetReservation(), req.GetRequestId())
+	r, err := s.reg.Unlisten(ctx, callerOf(ctx), req.GetReservation(), req.GetRequestId(), registry.IfRevision(req.GetExpectedRevision()))
 	if err != nil {
 		return nil, err
 	}

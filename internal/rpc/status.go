@@ -83,6 +83,7 @@ func explain(err error, reason string, me registry.Principal) []protoadapt.Messa
 		unsupported *registry.UnsupportedError
 		compacted   *registry.CompactedError
 		clash       *registry.ClashError
+		conflict    *registry.ConflictError
 		exhausted   *registry.ExhaustedError
 		noService   *services.NoServiceError
 	)
@@ -120,6 +121,10 @@ func explain(err error, reason string, me registry.Principal) []protoadapt.Messa
 		details = append(details, &errdetails.PreconditionFailure{Violations: []*errdetails.PreconditionFailure_Violation{
 			{Type: info.Reason, Subject: unsupported.What, Description: unsupported.Why},
 		}})
+	case errors.As(err, &conflict):
+		info.Metadata["reservation"] = conflict.Reservation.ID
+		info.Metadata["expected_revision"] = strconv.FormatInt(int64(conflict.Expected), 10)
+		info.Metadata["revision"] = strconv.FormatInt(int64(conflict.Reservation.Revision), 10)
 	case errors.As(err, &compacted):
 		info.Metadata["oldest_revision"] = strconv.FormatInt(int64(compacted.Oldest), 10)
 	}
