@@ -24,6 +24,7 @@ var arrows = map[string][]string{
 	"api/openapi":                         nil,
 	"internal/archtest":                   nil,
 	"internal/etcservices":                {"internal/ianadb"},
+	"internal/fdbag":                      {"internal/fdpass"},
 	"internal/fdpass":                     nil,
 	"internal/ianadb":                     nil,
 	"internal/ianadb/gen":                 {"internal/ianadb"},
@@ -38,7 +39,7 @@ var arrows = map[string][]string{
 	"internal/registry/storetest":         {"internal/ianadb", "internal/registry"},
 	"internal/services":                   {"internal/ianadb", "internal/registry", "proto/portd/v1"},
 	"internal/pidwatch":                   {"internal/registry"},
-	"internal/binder":                     {"internal/registry", "internal/sockdiag"},
+	"internal/binder":                     {"internal/fdbag", "internal/registry", "internal/sockdiag"},
 	"internal/handoff":                    {"internal/fdpass", "internal/peercred", "internal/registry", "internal/wire"},
 	"internal/rpc": {
 		"api/openapi", "internal/ianadb", "internal/peercred", "internal/registry", "internal/rpc/portdgw", "internal/services",

@@ -96,13 +96,22 @@ type Receiver struct {
 // It never waits and retries EINTR. unix.EAGAIN: there is no message now; wait until fd is readable. io.EOF: the other end is closed and nothing
 // is left, or (the kernel does not say which) it sent an empty message without descriptors, which Send refuses to do.
 func (r *Receiver) Recv(fd int, payload []byte) (n int, fds []int, err error) {
+	return r.recv(fd, payload, 0)
+}
+
+// Peek is Recv that leaves the message where it is. The fds are new ones all the same, and close-on-exec.
+func (r *Receiver) Peek(fd int, payload []byte) (n int, fds []int, err error) {
+	return r.recv(fd, payload, unix.MSG_PEEK)
+}
+
+func (r *Receiver) recv(fd int, payload []byte, flags int) (n int, fds []int, err error) {
 	if len(payload) == 0 {
 		return 0, nil, fmt.Errorf("empty buffer for a message: %w", unix.EINVAL)
 	}
 	r.aim(payload)
 	for {
 		var errno unix.Errno
-		if n, errno = r.recvmsg(fd); errno == unix.EINTR {
+		if n, errno = r.recvmsg(fd, flags); errno == unix.EINTR {
 			continue
 		}
 		r.iov.Base = nil // payload is the caller's again

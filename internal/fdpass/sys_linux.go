@@ -37,10 +37,10 @@ func (r *Receiver) aim(payload []byte) {
 	r.msg.Control = (*byte)(unsafe.Pointer(&r.ctrl))
 }
 
-func (r *Receiver) recvmsg(fd int) (int, unix.Errno) {
+func (r *Receiver) recvmsg(fd, flags int) (int, unix.Errno) {
 	r.msg.SetControllen(int(unsafe.Sizeof(r.ctrl))) // the kernel puts the length in use here
 	n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&r.msg)),
-		unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+		unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC|uintptr(flags))
 	return int(n), errno
 }
 
