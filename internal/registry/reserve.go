@@ -256,23 +256,51 @@ func ianaProtocol(p Protocol) (ianadb.Protocol, bool) {
 }
 
 // reserve claims, binds and commits; named are the ports that each endpoint spec names, rec is nil or the request's record.
-func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, named []PortRange, rec *Request) (_ Reserved, err error) {
+func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, named []PortRange, rec *Request) (Reserved, error) {
 	res := &Reservation{
 		ID: newID("rsv_"), Name: req.Name, Labels: maps.Clone(req.Labels),
 		Owner: c.Principal(), Spec: req.Spec, Lease: req.Lease,
 	}
+	old, err := r.establish(ctx, c, res, req.NewLease, rec, func(e *entry, _ *Event) error {
+		if err := r.takeExact(ctx, c, e, res, named); err != nil {
+			return err
+		}
+		for _, s := range req.Spec.Endpoints {
+			if s.Any == nil {
+				continue
+			}
+			if err := r.choose(ctx, c, e, res, s); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return Reserved{}, err
+	case old != nil:
+		return Reserved{Reservation: old, Existed: true}, nil
+	}
+	return Reserved{Reservation: res}, nil
+}
+
+// establish makes a reservation of res, with a lease of its own where one is wanted, once take has taken its endpoints: all
+// of it or nothing. take may say more in the event that tells of it. Where the same is there already under that name, it
+// returns that and takes nothing.
+func (r *Registry) establish(ctx context.Context, c Caller, res *Reservation, lasts *LeaseSpec, rec *Request,
+	take func(*entry, *Event) error,
+) (old *Reservation, err error) {
 	var fresh *lease
-	if req.NewLease != nil {
-		if fresh, err = r.makeLease(c, *req.NewLease); err != nil {
-			return Reserved{}, err
+	if lasts != nil {
+		if fresh, err = r.makeLease(c, *lasts); err != nil {
+			return nil, err
 		}
 		fresh.Single = true
 		res.Lease = fresh.ID
 	}
 	e := &entry{busy: make(chan struct{})}
-	old, err := r.enter(ctx, c, e, res, fresh)
-	if err != nil || old != nil {
-		return Reserved{Reservation: old, Existed: old != nil}, err
+	if old, err = r.enter(ctx, c, e, res, fresh); err != nil || old != nil {
+		return old, err
 	}
 	defer r.free(e)
 	defer func() {
@@ -282,7 +310,7 @@ func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, na
 	}()
 	if fresh != nil {
 		if err := r.watchProcess(fresh); err != nil {
-			return Reserved{}, err
+			return nil, err
 		}
 		defer func() {
 			if err != nil {
@@ -290,32 +318,22 @@ func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, na
 			}
 		}()
 	}
-	if err := r.takeExact(ctx, c, e, res, named); err != nil {
-		return Reserved{}, err
-	}
-	for _, s := range req.Spec.Endpoints {
-		if s.Any == nil {
-			continue
-		}
-		if err := r.choose(ctx, c, e, res, s); err != nil {
-			return Reserved{}, err
-		}
+	ev := Event{Type: EventReserved, Reservation: res, Caller: c.Principal()}
+	if err := take(e, &ev); err != nil {
+		return nil, err
 	}
 	cm := &commit{by: c.Principal()}
 	if fresh != nil {
 		r.create(cm, fresh)
 	}
 	cm.put = append(cm.put, res)
-	cm.events = append(cm.events, Event{Type: EventReserved, Reservation: res, Caller: c.Principal()})
+	cm.events = append(cm.events, ev)
 	cm.apply = append(cm.apply, func() { r.insert(e, res) })
 	if rec != nil {
 		rec.Result = res
 	}
 	cm.remember(rec)
-	if err := r.commit(cm); err != nil {
-		return Reserved{}, err
-	}
-	return Reserved{Reservation: res}, nil
+	return nil, r.commit(cm)
 }
 
 // enter puts a reservation to be into the table, busy and without endpoints. It returns the one that is there
