@@ -13,7 +13,14 @@ import (
 // Bind holds every port of want's endpoint, or none, and adds the sockets to its key. The errors are those of
 // registry.Binder, and name the endpoint.
 func (b *Binder) Bind(ctx context.Context, want registry.Bind) error {
-	socks, err := b.bind(ctx, want)
+	var socks []*socket
+	var err error
+	if lost := b.in(want.Endpoint.Netns, func() error {
+		socks, err = b.bind(ctx, want)
+		return nil
+	}); lost != nil {
+		return fmt.Errorf("bind %v: %w", want.Endpoint, lost)
+	}
 	if err != nil {
 		return fmt.Errorf("bind %w", err)
 	}

@@ -100,7 +100,7 @@ func TestBindErrors(t *testing.T) {
 		{at(t, "tcp/[fe80::1%lo]%br0:1", p), registry.BindOptions{Freebind: true}, registry.ErrInvalid, `device: "br0" is not the zone of fe80::1%lo`},
 		{at(t, "tcp/[fe80::1]%lo:1", p), registry.BindOptions{Freebind: true}, registry.ErrInvalid, "needs its device as a zone"},
 		{at(t, "udp/1", p), registry.BindOptions{MPTCP: true}, registry.ErrInvalid, "mptcp: is for tcp only, not udp"},
-		{in("blue", at(t, "tcp/1", p)), registry.BindOptions{}, registry.ErrUnsupported, `in its own network namespace only, not in "blue"`},
+		{in("blue", at(t, "tcp/1", p)), registry.BindOptions{}, registry.ErrUnsupported, "network namespace blue: this portd takes ports in its own"},
 		{in("", at(t, "tcp/1", p)), registry.BindOptions{}, registry.ErrUnsupported, "in its own network namespace only"},
 	} {
 		err := b.Bind(t.Context(), registry.Bind{Key: key(c.ep), Endpoint: c.ep, Options: c.opt})

@@ -21,6 +21,9 @@ type Config struct {
 	// Observer is told of sockets that listen; it may be nil. Listening has all of the key's sockets each time. It is called
 	// with no lock held, so it may call Lend and Return.
 	Observer registry.ListenerObserver
+	// Enter runs f on a thread in a network namespace other than portd's own, by its name. Where it is nil, or fails without having
+	// run f, nothing is held there.
+	Enter func(netns string, f func() error) error
 	// Spare is how many descriptors of RLIMIT_NOFILE Bind leaves to the rest of the process, for connections and files;
 	// 0 means 256.
 	Spare int
@@ -30,6 +33,7 @@ type Config struct {
 type Binder struct {
 	log      *slog.Logger
 	observer registry.ListenerObserver
+	enter    func(netns string, f func() error) error
 	spare    int
 
 	ephemeral  registry.PortRange
@@ -49,13 +53,14 @@ type Binder struct {
 	at   map[spot][]*socket // the same sockets by their ports
 }
 
-// A spot is a port of a protocol, on whatever address.
+// A spot is a port of a protocol in a network namespace, on whatever address.
 type spot struct {
+	netns string
 	proto registry.Protocol
 	port  uint16
 }
 
-func spotOf(e registry.Endpoint) spot { return spot{e.Proto, e.First} }
+func spotOf(e registry.Endpoint) spot { return spot{e.Netns, e.Proto, e.First} }
 
 // A holding is what a key has.
 type holding struct {
@@ -74,6 +79,7 @@ func New(cfg Config) (*Binder, error) {
 	b := &Binder{
 		log:      cfg.Log,
 		observer: cfg.Observer,
+		enter:    cfg.Enter,
 		spare:    cmp.Or(cfg.Spare, 256),
 		held:     make(map[registry.SocketKey]*holding),
 		at:       make(map[spot][]*socket),
@@ -96,9 +102,6 @@ func New(cfg Config) (*Binder, error) {
 
 // HasIPv6 says whether the kernel makes IPv6 sockets. Where it does not, the dual-stack wildcard is bound as 0.0.0.0.
 func (b *Binder) HasIPv6() bool { return b.ipv6 }
-
-// Ephemeral is ip_local_port_range as it was when the Binder was made.
-func (b *Binder) Ephemeral() registry.PortRange { return b.ephemeral }
 
 // Release tells the Observer if the key listens or is lent, then shuts its sockets down, so that a duplicate in another
 // process serves nothing any more, and closes them. The error is always nil.

@@ -31,10 +31,10 @@ func TestFeatures(t *testing.T) {
 	if diff := cmp.Diff(want, names); diff != "" {
 		t.Errorf("features (-want +got):\n%s", diff)
 	}
-	if r := b.Ephemeral(); r.First == 0 || r.Last < r.First {
+	if r := b.Ephemeral(registry.HostNetns); r.First == 0 || r.Last < r.First {
 		t.Errorf("ephemeral ports are %v", r)
 	}
-	if p := b.FirstUnprivileged(); p == 0 {
+	if p := b.FirstUnprivileged(registry.HostNetns); p == 0 {
 		t.Error("the first unprivileged port is 0")
 	}
 }

@@ -11,28 +11,38 @@ import (
 	"github.com/portd/portd/internal/sockdiag"
 )
 
+// A found socket is one of a network namespace, which sock_diag does not say of it.
+type found struct {
+	sockdiag.Socket
+	netns string
+}
+
 // Holders are the sockets of others that overlap any of the endpoints: first those that listen, then those that are bound,
 // connected, and left over. A connection on a port that the Binder itself holds is in nobody's way, and not among them.
 // Of SCTP and DCCP none are found, for sock_diag(7) is not asked about them.
 func (b *Binder) Holders(ctx context.Context, eps ...registry.Endpoint) ([]registry.Holder, error) {
-	var found []sockdiag.Socket
+	var all []found
 	for _, ep := range eps {
-		if ep.Netns != registry.HostNetns || ep.Proto == registry.SCTP || ep.Proto == registry.DCCP {
+		if ep.Proto == registry.SCTP || ep.Proto == registry.DCCP {
 			continue
 		}
-		all, err := sockdiag.List(ctx, sockdiag.Filter{
-			Protocols: []sockdiag.Protocol{sockdiag.Protocol(ep.Proto)}, First: ep.First, Last: ep.Last,
+		var socks []sockdiag.Socket
+		err := b.in(ep.Netns, func() (err error) {
+			socks, err = sockdiag.List(ctx, sockdiag.Filter{
+				Protocols: []sockdiag.Protocol{sockdiag.Protocol(ep.Proto)}, First: ep.First, Last: ep.Last,
+			})
+			return err
 		})
 		if err != nil {
 			return nil, fmt.Errorf("holders of %v: %w", ep, err)
 		}
-		for _, s := range all {
-			if inTheWay(s, ep) {
-				found = append(found, s)
+		for _, s := range socks {
+			if f := (found{s, ep.Netns}); inTheWay(f, ep) {
+				all = append(all, f)
 			}
 		}
 	}
-	holders, err := withProcesses(ctx, b.foreign(found))
+	holders, err := withProcesses(ctx, b.foreign(all))
 	if err != nil {
 		return nil, fmt.Errorf("holders of ports: %w", err)
 	}
@@ -43,11 +53,11 @@ func (b *Binder) Holders(ctx context.Context, eps ...registry.Endpoint) ([]regis
 }
 
 // foreign leaves out what is the Binder's own, what came through that, what holds no port, and what is there twice.
-func (b *Binder) foreign(found []sockdiag.Socket) []sockdiag.Socket {
-	seen := make(map[uint64]bool, len(found))
+func (b *Binder) foreign(all []found) []found {
+	seen := make(map[uint64]bool, len(all))
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return slices.DeleteFunc(found, func(s sockdiag.Socket) bool {
+	return slices.DeleteFunc(all, func(s found) bool {
 		if seen[s.Cookie] || stateOf(s) == 0 {
 			return true
 		}
@@ -60,7 +70,7 @@ func (b *Binder) foreign(found []sockdiag.Socket) []sockdiag.Socket {
 }
 
 // withProcesses says whose the sockets are, as far as portd may look.
-func withProcesses(ctx context.Context, socks []sockdiag.Socket) ([]registry.Holder, error) {
+func withProcesses(ctx context.Context, socks []found) ([]registry.Holder, error) {
 	var inodes []uint64
 	for _, s := range socks {
 		if s.Inode != 0 {
@@ -105,16 +115,16 @@ func onlyLeftovers(ctx context.Context, s *socket) error {
 		return fmt.Errorf("see who else has it: %w", err)
 	}
 	for _, o := range others {
-		if o.Inode != s.inode && overlap(endpointOf(o), s.ep) {
+		if o.Inode != s.inode && overlap(endpointOf(found{o, s.ep.Netns}), s.ep) {
 			return registry.ErrTaken
 		}
 	}
 	return nil
 }
 
-func endpointOf(s sockdiag.Socket) registry.Endpoint {
+func endpointOf(s found) registry.Endpoint {
 	e := registry.Endpoint{
-		Netns: registry.HostNetns, Proto: registry.Protocol(s.Protocol), Addr: s.Local.Addr(), Device: s.Device.Name,
+		Netns: s.netns, Proto: registry.Protocol(s.Protocol), Addr: s.Local.Addr(), Device: s.Device.Name,
 		First: s.Local.Port(), Last: s.Local.Port(),
 	}
 	e.V6Only = s.V6Only && e.Addr == registry.AnyAddr
@@ -125,7 +135,7 @@ func endpointOf(s sockdiag.Socket) registry.Endpoint {
 }
 
 // stateOf is 0 for a socket that holds no port of its own: a connection that its listener has not accepted yet.
-func stateOf(s sockdiag.Socket) registry.SocketState {
+func stateOf(s found) registry.SocketState {
 	switch s.State {
 	case sockdiag.Listening:
 		return registry.SocketListening
@@ -144,7 +154,7 @@ func stateOf(s sockdiag.Socket) registry.SocketState {
 // inTheWay says whether s may be why the kernel refuses ep. A dual-stack socket that has come to an IPv6 address, by connecting or
 // as its listener's connection, is in the way of all IPv4 addresses together all the same. Of leftovers the kernel does not tell
 // what they were; they are taken for such.
-func inTheWay(s sockdiag.Socket, ep registry.Endpoint) bool {
+func inTheWay(s found, ep registry.Endpoint) bool {
 	at := endpointOf(s)
 	if overlap(at, ep) {
 		return true

@@ -13,13 +13,15 @@ import (
 
 // PortsInUse asks sock_diag(7). It is not asked about SCTP and DCCP: where the kernel has them, their sockets are not seen. Of
 // TCP's, older kernels show only those that listen or are connected.
-func (b *Binder) PortsInUse(ctx context.Context, p registry.Protocol, within registry.PortRange, found func(port uint16)) (seen bool, err error) {
+func (b *Binder) PortsInUse(ctx context.Context, netns string, p registry.Protocol, within registry.PortRange, found func(port uint16)) (seen bool, err error) {
 	if p == registry.SCTP || p == registry.DCCP {
 		return lacks(p), nil
 	}
-	err = sockdiag.Ports(ctx, sockdiag.Filter{
-		Protocols: []sockdiag.Protocol{sockdiag.Protocol(p)}, First: within.First, Last: within.Last,
-	}, found)
+	err = b.in(netns, func() error {
+		return sockdiag.Ports(ctx, sockdiag.Filter{
+			Protocols: []sockdiag.Protocol{sockdiag.Protocol(p)}, First: within.First, Last: within.Last,
+		}, found)
+	})
 	if err != nil {
 		return false, fmt.Errorf("ports in use: %w", err)
 	}

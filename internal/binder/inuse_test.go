@@ -30,7 +30,7 @@ func TestPortsInUse(t *testing.T) {
 		{registry.UDPLite, registry.PortRange{First: first, Last: first + 7}, map[uint16]bool{}},
 	} {
 		got := map[uint16]bool{}
-		seen, err := b.PortsInUse(t.Context(), tt.proto, tt.within, func(port uint16) { got[port] = true })
+		seen, err := b.PortsInUse(t.Context(), registry.HostNetns, tt.proto, tt.within, func(port uint16) { got[port] = true })
 		if err != nil || !seen {
 			t.Errorf("%v: seen %v, %v", tt.proto, seen, err)
 		}
@@ -40,7 +40,7 @@ func TestPortsInUse(t *testing.T) {
 	}
 	b.WithoutBoundShown() // then what is free of TCP may be bound
 	for proto, want := range map[registry.Protocol]bool{registry.TCP: false, registry.UDP: true} {
-		if seen, err := b.PortsInUse(t.Context(), proto, registry.PortRange{First: first, Last: first}, func(uint16) {}); seen != want || err != nil {
+		if seen, err := b.PortsInUse(t.Context(), registry.HostNetns, proto, registry.PortRange{First: first, Last: first}, func(uint16) {}); seen != want || err != nil {
 			t.Errorf("%v where what is only bound is not shown: seen %v, %v", proto, seen, err)
 		}
 	}
@@ -50,7 +50,7 @@ func TestPortsInUse(t *testing.T) {
 		if err == nil {
 			unix.Close(fd)
 		}
-		seen, seenErr := b.PortsInUse(t.Context(), proto, registry.PortRange{First: 1, Last: 65535}, func(port uint16) {
+		seen, seenErr := b.PortsInUse(t.Context(), registry.HostNetns, proto, registry.PortRange{First: 1, Last: 65535}, func(port uint16) {
 			t.Errorf("%v %d is in use", proto, port)
 		})
 		if seen == (err == nil) || seenErr != nil {

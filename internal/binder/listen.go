@@ -26,7 +26,11 @@ func (b *Binder) Listen(ctx context.Context, key registry.SocketKey, opt registr
 		}
 	}
 	h.work.Lock()
-	fresh, err := b.listen(ctx, socks, opt)
+	var fresh bool
+	err = b.in(socks[0].ep.Netns, func() (err error) {
+		fresh, err = b.listen(ctx, socks, opt)
+		return err
+	})
 	h.work.Unlock()
 	if err != nil {
 		return fmt.Errorf("listen on %w", err)

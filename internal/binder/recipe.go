@@ -21,14 +21,9 @@ type recipe struct {
 }
 
 // recipeFor is for endpoints that were validated; what only this host can know is judged here. Its errors are
-// *InvalidError and *UnsupportedError.
+// *InvalidError and *UnsupportedError. It, and open, are called in the endpoint's network namespace.
 func (b *Binder) recipeFor(ep registry.Endpoint, opt registry.BindOptions) (recipe, error) {
 	r := recipe{ep: ep, opt: opt, addr: ep.Addr, number: int(ep.Proto)}
-	if ep.Netns != registry.HostNetns {
-		return r, &registry.UnsupportedError{
-			What: ep.String(), Why: fmt.Sprintf("portd takes ports in its own network namespace only, not in %q", ep.Netns),
-		}
-	}
 	if ep.Dual() && !b.ipv6 {
 		r.addr = netip.IPv4Unspecified()
 	}

@@ -10,7 +10,24 @@ import (
 	"github.com/portd/portd/internal/registry"
 )
 
-// The kernel's settings, as they are for the network namespace of this process.
+// The kernel's settings, as they are for the network namespace of the calling thread: /proc/sys/net shows each its own.
+
+// Ephemeral is ip_local_port_range: of portd's own network namespace as it was when the Binder was made, of others as it is now
+// or, where that cannot be read, as it is in a new one.
+func (b *Binder) Ephemeral(netns string) registry.PortRange {
+	if netns == registry.HostNetns {
+		return b.ephemeral
+	}
+	r := registry.PortRange{First: 32768, Last: 60999}
+	err := b.in(netns, func() (err error) {
+		r, err = ephemeralRange()
+		return err
+	})
+	if err != nil {
+		b.log.Warn("cannot read the range of ephemeral ports", "netns", netns, "err", err)
+	}
+	return r
+}
 
 // ephemeralRange is where bind(2) of port 0 and connect(2) get their ports from.
 func ephemeralRange() (r registry.PortRange, err error) {
@@ -19,7 +36,16 @@ func ephemeralRange() (r registry.PortRange, err error) {
 }
 
 // FirstUnprivileged is the first port that needs no capability (ip_unprivileged_port_start), 1 where none does.
-func (b *Binder) FirstUnprivileged() uint16 { return firstUnprivileged() }
+func (b *Binder) FirstUnprivileged(netns string) (first uint16) {
+	err := b.in(netns, func() error {
+		first = firstUnprivileged()
+		return nil
+	})
+	if err != nil {
+		return 1024
+	}
+	return first
+}
 
 func firstUnprivileged() uint16 {
 	first := uint16(1024)

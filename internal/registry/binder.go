@@ -38,14 +38,16 @@ type Binder interface {
 	// Holders are the sockets of others that stand in the way of any of the endpoints, with their processes as far as
 	// portd sees them.
 	Holders(ctx context.Context, eps ...Endpoint) ([]Holder, error)
-	// PortsInUse calls found with the local port, within a range, of each of this host's sockets of a protocol: portd's own
-	// and others', in any state, some ports more than once. It looks for no process, so that tens of thousands are no
-	// trouble. seen is false where the kernel has the protocol and does not show its sockets, or not all of them.
-	PortsInUse(ctx context.Context, p Protocol, within PortRange, found func(port uint16)) (seen bool, err error)
+	// PortsInUse calls found with the local port, within a range, of each socket that a network namespace has of a protocol:
+	// portd's own and others', in any state, some ports more than once. It looks for no process, so that tens of thousands
+	// are no trouble. seen is false where the kernel has the protocol and does not show its sockets, or not all of them.
+	PortsInUse(ctx context.Context, netns string, p Protocol, within PortRange, found func(port uint16)) (seen bool, err error)
 	// HasIPv6 says whether the kernel makes IPv6 sockets.
 	HasIPv6() bool
-	// Ephemeral is the range from which the kernel takes local ports (ip_local_port_range).
-	Ephemeral() PortRange
+	// Ephemeral is the range from which the kernel takes local ports in a network namespace (ip_local_port_range).
+	Ephemeral(netns string) PortRange
+	// FirstUnprivileged is the first port that takes no capability there (ip_unprivileged_port_start), 1 where none does.
+	FirstUnprivileged(netns string) uint16
 }
 
 // A Socket is a socket that the Binder has. The descriptor stays the Binder's: who uses it must stop before Closing returns.

@@ -81,7 +81,7 @@ func (r *Registry) newChoice(s EndpointSpec) *choice {
 	ch.open.addRange(ch.from)
 	if ch.own {
 		ch.open.removeRange(nodePorts)
-		ch.open.removeRange(r.cfg.Binder.Ephemeral())
+		ch.open.removeRange(r.cfg.Binder.Ephemeral(s.Netns))
 		apart := r.apartness()
 		for _, p := range s.Protos {
 			ch.open.removeAll(apart.assigned[p])
@@ -138,7 +138,7 @@ func (ch *choice) refused(ports PortRange, err error) {
 // avoidSockets has the ports that have any socket come last.
 func (r *Registry) avoidSockets(ctx context.Context, ch *choice) error {
 	for _, p := range ch.spec.Protos {
-		_, err := r.cfg.Binder.PortsInUse(ctx, p, ch.from, func(port uint16) {
+		_, err := r.cfg.Binder.PortsInUse(ctx, ch.spec.Netns, p, ch.from, func(port uint16) {
 			if ch.open.has(port) {
 				ch.open.remove(port)
 				ch.doubtful.add(port)
@@ -193,7 +193,7 @@ func (r *Registry) ruleOutReserved(ch *choice, ports []uint16) {
 
 // exhausted counts what stood in the way.
 func (r *Registry) exhausted(ctx context.Context, c Caller, ch *choice) error {
-	e := &ExhaustedError{Protos: ch.spec.Protos, Count: ch.count, From: ch.from, ephemeral: r.cfg.Binder.Ephemeral()}
+	e := &ExhaustedError{Protos: ch.spec.Protos, Count: ch.count, From: ch.from, ephemeral: r.cfg.Binder.Ephemeral(ch.spec.Netns)}
 	e.Reserved, e.InUse = ch.reserved.count(), ch.inUse.count()
 	e.Free, e.Longest = ch.open.count(), ch.open.longest()
 	if ch.own {

@@ -37,7 +37,7 @@ func (r *Registry) FreePorts(ctx context.Context, c Caller, q FreeQuery) (*FreeP
 	if err := q.check(); err != nil {
 		return nil, err
 	}
-	out := &FreePorts{Ephemeral: r.cfg.Binder.Ephemeral(), Services: r.Services()}
+	out := &FreePorts{Ephemeral: r.cfg.Binder.Ephemeral(q.Netns), Services: r.Services()}
 	// A port is what was found first, in the order of these constants.
 	const (
 		assigned = iota
@@ -74,7 +74,7 @@ func (r *Registry) FreePorts(ctx context.Context, c Caller, q FreeQuery) (*FreeP
 	}
 	r.mu.RUnlock()
 	for _, p := range q.Protos {
-		seen, err := r.cfg.Binder.PortsInUse(ctx, p, q.Within, func(port uint16) { find(port, inUse) })
+		seen, err := r.cfg.Binder.PortsInUse(ctx, q.Netns, p, q.Within, func(port uint16) { find(port, inUse) })
 		if err != nil {
 			return nil, err
 		}

@@ -34,6 +34,7 @@ func TestFreePorts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	occupied.Netns = registry.HostNetns
 	pegs.mu.Lock()
 	pegs.bound[foreign] = []registry.Endpoint{occupied}
 	pegs.mu.Unlock()
@@ -53,7 +54,7 @@ func TestFreePorts(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := freeByHand(r.Services(), tt.protos, within, tt.count)
-		want.Ephemeral, want.Services, got.Services = pegs.Ephemeral(), nil, nil
+		want.Ephemeral, want.Services, got.Services = pegs.Ephemeral(registry.HostNetns), nil, nil
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%v in runs of %d (-want +got):\n%s", tt.protos, tt.count, diff)
 		}

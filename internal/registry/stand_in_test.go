@@ -149,12 +149,12 @@ func (p *pegboard) Holders(_ context.Context, eps ...registry.Endpoint) (holders
 	return holders, nil
 }
 
-func (p *pegboard) PortsInUse(_ context.Context, proto registry.Protocol, _ registry.PortRange, found func(uint16)) (bool, error) {
+func (p *pegboard) PortsInUse(_ context.Context, netns string, proto registry.Protocol, _ registry.PortRange, found func(uint16)) (bool, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, eps := range p.bound {
 		for _, ep := range eps {
-			for port := int(ep.First); ep.Proto == proto && port <= int(ep.Last); port++ {
+			for port := int(ep.First); ep.Netns == netns && ep.Proto == proto && port <= int(ep.Last); port++ {
 				found(uint16(port))
 			}
 		}
@@ -162,9 +162,10 @@ func (p *pegboard) PortsInUse(_ context.Context, proto registry.Protocol, _ regi
 	return true, nil
 }
 func (p *pegboard) HasIPv6() bool { return true }
-func (p *pegboard) Ephemeral() registry.PortRange {
+func (p *pegboard) Ephemeral(string) registry.PortRange {
 	return registry.PortRange{First: 32768, Last: 60999}
 }
+func (p *pegboard) FirstUnprivileged(string) uint16 { return 1024 }
 
 func (p *pegboard) count() int {
 	p.mu.Lock()

@@ -39,7 +39,7 @@ func (r *Registry) ListUses(ctx context.Context, c Caller, q UsesQuery) (*UseLis
 		if !ep.Proto.Streams() {
 			continue // all that there are are seen
 		}
-		seen, err := r.cfg.Binder.PortsInUse(ctx, ep.Proto, PortRange{q.Ports.First, q.Ports.First}, func(uint16) {})
+		seen, err := r.cfg.Binder.PortsInUse(ctx, ep.Netns, ep.Proto, PortRange{q.Ports.First, q.Ports.First}, func(uint16) {})
 		if err != nil {
 			return nil, err
 		}
