@@ -29,5 +29,5 @@ type Event struct {
 	Service     *OwnService // as it was before where it was removed
 	Edition     *Edition    // the one that answers now, without its Blob
 	Caller      Principal
-	Reason      string // why, where that is not the caller's own wish; of a replaced registry what it changed, in numbers
+	Reason      string // why, where that is not the caller's own wish; of an update and a replaced registry what it changed
 }

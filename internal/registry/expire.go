@@ -209,7 +209,7 @@ func (r *Registry) endLease(ctx context.Context, by Principal, l *lease, reason 
 		if _, err := r.acquire(ctx, func() (*entry, error) { return e, nil }); err != nil {
 			return EndedLease{}, err
 		}
-		if e.res == nil { // released meanwhile
+		if e.res == nil || e.res.Lease != l.ID { // released meanwhile, or taken from the lease
 			r.free(e)
 			continue
 		}
