@@ -93,8 +93,7 @@ func toChoice(field string, e *pb.EndpointSpec, s *registry.EndpointSpec) (err e
 			err = invalid(field+".exact.first", "0 is not a port; allowed are 1 to 65535, or any")
 		}
 	case *pb.EndpointSpec_Any:
-		s.Any = &registry.AnyPorts{Count: int(min(e.GetAny().GetCount(), 65536))} // more is as much too many
-		s.Any.Within, err = toPortRange(field+".any.within", e.GetAny().GetWithin())
+		s.Any, err = toAnyPorts(field+".any", e.GetAny())
 	case *pb.EndpointSpec_Service:
 		if s.Service = e.GetService(); s.Service == "" {
 			err = invalid(field+".service", "is empty")

@@ -94,11 +94,7 @@ func fromEndpointSpec(s registry.EndpointSpec) *pb.EndpointSpec {
 	}
 	switch {
 	case s.Any != nil:
-		anyPorts := &pb.AnyPorts{Count: uint32(s.Any.Count)}
-		if s.Any.Within != (registry.PortRange{}) {
-			anyPorts.Within = fromPortRange(s.Any.Within)
-		}
-		out.Choice = &pb.EndpointSpec_Any{Any: anyPorts}
+		out.Choice = &pb.EndpointSpec_Any{Any: fromAnyPorts(s.Any)}
 	case s.Service != "":
 		out.Choice = &pb.EndpointSpec_Service{Service: s.Service}
 	default:

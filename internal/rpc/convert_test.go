@@ -30,6 +30,9 @@ func TestRefusedEndpointSpecs(t *testing.T) {
 		{`exact {last: 70}`, "f.exact.first", "0 is not a port"},
 		{`any {within {first: 80 last: 70}}`, "f.any.within", "runs backwards"},
 		{`any {within {first: 70000}}`, "f.any.within.first", "70000"},
+		{`any {prefer_port: 0}`, "f.any.prefer_port", "0 is not a port"},
+		{`any {prefer_port: 65536}`, "f.any.prefer_port", "65536 is not a port"},
+		{`any {prefer_service: ""}`, "f.any.prefer_service", "is empty"},
 		{`service: ""`, "f.service", "is empty"},
 		{`addresses: "localhost" exact {first: 1}`, "f.addresses[0]", `"localhost" is not an IP address`},
 		{`addresses: ["::1", ""] exact {first: 1}`, "f.addresses[1]", `"" is not an IP address`},
@@ -63,6 +66,8 @@ func TestEndpointSpecs(t *testing.T) {
 		}},
 		{`any {} netns: "blue" device: "eth1" v6_only: true`, registry.EndpointSpec{Any: &registry.AnyPorts{}, Netns: "blue", Device: "eth1", V6Only: true}},
 		{`any {count: 3 within {first: 9000 last: 9999}}`, registry.EndpointSpec{Any: &registry.AnyPorts{Count: 3, Within: registry.PortRange{First: 9000, Last: 9999}}}},
+		{`any {pool: "ci" prefer_port: 8080}`, registry.EndpointSpec{Any: &registry.AnyPorts{Pool: "ci", PreferPort: 8080}}},
+		{`any {prefer_service: "http"}`, registry.EndpointSpec{Any: &registry.AnyPorts{PreferService: "http"}}},
 		{`service: "https"`, registry.EndpointSpec{Service: "https"}},
 	}
 	for _, tt := range tests {
@@ -144,6 +149,14 @@ func TestSameNumbers(t *testing.T) {
 			t.Errorf("%v is %d in the registry", have, want)
 		}
 	}
+	for have, want := range map[pb.Preference]registry.Preference{
+		pb.Preference_PREFERENCE_REQUEST: registry.PreferredByRequest,
+		pb.Preference_PREFERENCE_NAME:    registry.PreferredByName,
+	} {
+		if have != pb.Preference(want) {
+			t.Errorf("%v is %d in the registry", have, want)
+		}
+	}
 	for have, want := range map[pb.WorkerState]rpc.WorkerState{
 		pb.WorkerState_WORKER_STATE_ATTACHED: rpc.WorkerAttached,
 		pb.WorkerState_WORKER_STATE_READY:    rpc.WorkerReady,
@@ -160,6 +173,8 @@ func FuzzEndpointSpec(f *testing.F) {
 	for _, text := range []string{
 		`protocols: [1, 2] addresses: ["127.0.0.1", "::1"] exact {first: 1 last: 65535}`,
 		`protocols: 1 any {count: 4294967295 within {first: 9000 last: 9009}}`,
+		`protocols: 2 any {pool: "ci" prefer_port: 65536}`,
+		`protocols: 2 any {pool: "default" prefer_service: "http"}`,
 		`service: "cl/1" netns: "blue" device: "eth0" v6_only: true addresses: "fe80::1%eth0"`,
 		`addresses: "::ffff:1.2.3.4" exact {first: 65536}`,
 		``,

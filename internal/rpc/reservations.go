@@ -23,7 +23,9 @@ func (s *reservations) Reserve(ctx context.Context, req *pb.ReserveRequest) (*pb
 	if err != nil {
 		return nil, err
 	}
-	return &pb.ReserveResponse{Reservation: s.shown(out.Reservation), Existed: out.Existed}, nil
+	return &pb.ReserveResponse{
+		Reservation: s.shown(out.Reservation), Existed: out.Existed, PassedOver: fromPassedOver(out.Passed),
+	}, nil
 }
 
 func (s *reservations) Release(ctx context.Context, req *pb.ReleaseRequest) (*pb.ReleaseResponse, error) {
