@@ -21,7 +21,10 @@ still has it until it closes it, and is named then.
 A lease, named by its id, is ended with all that it carries.`
 
 func (c *ctl) releaseCommand() *cobra.Command {
-	var request string
+	var (
+		request string
+		only    ifRevision
+	)
 	cmd := &cobra.Command{
 		Use:   "release RESERVATION|LEASE…",
 		Short: "Give reservations back",
@@ -33,13 +36,18 @@ func (c *ctl) releaseCommand() *cobra.Command {
 		ValidArgsFunction: c.completeReservations,
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return c.each(cmd.Context(), words(args), func(cl *client.Client, ref string) error {
+		refs := words(args)
+		if err := only.check(cmd, refs); err != nil {
+			return err
+		}
+		return c.each(cmd.Context(), refs, func(cl *client.Client, ref string) error {
 			if isLease(ref) {
 				return c.endLease(cmd.Context(), cl, ref, request)
 			}
-			answer, err := cl.Reservations.Release(cmd.Context(), &pb.ReleaseRequest{Reservation: ref, RequestId: request})
+			req := &pb.ReleaseRequest{Reservation: ref, RequestId: request, ExpectedRevision: int64(only)}
+			answer, err := cl.Reservations.Release(cmd.Context(), req)
 			if err != nil {
-				return err
+				return conflictHint(err, ref)
 			}
 			if c.json() {
 				return c.printJSON(answer)
@@ -55,6 +63,7 @@ func (c *ctl) releaseCommand() *cobra.Command {
 		})
 	}
 	cmd.Flags().StringVar(&request, "request-id", "", "makes a repeated call give the first one's answer")
+	only.flag(cmd)
 	return cmd
 }
 
@@ -63,7 +72,10 @@ kernel from then on, and wait until a program takes them; they go on waiting whi
 program is there, and the port listens again after a restart of portd.`
 
 func (c *ctl) listenCommand() *cobra.Command {
-	var backlog uint32
+	var (
+		backlog uint32
+		only    ifRevision
+	)
 	cmd := &cobra.Command{
 		Use:   "listen RESERVATION…",
 		Short: "Make held ports listen",
@@ -74,25 +86,31 @@ func (c *ctl) listenCommand() *cobra.Command {
 		ValidArgsFunction: c.completeReservations,
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return c.each(cmd.Context(), words(args), func(cl *client.Client, ref string) error {
-			req := &pb.ListenRequest{Reservation: ref}
+		refs := words(args)
+		if err := only.check(cmd, refs); err != nil {
+			return err
+		}
+		return c.each(cmd.Context(), refs, func(cl *client.Client, ref string) error {
+			req := &pb.ListenRequest{Reservation: ref, ExpectedRevision: int64(only)}
 			if backlog != 0 {
 				req.Options = &pb.ListenOptions{Backlog: backlog}
 			}
 			answer, err := cl.Reservations.Listen(cmd.Context(), req)
 			if err != nil {
-				return listenHint(err, ref)
+				return listenHint(conflictHint(err, ref), ref)
 			}
 			return c.printAnswer(answer, answer.GetReservation())
 		})
 	}
 	cmd.Flags().Uint32Var(&backlog, "backlog", 0, "connections that may wait; the kernel caps it at net.core.somaxconn (default 4096)")
+	only.flag(cmd)
 	return cmd
 }
 
 const closeHelp = `Close stops listening; the ports stay held. Connections that still wait are reset.`
 
 func (c *ctl) closeCommand() *cobra.Command {
+	var only ifRevision
 	cmd := &cobra.Command{
 		Use:               "close RESERVATION…",
 		Short:             "Stop listening, and keep the ports",
@@ -102,14 +120,19 @@ func (c *ctl) closeCommand() *cobra.Command {
 		ValidArgsFunction: c.completeReservations,
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return c.each(cmd.Context(), words(args), func(cl *client.Client, ref string) error {
-			answer, err := cl.Reservations.Close(cmd.Context(), &pb.CloseRequest{Reservation: ref})
+		refs := words(args)
+		if err := only.check(cmd, refs); err != nil {
+			return err
+		}
+		return c.each(cmd.Context(), refs, func(cl *client.Client, ref string) error {
+			answer, err := cl.Reservations.Close(cmd.Context(), &pb.CloseRequest{Reservation: ref, ExpectedRevision: int64(only)})
 			if err != nil {
-				return err
+				return conflictHint(err, ref)
 			}
 			return c.printAnswer(answer, answer.GetReservation())
 		})
 	}
+	only.flag(cmd)
 	return cmd
 }
 

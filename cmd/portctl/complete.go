@@ -46,6 +46,28 @@ func (c *ctl) completeReservations(cmd *cobra.Command, _ []string, prefix string
 	return out, cobra.ShellCompDirectiveNoFileComp
 }
 
+// completeLeases offers the ids of the leases that the caller may see.
+func (c *ctl) completeLeases(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	ctx, cancel := context.WithTimeout(cmd.Context(), completionPatience)
+	defer cancel()
+	cl, err := c.dial(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer cl.Close()
+	page, err := cl.Leases.ListLeases(ctx, &pb.ListLeasesRequest{})
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var out []string
+	for _, l := range page.GetLeases() {
+		if strings.HasPrefix(l.GetId(), prefix) {
+			out = append(out, cobra.CompletionWithDesc(l.GetId(), forText(l.GetSpec())))
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
 // completeServices offers the service names of the registry, this host's own too, and protocols before them.
 func (c *ctl) completeServices(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
 	name, protos := prefix, ""
