@@ -256,7 +256,9 @@ func (r *Registry) bindChosen(ctx context.Context, c Caller, e *entry, res *Rese
 			}
 			return
 		}
-		if res.Spec.Mode == Held {
+		if res.Spec.Mode == Recorded {
+			r.letGo(eps...)
+		} else {
 			for i := range eps {
 				err = errors.Join(err, r.cfg.Binder.Release(SocketKey{res.ID, n + i}))
 			}
@@ -268,6 +270,9 @@ func (r *Registry) bindChosen(ctx context.Context, c Caller, e *entry, res *Rese
 		}
 	}()
 	if res.Spec.Mode == Recorded {
+		if err := r.record(ctx, eps); err != nil {
+			return err
+		}
 		holders, err := r.cfg.Binder.Holders(ctx, eps...)
 		if err == nil && len(holders) > 0 {
 			err = &TakenError{Want: holders[0].Endpoint, Holders: holders}

@@ -29,6 +29,8 @@ type Config struct {
 	Log       *slog.Logger                        // nil: silent
 	BootTime  func() time.Duration                // what leases count; nil: CLOCK_BOOTTIME
 	Ended     func(r *Reservation, reason string) // told after a reservation has ended; nil: nobody
+	// LocalPorts is told of all ports in portd's own network namespace that are reserved; nil: nobody is.
+	LocalPorts LocalPorts
 }
 
 // A Registry is the table of a host's ports and the only one who changes it. Its methods may be called at the same time.
@@ -82,6 +84,9 @@ func New(cfg Config) *Registry {
 	}
 	if cfg.Ended == nil {
 		cfg.Ended = func(*Reservation, string) {}
+	}
+	if cfg.LocalPorts == nil {
+		cfg.LocalPorts = nobodyKeeps{}
 	}
 	r := &Registry{
 		cfg:      cfg,
@@ -225,6 +230,7 @@ func (r *Registry) insert(e *entry, res *Reservation) {
 		}
 	}
 	e.res = res
+	r.keep(res.endpoints()...)
 	r.order = append(r.order, e)
 	if res.Lease != "" && r.leases[res.Lease] != nil {
 		r.leases[res.Lease].carries[e] = true
@@ -255,6 +261,7 @@ func (r *Registry) unlist(e *entry) {
 	if l := r.leases[e.res.Lease]; l != nil {
 		delete(l.carries, e)
 	}
+	r.letGo(e.res.endpoints()...)
 	e.res = nil
 }
 

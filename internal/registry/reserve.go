@@ -261,6 +261,9 @@ func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, na
 		ID: newID("rsv_"), Name: req.Name, Labels: maps.Clone(req.Labels),
 		Owner: c.Principal(), Spec: req.Spec, Lease: req.Lease,
 	}
+	if req.Spec.Mode == Recorded {
+		defer func() { r.letGo(res.endpoints()...) }()
+	}
 	old, err := r.establish(ctx, c, res, req.NewLease, rec, func(e *entry, _ *Event) error {
 		if err := r.takeExact(ctx, c, e, res, named); err != nil {
 			return err
@@ -420,7 +423,7 @@ func (r *Registry) takeExact(ctx context.Context, c Caller, e *entry, res *Reser
 		res.Assigned = append(res.Assigned, Assigned{Endpoint: ep})
 	}
 	if res.Spec.Mode == Recorded {
-		return nil
+		return r.record(ctx, eps)
 	}
 	for i, ep := range eps {
 		if err := r.bind(ctx, c, res, i, ep, false); err != nil {
