@@ -96,6 +96,7 @@ func (r *Registry) commitBatch(batch []*commit) {
 	if now.Sub(r.swept) >= time.Minute {
 		r.swept = now
 		r.forget(batch[0], now)
+		r.forgetNetns(batch)
 	}
 	r.noteSeen(batch[0], now)
 	base := r.rev // only this goroutine changes it

@@ -69,7 +69,7 @@ func (r *Registry) resolve(c Caller, ref string) (Endpoint, error) {
 	if err != nil {
 		return Endpoint{}, err
 	}
-	if err := checkNetns(c, &spec.Netns); err != nil {
+	if err := r.nameNetns(c, &spec.Netns); err != nil {
 		return Endpoint{}, err
 	}
 	if len(spec.Protos) != 1 || spec.Any != nil {

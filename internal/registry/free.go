@@ -31,9 +31,11 @@ type FreePorts struct {
 // FreePorts looks at the service registry, at the table and at the kernel's sockets. The answer is of that moment, and
 // holds nothing: to have ports, reserve them.
 func (r *Registry) FreePorts(ctx context.Context, c Caller, q FreeQuery) (*FreePorts, error) {
-	if err := checkNetns(c, &q.Netns); err != nil {
+	leave, err := r.visit(c, &q.Netns)
+	if err != nil {
 		return nil, err
 	}
+	defer leave()
 	if err := q.check(); err != nil {
 		return nil, err
 	}

@@ -93,11 +93,12 @@ func (f Filter) Match(res *Reservation) bool {
 
 // List lists reservations in the order of their creation. Everybody may see them: they are what "who has my port?" is
 // answered with.
-func (r *Registry) List(_ context.Context, _ Caller, f Filter, p Page) (List[*Reservation], error) {
+func (r *Registry) List(_ context.Context, c Caller, f Filter, p Page) (List[*Reservation], error) {
 	at, err := p.start(r)
 	if err != nil {
 		return List[*Reservation]{}, err
 	}
+	r.filterNetns(c, &f)
 	out := List[*Reservation]{Revision: at.revision, StoreID: r.storeID}
 	for {
 		some := r.created(at.after)

@@ -42,6 +42,18 @@ func (p Policy) Change(c Caller, owner Principal, act string) error {
 	return &DeniedError{c.Principal(), act, fmt.Sprintf("it belongs to %s; only its owner, root and the user that portd runs as may", owner)}
 }
 
+// Enter says whether c may reserve, and look for sockets, in a network namespace: whoever lives there, and whoever owns the
+// user namespace that it belongs to, for he has every capability in it (user_namespaces(7)).
+func (p Policy) Enter(c Caller, netns string, owner uint32) error {
+	if p.Admin(c) || c.home() == netns || netns != HostNetns && c.UID == owner {
+		return nil
+	}
+	return &DeniedError{
+		c.Principal(), "enter network namespace " + netns,
+		"it is for those who live in it, its owner, root and the user that portd runs as",
+	}
+}
+
 // LeaseProcess says whether c may have a lease that ends with a process of this user.
 func (p Policy) LeaseProcess(c Caller, pid int32, uid uint32) error {
 	if p.Admin(c) || c.UID == uid {

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base32"
@@ -25,6 +26,7 @@ type Config struct {
 	Policy    Policy
 	Services  *ianadb.DB                          // that portd was built with
 	Processes Processes                           // nil: no lease is by a process
+	Netns     Namespaces                          // nil: nothing is reserved but in portd's own
 	BootID    string                              // of this boot of the host
 	Log       *slog.Logger                        // nil: silent
 	BootTime  func() time.Duration                // what leases count; nil: CLOCK_BOOTTIME
@@ -58,6 +60,7 @@ type Registry struct {
 	tokens    map[[32]byte]*lease
 	requests  map[Key]*request
 	lost      map[*entry]bool
+	netns     map[string]*netnsUse // but for portd's own
 	rev       Revision
 	oldest    Revision
 	boot      *Boot
@@ -103,6 +106,7 @@ func New(cfg Config) *Registry {
 		lost:     map[*entry]bool{},
 		changed:  make(chan struct{}),
 	}
+	r.netns = map[string]*netnsUse{}
 	r.services.Store(embedded(cfg.Services))
 	return r
 }
@@ -128,14 +132,16 @@ func (r *Registry) Start(ctx context.Context) error {
 		}
 		r.insertLease(l)
 	}
+	gone := r.restoreNetns(st, restored)
 	for _, res := range st.Reservations {
-		if why := over[res.Lease]; why != "" {
+		if why := cmp.Or(over[res.Lease], gone(res)); why != "" {
 			restored.del = append(restored.del, res.Key())
 			restored.events = append(restored.events, Event{Type: EventExpired, Reservation: res, Caller: Self, Reason: why})
 			continue
 		}
 		r.insert(&entry{}, res)
 	}
+	r.dropUnused(restored)
 	for _, q := range st.Requests {
 		r.requests[q.Key()] = &request{stored: q}
 	}
@@ -167,6 +173,7 @@ func (r *Registry) Run(ctx context.Context) error {
 	keepers.Go(func() error { return r.keepLeases(kctx) })
 	keepers.Go(func() error { return r.noteAlive(kctx) })
 	keepers.Go(func() error { return r.retryLost(kctx) })
+	keepers.Go(func() error { return r.keepNetns(kctx) })
 	keepers.Go(func() error {
 		r.Services().Prepare() // or the first search would wait for it
 		return nil
@@ -235,6 +242,7 @@ func (r *Registry) insert(e *entry, res *Reservation) {
 	if res.Lease != "" && r.leases[res.Lease] != nil {
 		r.leases[res.Lease].carries[e] = true
 	}
+	r.settle(e, res)
 	r.noteLost(e)
 }
 
@@ -262,6 +270,7 @@ func (r *Registry) unlist(e *entry) {
 		delete(l.carries, e)
 	}
 	r.letGo(e.res.endpoints()...)
+	r.moveOut(e, e.res)
 	e.res = nil
 }
 

@@ -44,11 +44,11 @@ type Reserved struct {
 // Reserve takes everything that is asked for or nothing. The errors are all those of this package.
 func (r *Registry) Reserve(ctx context.Context, c Caller, req ReserveRequest) (out Reserved, err error) {
 	req.Spec.Endpoints = slices.Clone(req.Spec.Endpoints)
-	for i := range req.Spec.Endpoints {
-		if err := checkNetns(c, &req.Spec.Endpoints[i].Netns); err != nil {
-			return Reserved{}, err
-		}
+	leave, err := r.visitAll(c, req.Spec.Endpoints)
+	if err != nil {
+		return Reserved{}, err
 	}
+	defer leave()
 	// What was answered is not checked again: a service may have moved since, or be gone.
 	answered, err := r.once(ctx, c, "Reserve", req.RequestID, req, func(rec *Request) error {
 		named, err := r.checkReserve(c, req)
@@ -153,6 +153,7 @@ func (r *Registry) checkSpec(c Caller, s EndpointSpec, try PortRange, opt BindOp
 			return invalid("spec.endpoints.any.count", "%d contiguous ports do not fit into %d-%d", s.Any.Count, try.First, try.Last)
 		}
 	}
+	policy := r.policyIn(c, s.Netns)
 	var seen []Endpoint
 	for _, e := range s.endpoints() {
 		e = e.ports(try)
@@ -162,7 +163,7 @@ func (r *Registry) checkSpec(c Caller, s EndpointSpec, try PortRange, opt BindOp
 		if opt.MPTCP && e.Proto != TCP {
 			return invalid("spec.bind_options.mptcp", "is for tcp, not for %v", e.Proto)
 		}
-		if err := r.cfg.Policy.Reserve(c, e, opt); err != nil {
+		if err := policy.Reserve(c, e, opt); err != nil {
 			return err
 		}
 		for _, o := range seen {
@@ -185,23 +186,6 @@ func (r *Registry) exact(s EndpointSpec) (PortRange, error) {
 	}
 	port, err := r.servicePort(s.Service, s.Protos)
 	return PortRange{port, port}, err
-}
-
-// checkNetns fills in an empty namespace, which is the caller's own.
-func checkNetns(c Caller, ns *string) error {
-	if *ns == "" {
-		*ns = c.Netns
-	}
-	if *ns == "" {
-		*ns = HostNetns
-	}
-	if *ns == HostNetns {
-		return nil
-	}
-	if *ns == c.Netns {
-		return &UnsupportedError{"network namespace", "you are in another one than portd, and this portd reserves in its own only; say netns \"host\" if you mean that one", "NETNS"}
-	}
-	return &UnsupportedError{"network namespace " + *ns, "this portd reserves in its own only", "NETNS"}
 }
 
 func rangesText(all []ianadb.Range) string {
@@ -330,6 +314,7 @@ func (r *Registry) establish(ctx context.Context, c Caller, res *Reservation, la
 		r.create(cm, fresh)
 	}
 	cm.put = append(cm.put, res)
+	cm.rememberNetns(r, res)
 	cm.events = append(cm.events, ev)
 	cm.apply = append(cm.apply, func() { r.insert(e, res) })
 	if rec != nil {

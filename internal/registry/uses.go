@@ -17,9 +17,11 @@ type Use struct {
 // Uses says who has a port, or any of several, now: of one protocol or (0) of any that the kernel shows. It looks at the
 // kernel's sockets once for each protocol, however many ports are asked for. Of 0, which is no port, it says nothing.
 func (r *Registry) Uses(ctx context.Context, c Caller, netns string, proto Protocol, ports PortRange) ([]Use, error) {
-	if err := checkNetns(c, &netns); err != nil {
+	leave, err := r.visit(c, &netns)
+	if err != nil {
 		return nil, err
 	}
+	defer leave()
 	ports.First = max(ports.First, 1)
 	if ports.Last < ports.First {
 		return nil, nil

@@ -27,9 +27,11 @@ type UseList struct {
 // ListUses is all uses of many ports, after one look at the kernel's sockets for each protocol. A connection is told of unasked
 // where nothing else stands in the place of a reservation that is lost or only recorded.
 func (r *Registry) ListUses(ctx context.Context, c Caller, q UsesQuery) (*UseList, error) {
-	if err := checkNetns(c, &q.Netns); err != nil {
+	leave, err := r.visit(c, &q.Netns)
+	if err != nil {
 		return nil, err
 	}
+	defer leave()
 	if q.Ports == (PortRange{}) {
 		q.Ports = PortRange{1, 65535}
 	}

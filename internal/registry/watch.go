@@ -50,6 +50,7 @@ func (r *Registry) Watch(ctx context.Context, c Caller, w WatchRequest, send fun
 	if err := send(r.storeID, Change{Revision: next - 1, Time: time.Now().UTC()}); err != nil {
 		return err
 	}
+	r.filterNetns(c, &w.Filter)
 	progress := time.NewTicker(w.Progress)
 	defer progress.Stop()
 	for {
