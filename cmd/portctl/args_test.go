@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	pb "github.com/portd/portd/proto/portd/v1"
 )
 
 func TestWords(t *testing.T) {
@@ -36,8 +37,13 @@ func FuzzArgs(f *testing.F) {
 		if q, err := parseQuestion(text); err == nil && q.name != "" && !isName(q.name) {
 			t.Errorf("parseQuestion(%q) asks for %q", text, q.name)
 		}
-		if req, err := (reserveFlags{addresses: []string{text}, count: 1}).toRequest(args); err == nil && len(req.GetSpec().GetEndpoints()) != len(args) {
+		if req, err := (reserveFlags{addresses: []string{text}, choice: choiceFlags{count: 1}}).toRequest(args); err == nil && len(req.GetSpec().GetEndpoints()) != len(args) {
 			t.Errorf("%q: %d endpoints of %d", args, len(req.GetSpec().GetEndpoints()), len(args))
+		}
+		ports := &pb.AnyPorts{}
+		if err := (choiceFlags{prefer: text, count: 1}).put("tcp/any", ports); err == nil && text != "" &&
+			ports.GetPreferService() == "" && (ports.GetPreferPort() == 0 || ports.GetPreferPort() > 65535) {
+			t.Errorf("--prefer %q prefers %v", text, ports)
 		}
 		if r, err := parseRange(text); err == nil && (r.GetFirst() == 0 || r.GetFirst() > r.GetLast() || r.GetLast() > 65535) {
 			t.Errorf("parseRange(%q) = %v", text, r)

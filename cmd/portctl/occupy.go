@@ -114,7 +114,7 @@ func (o *occupant) find(ctx context.Context, ref string) (*pb.Reservation, error
 
 // make reserves for as long as the program runs, or for good.
 func (o *occupant) make(ctx context.Context, ref string) (*pb.Reservation, error) {
-	req, err := reserveFlags{name: o.flags.name, recordOnly: o.flags.recordOnly, count: 1}.toRequest([]string{ref})
+	req, err := reserveFlags{name: o.flags.name, recordOnly: o.flags.recordOnly, choice: choiceFlags{count: 1}}.toRequest([]string{ref})
 	if err != nil {
 		return nil, err
 	}

@@ -23,20 +23,22 @@ they are released, also when portd restarts; with --ttl until that time has pass
 without a "portctl renew", with --pid until that process of yours ends.
 
 The port is a number, a range, a service name that has one port in the IANA registry,
-or "any": one of portd's choice, from --range where that is given, else from 1024 up
-outside the kernel's ephemeral ports and without a meaning to IANA. Several protocols
-or addresses get the same ports.
+or "any": one of portd's choice, from --range or from a pool of portd's policy file
+(portctl pools), else from 1024 up outside the kernel's ephemeral ports and without a
+meaning to IANA. --prefer says which port to try before all others. Several protocols
+or addresses get the same ports. A name gets the ports again that it had before, unless
+somebody has taken them, and then it is said who.
 
 What was given is printed, an endpoint on a line with the reservation's id; with -q the
 port numbers alone, each on a line.`
 
 type reserveFlags struct {
 	addresses, labels     []string
-	name, within, request string
+	name, request         string
+	choice                choiceFlags
 	lease                 string
 	ttl                   time.Duration
 	pid                   int32
-	count                 int
 	recordOnly, listenToo bool
 }
 
@@ -51,6 +53,7 @@ func (c *ctl) reserveCommand() *cobra.Command {
   portctl reserve tcp 9000-9009
   portctl reserve tcp/https tcp/http
   P=$(portctl reserve -q tcp any --range 20000-20999)
+  portctl reserve tcp any --pool ci --prefer 8080
   portctl reserve tcp 5432 --record-only
   portctl reserve tcp any --ttl 10m
   portctl reserve tcp any --pid $$`,
@@ -78,8 +81,7 @@ func (c *ctl) reserveCommand() *cobra.Command {
 	flags.StringArrayVar(&f.addresses, "address", nil, "IP `address` to reserve on; may be repeated (default: every address)")
 	flags.StringVar(&f.name, "name", "", "`name` of the reservation, unique on this host")
 	flags.StringArrayVar(&f.labels, "label", nil, "label, `key=value`; may be repeated")
-	flags.StringVar(&f.within, "range", "", "where portd chooses from, `first-last` (with \"any\")")
-	flags.IntVar(&f.count, "count", 1, "how many contiguous ports (with \"any\")")
+	c.choiceFlags(cmd, &f.choice)
 	flags.BoolVar(&f.recordOnly, "record-only", false, "do not bind: the program binds the port itself")
 	flags.BoolVar(&f.listenToo, "listen", false, "listen at once: connections wait for a program to take them")
 	flags.DurationVar(&f.ttl, "ttl", 0, "give them back after this `time`, unless they are renewed: 1s to 720h")
@@ -122,6 +124,7 @@ func (c *ctl) reserve(ctx context.Context, endpoints []string, f reserveFlags) e
 	default:
 		err = c.printReservation(res, "")
 		c.sayReserved(res, answer.GetExisted())
+		c.sayPassedOver(answer)
 		c.sayLease(res, req.GetNewLease())
 	}
 	return errors.Join(err, listenErr)
@@ -159,29 +162,12 @@ func (f reserveFlags) toRequest(endpoints []string) (*pb.ReserveRequest, error) 
 		if err := addAddresses(spec, f.addresses); err != nil {
 			return nil, err
 		}
-		if err := f.choose(e, spec.GetAny()); err != nil {
+		if err := f.choice.put(e, spec.GetAny()); err != nil {
 			return nil, err
 		}
 		req.Spec.Endpoints = append(req.Spec.Endpoints, spec)
 	}
 	return req, nil
-}
-
-// choose says from where portd takes ports of its choice, and how many; nil where the port is said.
-func (f reserveFlags) choose(endpoint string, ports *pb.AnyPorts) (err error) {
-	switch {
-	case ports == nil && (f.within != "" || f.count != 1):
-		return usagef("%s says which port; --range and --count are for portd's choice, as in tcp/any", endpoint)
-	case ports == nil:
-		return nil
-	case f.count < 1 || f.count > 65535:
-		return usagef("--count %d is not a number of ports", f.count)
-	}
-	ports.Count = uint32(f.count)
-	if f.within != "" {
-		ports.Within, err = parseRange(f.within)
-	}
-	return err
 }
 
 // reserveHint says what to do where ports cannot be had.
@@ -204,8 +190,12 @@ func reserveHint(err error, req *pb.ReserveRequest) error {
 		return try(err, "portctl leases --mine")
 	case errors.Is(err, client.ErrTaken), errors.Is(err, client.ErrDenied):
 		return try(err, "portctl reserve "+strings.Join(protos, ",")+" any")
-	case first.GetService() != "":
-		return try(err, "portctl whois "+first.GetService())
+	case errors.Is(err, client.ErrNotFound) && first.GetAny().GetPool() != "":
+		return try(err, "portctl pools")
+	case errors.Is(err, client.ErrExhausted) && first.GetAny().GetWithin() == nil:
+		return try(err, "portctl pools "+cmp.Or(first.GetAny().GetPool(), registry.DefaultPool))
+	case cmp.Or(first.GetService(), first.GetAny().GetPreferService()) != "":
+		return try(err, "portctl whois "+cmp.Or(first.GetService(), first.GetAny().GetPreferService()))
 	}
 	return err
 }

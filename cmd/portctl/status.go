@@ -11,9 +11,10 @@ import (
 	"github.com/spf13/cobra"
 )
 
-const statusHelp = `Status says which portd answers, who you are to it, what it has, which IANA registry it
-answers from, with where and when it was imported and what portctl import --undo would
-bring back, and what this kernel lacks for it. With -q the control socket alone.`
+const statusHelp = `Status says which portd answers, who you are to it, what it has, which policy file it
+goes by and why it could not be read again, which IANA registry it answers from, with
+where and when it was imported and what portctl import --undo would bring back, and what
+this kernel lacks for it. With -q the control socket alone.`
 
 func (c *ctl) statusCommand() *cobra.Command {
 	return &cobra.Command{
@@ -59,6 +60,7 @@ func (c *ctl) printStatus(st *pb.GetStatusResponse, socket string) error {
 		has += fmt.Sprintf("; %d lost (portctl list --state lost)", st.GetLost())
 	}
 	t.row("has", has)
+	policyRows(t, st.GetPolicy())
 	registryRows(t, st.GetServiceRegistry())
 	var missing []*pb.KernelFeature
 	for _, f := range st.GetKernelFeatures() {
