@@ -47,6 +47,9 @@ type Binder struct {
 	// One fallback at a time, else two of ours would each see the other's socket and both give up.
 	fallbackMu sync.Mutex
 
+	// One adoption at a time, else two could take the same socket.
+	adoptMu sync.Mutex
+
 	// mu guards held, at and what changes in the sockets in it. It is never held while the Observer is called.
 	mu   sync.Mutex
 	held map[registry.SocketKey]*holding
@@ -104,7 +107,8 @@ func New(cfg Config) (*Binder, error) {
 func (b *Binder) HasIPv6() bool { return b.ipv6 }
 
 // Release tells the Observer if the key listens or is lent, then shuts its sockets down, so that a duplicate in another
-// process serves nothing any more, and closes them. The error is always nil.
+// process serves nothing any more, and closes them. An adopted socket goes back to the program that it was adopted from, which
+// serves on if it still runs; unless portd has stopped it or has lent it out. The error is always nil.
 func (b *Binder) Release(key registry.SocketKey) error {
 	h := b.remove(key)
 	if h == nil {
@@ -114,6 +118,10 @@ func (b *Binder) Release(key registry.SocketKey) error {
 		b.observer.Closing(key)
 	}
 	for _, s := range h.sockets {
+		if s.adopted && s.listening && h.lent == 0 {
+			s.giveBack()
+			continue
+		}
 		s.revoke(h.lent > 0)
 		s.close()
 	}

@@ -39,6 +39,10 @@ func (b *Binder) Lend(key registry.SocketKey) (lent []registry.Socket, err error
 	}
 	h.lent++
 	for _, s := range h.sockets {
+		if s.adopted {
+			// As all that portd lends are, and as they stay (restore): from here on the port is more than the first program's.
+			_ = unix.SetNonblock(s.fd, true)
+		}
 		if s.ep.Proto.Streams() {
 			continue
 		}

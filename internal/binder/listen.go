@@ -38,7 +38,7 @@ func (b *Binder) Listen(ctx context.Context, key registry.SocketKey, opt registr
 	if fresh {
 		all := make([]registry.Socket, len(socks))
 		for i, s := range socks {
-			all[i] = registry.Socket{Endpoint: s.ep, FD: s.fd}
+			all[i] = registry.Socket{Endpoint: s.ep, FD: s.fd, Adopted: s.adopted}
 		}
 		b.observer.Listening(key, all)
 	}
@@ -169,11 +169,18 @@ func (s *socket) unlisten() error {
 	if s.ep.Proto != registry.TCP {
 		return unix.Listen(s.fd, 0) // RFC 6458, section 3.1.3: a backlog of zero ends it
 	}
+	at, err := unix.Getsockname(s.fd)
+	if err != nil {
+		return fmt.Errorf("address of %v: %w", s.ep, err)
+	}
 	if err := s.reuse(false); err != nil {
 		return err
 	}
 	if err := unix.Shutdown(s.fd, unix.SHUT_RD); err != nil {
 		return fmt.Errorf("stop listening on %v: %w", s.ep, err)
+	}
+	if s.adopted {
+		return s.bindAgain(at)
 	}
 	return nil
 }

@@ -15,6 +15,9 @@ type socket struct {
 	inode uint64
 	ep    registry.Endpoint // one port
 
+	// adopted sockets are a program's, which portd has too; reused is their SO_REUSEADDR as the program had it.
+	adopted, reused bool
+
 	// Guarded by Binder.mu: Bind and Listen write them, for one key one at a time; others read them.
 	listening bool
 	opt       registry.ListenOptions // of the last Listen

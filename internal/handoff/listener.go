@@ -36,6 +36,7 @@ type socket struct {
 	of         *listener
 	endpoint   registry.Endpoint
 	local      wire.Addr // absent where the socket listens on more than one address
+	adopted    bool      // a program had it first, which may block in accept
 	acceptable bool      // is in the listener's ready
 	gone       bool
 
@@ -61,7 +62,8 @@ func (p *Pool) Listening(key registry.SocketKey, sockets []registry.Socket) {
 	p.forgetSockets(l)
 	l.listening = true
 	for i, s := range sockets {
-		own := &socket{fd: s.FD, of: l, endpoint: s.Endpoint}
+		own := &socket{fd: s.FD, of: l, endpoint: s.Endpoint, adopted: s.Adopted}
+		l.shared = l.shared || s.Adopted
 		if i == 0 {
 			l.endpoint = s.Endpoint
 		} else {

@@ -67,10 +67,16 @@ func (p *Pool) acceptShared(s *socket) (int, syscall.Errno) {
 	var before, after unix.Rusage
 	_ = unix.Getrusage(unix.RUSAGE_THREAD, &before)
 	start := time.Now()
+	blocks := s.adopted && blocking(s.fd)
 	p.guard.begin(s.fd)
 	_ = unix.SetNonblock(s.fd, true)
 	fd, errno := accept(s.fd, &p.out.from, true)
 	p.guard.end()
+	if blocks {
+		// The program that had it first knows nothing of portd. If it calls accept just now it is told EAGAIN, which it may not
+		// expect; whoever waits in accept already goes on waiting.
+		_ = unix.SetNonblock(s.fd, false)
+	}
 	// A thread that was preempted for long has not waited (getrusage(2), ru_nvcsw).
 	took := time.Since(start)
 	if took < time.Millisecond {
@@ -87,4 +93,10 @@ func (p *Pool) acceptShared(s *socket) (int, syscall.Errno) {
 		p.abandon(s)
 	}
 	return fd, errno
+}
+
+// blocking says whether accept on fd waits. Where that cannot be told it does not.
+func blocking(fd int) bool {
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	return err == nil && flags&unix.O_NONBLOCK == 0
 }

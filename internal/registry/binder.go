@@ -26,6 +26,11 @@ type Binder interface {
 	// ErrUnsupported where this kernel lacks the protocol or portd a capability, ErrExhausted where descriptors or memory
 	// have run out, ErrInvalid where the host has no such address or device.
 	Bind(ctx context.Context, b Bind) error
+	// Adopt has, under a key that has nothing, a duplicate of a listening socket that a program has. ErrNotFound where the
+	// process does not run or does not have it (*NotListeningError), a *TakenError where the socket is the Binder's already,
+	// ErrUnsupported where portd lacks a capability or the socket cannot be had alone, ErrExhausted where descriptors have
+	// run out, and whatever May answers. Release gives the socket back.
+	Adopt(ctx context.Context, a Adopt) (Adoption, error)
 	// Listen makes all sockets of the key listen, or none. ErrTaken where another socket listens on the port; the
 	// endpoint then stays held. Listening sockets get the new options.
 	Listen(ctx context.Context, key SocketKey, opt ListenOptions) error
@@ -54,6 +59,7 @@ type Binder interface {
 type Socket struct {
 	Endpoint Endpoint // one port
 	FD       int
+	Adopted  bool // a program has it too, which goes on accepting from it
 }
 
 // A ListenerObserver is told by the Binder of sockets that listen, so that their connections are accepted.

@@ -62,6 +62,29 @@ func (p Policy) LeaseProcess(c Caller, pid int32, uid uint32) error {
 	return &DeniedError{c.Principal(), fmt.Sprintf("lease by process %d", pid), fmt.Sprintf("it is %s's; only your own processes can end your leases", UserName(uid))}
 }
 
+// Adopt says whether c may have the socket of a program: what the kernel would let c do by himself (ptrace(2),
+// PTRACE_MODE_ATTACH_REALCREDS), or less. Where portd runs as an ordinary user the kernel has its say as well.
+func (p Policy) Adopt(c Caller, from Program, e Endpoint) error {
+	denied := func(rule string) error {
+		return &DeniedError{c.Principal(), fmt.Sprintf("adopt %v from process %d", e, from.PID), rule}
+	}
+	switch {
+	case c.UID == 0:
+		return nil
+	case c.UID != from.UID:
+		return denied(fmt.Sprintf("it is %s's; only your own programs' sockets are yours to take", UserName(from.UID)))
+	case from.Changed || c.GID != from.GID:
+		return denied("it has changed its user or group, or runs with another group than you: its socket is for root to take")
+	case from.Viewer != c.UID:
+		return denied("it guards what it has open (PR_SET_DUMPABLE, prctl(2)): its socket is for root to take")
+	case from.Privileged && c.UID != p.UID:
+		return denied("it has capabilities that you have not: its socket is for root to take")
+	case from.Scope > 0:
+		return denied(fmt.Sprintf("this host lets no program of yours into another one (kernel.yama.ptrace_scope = %d): its socket is for root to take", from.Scope))
+	}
+	return nil
+}
+
 // EditServices says whether c may do act to the service registry, which is everybody's.
 func (p Policy) EditServices(c Caller, act string) error {
 	if p.Admin(c) {

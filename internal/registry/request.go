@@ -76,7 +76,7 @@ func (c *commit) remember(rec *Request) {
 	}
 }
 
-// forget adds the deletion of request ids that are too old to a commit. That of a Reserve or a CreateLease is kept for as
+// forget adds the deletion of request ids that are too old to a commit. That of a Reserve, an Adopt or a CreateLease is kept for as
 // long as the reservation or the lease lives and for an hour after, others for an hour. Only the committing goroutine calls it.
 func (r *Registry) forget(c *commit, now time.Time) {
 	r.mu.Lock()
@@ -90,7 +90,7 @@ func (r *Registry) forget(c *commit, now time.Time) {
 		case q.stored.Method == "CreateLease" && q.ended.IsZero():
 			q.ended = now
 		case q.stored.Method == "CreateLease":
-		case q.stored.Method != "Reserve":
+		case q.stored.Method != "Reserve" && q.stored.Method != "Adopt":
 			q.ended = q.stored.Time
 		case r.entries[q.stored.Result.ID] != nil:
 			continue
