@@ -231,11 +231,8 @@ func (s *socket) hasIP(domain, v4, v6 int) (bool, error) {
 	return n != 0, err
 }
 
-// giveBack closes an adopted socket as if it had never been adopted: the program that has it goes on.
-func (s *socket) giveBack() {
-	_ = s.reuse(s.reused)
-	s.close()
-}
+// giveBack leaves an adopted socket as if it had never been adopted: the program that has it goes on.
+func (s *socket) giveBack() { _ = s.reuse(s.reused) }
 
 // bindAgain has an adopted socket hold its port after it has listened. If the program let the kernel choose the port (bind of
 // port 0) the socket lost it when it stopped listening; said by its number it is held. If not, it is bound already.

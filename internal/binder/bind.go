@@ -28,6 +28,9 @@ func (b *Binder) Bind(ctx context.Context, want registry.Bind) error {
 	return nil
 }
 
+// manyRefused is how many sockets wait for their second try together, each with a descriptor.
+const manyRefused = 64
+
 func (b *Binder) bind(ctx context.Context, want registry.Bind) (_ []*socket, err error) {
 	ep := want.Endpoint
 	r, err := b.recipeFor(ep, want.Options)
@@ -39,12 +42,11 @@ func (b *Binder) bind(ctx context.Context, want registry.Bind) (_ []*socket, err
 		if err == nil {
 			return
 		}
-		for _, s := range socks {
-			s.close()
-		}
+		err = b.whereFull(err)
+		b.closeAll(socks)
 	}()
 
-	var refused []*socket
+	var refused, idle []*socket
 	for port := int(ep.First); port <= int(ep.Last); port++ {
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("%v: %w", ep, err)
@@ -57,8 +59,16 @@ func (b *Binder) bind(ctx context.Context, want registry.Bind) (_ []*socket, err
 		err = r.bind(s)
 		switch {
 		case err == nil:
+			idle = b.parkEarly(append(idle, s))
 		case errors.Is(err, unix.EADDRINUSE) && b.mayFallBack(want):
 			refused = append(refused, s)
+			if len(refused) < manyRefused {
+				continue
+			}
+			if err := b.overLeftovers(ctx, r, refused); err != nil {
+				return nil, err
+			}
+			idle, refused = b.parkEarly(append(idle, refused...)), nil
 		default:
 			return nil, fmt.Errorf("%v: %w", s.ep, r.bindError(s.ep.First, err))
 		}

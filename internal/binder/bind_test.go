@@ -152,7 +152,12 @@ func TestProtocolsOfThisKernel(t *testing.T) {
 	}
 }
 
+// TestDescriptorsRunOut binds as a user who may have no more descriptors in messages than open.
 func TestDescriptorsRunOut(t *testing.T) {
+	if !isNobody() {
+		asNobody(t)
+		return
+	}
 	for _, c := range []struct {
 		name  string
 		spare int
@@ -163,22 +168,18 @@ func TestDescriptorsRunOut(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := open(t, binder.Config{Spare: c.spare})
-			var was unix.Rlimit
-			if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = unix.Setrlimit(unix.RLIMIT_NOFILE, &was) })
-			if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 300, Max: was.Max}); err != nil {
-				t.Fatal(err)
-			}
+			limit(t, 300)
 			ep := at(t, "tcp/127.0.0.1:1", 10000)
 			ep.Last = 10999
 			err := b.Bind(t.Context(), registry.Bind{Key: key(ep), Endpoint: ep})
 			if !errors.Is(err, registry.ErrExhausted) || !strings.Contains(err.Error(), c.says) {
-				t.Errorf("bind %v: %v, want ErrExhausted that says %q", ep, err, c.says)
+				t.Fatalf("bind %v: %v, want ErrExhausted that says %q", ep, err, c.says)
+			}
+			if says := "parked in messages, where this user may have no more"; !strings.Contains(err.Error(), says) {
+				t.Errorf("bind %v: %v, want it to say %q too", ep, err, says)
 			}
 			// And nothing is left of it.
-			ep.Last = 10099
+			ep.Last = 10299
 			hold(t, b, ep)
 			release(t, b, ep)
 		})

@@ -54,6 +54,8 @@ type Binder struct {
 	mu   sync.Mutex
 	held map[registry.SocketKey]*holding
 	at   map[spot][]*socket // the same sockets by their ports
+
+	parking parking
 }
 
 // A spot is a port of a protocol in a network namespace, on whatever address.
@@ -73,6 +75,8 @@ type holding struct {
 
 	sockets []*socket // in the order of their ports; never empty
 	lent    int       // loans that have not been returned
+	shared  bool      // was ever lent, or adopted, so that others may have duplicates
+	pins    int       // who works with the descriptors outside of Binder.mu
 }
 
 var _ registry.Binder = (*Binder)(nil)
@@ -108,38 +112,52 @@ func (b *Binder) HasIPv6() bool { return b.ipv6 }
 
 // Release tells the Observer if the key listens or is lent, then shuts its sockets down, so that a duplicate in another
 // process serves nothing any more, and closes them. An adopted socket goes back to the program that it was adopted from, which
-// serves on if it still runs; unless portd has stopped it or has lent it out. The error is always nil.
+// serves on if it still runs; unless portd has stopped it or has lent it out. The error is ErrExhausted where a socket that is
+// parked with others cannot be got at for want of descriptors; the key has its sockets still then.
 func (b *Binder) Release(key registry.SocketKey) error {
-	h := b.remove(key)
-	if h == nil {
-		return nil
+	h, err := b.remove(key)
+	if h == nil || err != nil {
+		return err
 	}
-	if h.lent > 0 || slices.ContainsFunc(h.sockets, func(s *socket) bool { return s.listening }) {
+	listens := slices.ContainsFunc(h.sockets, func(s *socket) bool { return s.listening })
+	if h.lent > 0 || listens {
 		b.observer.Closing(key)
 	}
 	for _, s := range h.sockets {
-		if s.adopted && s.listening && h.lent == 0 {
+		switch {
+		case s.adopted && s.listening && h.lent == 0:
 			s.giveBack()
-			continue
+		case h.shared || listens: // else nobody has a duplicate
+			s.revoke(h.lent > 0)
 		}
-		s.revoke(h.lent > 0)
-		s.close()
 	}
+	b.closeAll(h.sockets)
 	return nil
+}
+
+// Lent says whether others may have the key's sockets, too, because it was lent or adopted.
+func (b *Binder) Lent(key registry.SocketKey) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	h := b.held[key]
+	return h != nil && h.shared
 }
 
 // Close closes every socket without shutting it down, so that a program that was lent one goes on serving. The Observer is
 // not told; whoever used the descriptors must have stopped. The Binder may not be used after it.
 func (b *Binder) Close() {
 	b.mu.Lock()
-	defer b.mu.Unlock()
+	var all []*socket
 	for _, h := range b.held {
-		for _, s := range h.sockets {
-			s.close()
-		}
+		all = append(all, h.sockets...)
+	}
+	for _, s := range all {
+		b.busyLocked(s)
 	}
 	clear(b.held)
 	clear(b.at)
+	b.mu.Unlock()
+	b.closeAll(all)
 }
 
 // add gives the key more sockets.
@@ -155,37 +173,61 @@ func (b *Binder) add(key registry.SocketKey, socks []*socket) {
 	slices.SortFunc(h.sockets, func(x, y *socket) int { return cmp.Compare(x.ep.First, y.ep.First) })
 	for _, s := range socks {
 		b.at[spotOf(s.ep)] = append(b.at[spotOf(s.ep)], s)
+		if s.bag == nil {
+			b.parking.open++
+		}
+		h.shared = h.shared || s.adopted
 	}
+	b.settleLocked(h)
 }
 
-// remove takes from the key all that it has, or nil.
-func (b *Binder) remove(key registry.SocketKey) *holding {
+// remove takes from the key all that it has, or nil, to be closed: with a descriptor each, or in bags of their own.
+func (b *Binder) remove(key registry.SocketKey) (*holding, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	h := b.held[key]
 	if h == nil {
-		return nil
+		return nil, nil
+	}
+	if err := b.extractLocked(h); err != nil {
+		return nil, err
 	}
 	delete(b.held, key)
 	for _, s := range h.sockets {
+		if s.bag == nil {
+			b.parking.open--
+		}
 		there := spotOf(s.ep)
 		b.at[there] = slices.DeleteFunc(b.at[there], func(o *socket) bool { return o == s })
 		if len(b.at[there]) == 0 {
 			delete(b.at, there)
 		}
 	}
-	return h
+	return h, nil
 }
 
-// of is what the key has, with a copy of its sockets. ErrNotFound where it has none.
-func (b *Binder) of(key registry.SocketKey) (*holding, []*socket, error) {
+// use is what the key has, with a copy of its sockets, which keep their descriptors until leave. ErrNotFound where it has none,
+// ErrExhausted where there are no descriptors for those that are parked.
+func (b *Binder) use(key registry.SocketKey) (*holding, []*socket, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	h := b.held[key]
 	if h == nil {
 		return nil, nil, notFound(key)
 	}
+	if err := b.unsettleLocked(h); err != nil {
+		return nil, nil, err
+	}
+	h.pins++
 	return h, slices.Clone(h.sockets), nil
+}
+
+// leave ends what use began.
+func (b *Binder) leave(h *holding) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	h.pins--
+	b.settleLocked(h)
 }
 
 func notFound(key registry.SocketKey) error {

@@ -21,10 +21,15 @@ func (b *Binder) Lend(key registry.SocketKey) (lent []registry.Socket, err error
 	if h == nil {
 		return nil, notFound(key)
 	}
+	if err := b.unsettleLocked(h); err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err == nil {
+			h.shared = true
 			return
 		}
+		b.settleLocked(h)
 		for _, l := range lent {
 			_ = unix.Close(l.FD)
 		}
@@ -57,10 +62,11 @@ func (b *Binder) Lend(key registry.SocketKey) (lent []registry.Socket, err error
 // Return ends a loan. With the last one the sockets are again as Bind and Listen left them, as far as the kernel lets that be
 // undone, and what waited in their queues is dropped. A key that was released meanwhile is no error.
 func (b *Binder) Return(key registry.SocketKey) {
-	h, _, err := b.of(key)
+	h, _, err := b.use(key)
 	if err != nil {
 		return
 	}
+	defer b.leave(h)
 	h.work.Lock()
 	defer h.work.Unlock()
 	b.mu.Lock()

@@ -15,10 +15,11 @@ import (
 // Listen makes all sockets of the key listen, or none: then those that listened before go on with their old options. The
 // Observer is told if any did not listen before. ErrNotFound where the key has no sockets.
 func (b *Binder) Listen(ctx context.Context, key registry.SocketKey, opt registry.ListenOptions) error {
-	h, socks, err := b.of(key)
+	h, socks, err := b.use(key)
 	if err != nil {
 		return err
 	}
+	defer b.leave(h)
 	if ep := socks[0].ep; !ep.Proto.Streams() {
 		return &registry.UnsupportedError{
 			What: "listen on " + ep.String(), Why: fmt.Sprintf("%v has no connections; a program can have the socket itself", ep.Proto),
@@ -85,10 +86,11 @@ func (b *Binder) listen(ctx context.Context, socks []*socket, opt registry.Liste
 // Unlisten tells the Observer, then stops listening: clients are refused, connections that nobody had accepted are reset, and
 // the ports stay held. A key of which nothing listens is no error.
 func (b *Binder) Unlisten(key registry.SocketKey) error {
-	h, socks, err := b.of(key)
+	h, socks, err := b.use(key)
 	if err != nil {
 		return nil
 	}
+	defer b.leave(h)
 	socks = slices.DeleteFunc(socks, func(s *socket) bool { return !s.listening })
 	if len(socks) == 0 {
 		return nil

@@ -1,6 +1,7 @@
 package binder
 
 import (
+	"container/list"
 	"errors"
 	"fmt"
 
@@ -11,7 +12,7 @@ import (
 
 // A socket is one raw socket on one port. Go's netpoller does not know it.
 type socket struct {
-	fd    int
+	fd    int // -1 while it is in a bag
 	inode uint64
 	ep    registry.Endpoint // one port
 
@@ -21,6 +22,10 @@ type socket struct {
 	// Guarded by Binder.mu: Bind and Listen write them, for one key one at a time; others read them.
 	listening bool
 	opt       registry.ListenOptions // of the last Listen
+
+	// Guarded by Binder.mu once its endpoint is bound; fd likewise, which stays as it is while the holding is in use.
+	bag  *bag          // where it is parked, or nil
+	idle *list.Element // its place among those that may be parked, or nil
 }
 
 func (s *socket) set(level, name, value int) error {

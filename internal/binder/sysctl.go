@@ -73,10 +73,15 @@ func readSysctl(name string, values ...any) error {
 
 // descriptorLimit is the first descriptor number that Bind leaves alone. Go has raised the soft limit to the hard one.
 func (b *Binder) descriptorLimit() (int, error) {
+	open, err := maxDescriptors()
+	return max(open-b.spare, open/2), err
+}
+
+// maxDescriptors is RLIMIT_NOFILE.
+func maxDescriptors() (int, error) {
 	var l unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
 		return 0, fmt.Errorf("RLIMIT_NOFILE: %w", err)
 	}
-	open := int(min(l.Cur, 1<<30))
-	return max(open-b.spare, open/2), nil
+	return int(min(l.Cur, 1<<30)), nil
 }

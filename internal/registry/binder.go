@@ -38,6 +38,8 @@ type Binder interface {
 	Unlisten(key SocketKey) error
 	// Release shuts the key's sockets down and closes them. A key without sockets is no error.
 	Release(key SocketKey) error
+	// Lent says whether anybody else may have the key's sockets, or have had them, and keep them bound after Release.
+	Lent(key SocketKey) bool
 	// Options are a listening endpoint's options as the kernel has them.
 	Options(key SocketKey) (ListenOptions, error)
 	// Holders are the sockets of others that stand in the way of any of the endpoints, with their processes as far as

@@ -23,6 +23,9 @@ type commit struct {
 	apply  []func() // run with mu held once it is durable
 	result chan error
 	rev    Revision
+
+	// doubtful are released endpoints that another program may have bound all the same; every other was portd's alone.
+	doubtful []Endpoint
 }
 
 func (c *commit) done() chan error {

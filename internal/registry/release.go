@@ -57,8 +57,8 @@ func (r *Registry) release(ctx context.Context, c Caller, at target, rec *Reques
 		r.stopWatching(l)
 	}
 	out := Released{Reservation: res, Revision: cm.rev}
-	if res.Spec.Mode == Held {
-		out.StillBound = r.stillBound(ctx, c, res)
+	if len(cm.doubtful) > 0 {
+		out.StillBound = r.stillBound(ctx, c, cm.doubtful)
 	}
 	return out, nil
 }
@@ -106,7 +106,11 @@ func (r *Registry) end(cm *commit, entries []*entry, why EventType, reason strin
 			if res.Spec.Mode == Recorded {
 				break
 			}
-			if err := r.cfg.Binder.Release(SocketKey{res.ID, j}); err != nil {
+			key := SocketKey{res.ID, j}
+			if a.lostPorts() > 0 || a.Endpoint.Device != "" || r.cfg.Binder.Lent(key) {
+				cm.doubtful = append(cm.doubtful, a.Endpoint)
+			}
+			if err := r.cfg.Binder.Release(key); err != nil {
 				r.cfg.Log.Error("cannot release a port", "endpoint", a.Endpoint, "err", err)
 			}
 		}
@@ -125,15 +129,12 @@ func reasonOr(reason, other string) string {
 	return reason
 }
 
-// stillBound are the sockets that keep a port bound after portd has let it go.
-func (r *Registry) stillBound(ctx context.Context, c Caller, res *Reservation) []Holder {
-	var eps []Endpoint
-	for _, a := range res.Assigned {
-		eps = append(eps, a.Endpoint)
-	}
+// stillBound are the sockets that keep a port bound after portd has let it go. To look for them takes longer than all else that
+// a release does.
+func (r *Registry) stillBound(ctx context.Context, c Caller, eps []Endpoint) []Holder {
 	holders, err := r.Holders(ctx, c, eps...)
 	if err != nil {
-		r.cfg.Log.Warn("cannot see who has a port", "endpoint", res.Endpoints(), "err", err)
+		r.cfg.Log.Warn("cannot see who has a port", "endpoints", eps, "err", err)
 	}
 	return slices.DeleteFunc(holders, func(h Holder) bool { return h.State != SocketListening && h.State != SocketBound })
 }

@@ -134,6 +134,8 @@ func (p *pegboard) Release(key registry.SocketKey) error {
 	return nil
 }
 
+func (p *pegboard) Lent(registry.SocketKey) bool { return true }
+
 func (p *pegboard) Options(registry.SocketKey) (o registry.ListenOptions, _ error) { return o, nil }
 
 func (p *pegboard) Holders(_ context.Context, eps ...registry.Endpoint) (holders []registry.Holder, _ error) {
