@@ -38,6 +38,7 @@ var arrows = map[string][]string{
 	"internal/registry/boltstore/storepb": nil,
 	"internal/registry/storetest":         {"internal/ianadb", "internal/registry"},
 	"internal/services":                   {"internal/ianadb", "internal/registry", "proto/portd/v1"},
+	"internal/localports":                 {"internal/registry"},
 	"internal/pidwatch":                   {"internal/registry"},
 	"internal/binder":                     {"internal/fdbag", "internal/registry", "internal/sockdiag"},
 	"internal/handoff":                    {"internal/fdpass", "internal/peercred", "internal/registry", "internal/wire"},
@@ -47,7 +48,7 @@ var arrows = map[string][]string{
 	},
 	"internal/rpc/portdgw": {"proto/portd/v1"},
 	"internal/daemon": {
-		"internal/binder", "internal/handoff", "internal/ianadb", "internal/paths", "internal/peercred", "internal/pidwatch",
+		"internal/binder", "internal/handoff", "internal/ianadb", "internal/localports", "internal/paths", "internal/peercred", "internal/pidwatch",
 		"internal/registry", "internal/registry/boltstore", "internal/rpc",
 	},
 	"internal/portdtest": {"client", "internal/daemon", "internal/paths"},
