@@ -27,7 +27,7 @@ func TestFeatures(t *testing.T) {
 			t.Error("a hold is not exclusive on this kernel, it says")
 		}
 	}
-	want := []string{"exclusive-hold", "bound-sockets-shown", "hold-over-leftovers", "processes-of-others", "ipv6"}
+	want := []string{"exclusive-hold", "bound-sockets-shown", "hold-over-leftovers", "processes-of-others", "closed-sockets-told", "ipv6"}
 	if diff := cmp.Diff(want, names); diff != "" {
 		t.Errorf("features (-want +got):\n%s", diff)
 	}

@@ -52,6 +52,7 @@ func (b *Binder) probe() error {
 		{"bound-sockets-shown", shown, "Who has bound a TCP port without listening on it cannot be named, and such a port may be told as free."},
 		{"hold-over-leftovers", b.fallback, "A port with connections, or with some in the last minute, cannot be held again when portd restarts."},
 		{"processes-of-others", len(lackingForProcesses()) == 0, "Of other users' sockets the user is known and not the process: that takes CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH."},
+		{"closed-sockets-told", sockdiag.ClosedShown(), "A lost port is taken back up to a second after it is free."},
 		{"ipv6", b.ipv6, "All addresses means all IPv4 addresses."},
 	}
 	return nil

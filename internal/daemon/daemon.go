@@ -262,7 +262,7 @@ func (cfg Config) introduce(store registry.Store) (_ *parts, err error) {
 		return nil, err
 	}
 	p.registry = registry.New(registry.Config{
-		Store: store, Binder: p.binder, Processes: p.pids, Services: ianadb.Embedded(), Log: log("registry"),
+		Store: store, Binder: p.binder, Closings: p.binder, Processes: p.pids, Services: ianadb.Embedded(), Log: log("registry"),
 		Policy: registry.Policy{UID: uint32(os.Geteuid()), FirstUnprivileged: p.binder.FirstUnprivileged(registry.HostNetns)},
 		BootID: strings.TrimSpace(string(bootID)),
 		Ended:  func(res *registry.Reservation, reason string) { p.pool.Released(res.ID, reason) },

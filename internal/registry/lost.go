@@ -1,14 +1,19 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
 	"time"
 )
 
-// retryEvery is how often portd tries to have back what it has lost.
+// retryEvery is how often portd tries to have back what it has lost, also where nobody tells that it is free.
 const retryEvery = time.Second
+
+// maxTold is how often it tries between two of these times because it was told of something. A try can end in a socket of portd's own
+// being closed, which it is told of as well.
+const maxTold = 20
 
 // restore binds what a reservation is to have and has not, and makes it listen: at the start all of it, later what was
 // lost. It returns the reservation as it is now, and whether it differs. The entry is the caller's.
@@ -108,20 +113,33 @@ func appendPort(rs []PortRange, p uint16) []PortRange {
 	return append(rs, PortRange{p, p})
 }
 
-// retryLost takes lost endpoints again when they have become free, until ctx ends.
+// retryLost takes lost endpoints again when they have become free, until ctx ends: at once where portd is told of that, and now and
+// then for what it is not told of, such as leftovers of closed connections.
 func (r *Registry) retryLost(ctx context.Context) error {
-	tick := time.NewTicker(retryEvery)
+	tick := time.NewTicker(cmp.Or(r.cfg.RetryLost, retryEvery))
 	defer tick.Stop()
+	told := newFreed()
+	defer told.end()
+	rounds := 0 // that were told of since the last tick
 	for {
+		r.follow(ctx, told)
+		which, wake := func(*Reservation) bool { return true }, told.wake
+		if rounds == maxTold {
+			wake = nil
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
+			rounds = 0
+		case <-wake:
+			rounds++
+			which = told.take()
 		}
 		r.mu.RLock()
 		var lost []*entry
 		for e := range r.lost {
-			if e.busy == nil {
+			if e.busy == nil && which(e.res) {
 				lost = append(lost, e)
 			}
 		}

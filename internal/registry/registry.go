@@ -28,6 +28,8 @@ type Config struct {
 	Processes Processes                           // nil: no lease is by a process
 	Netns     Namespaces                          // nil: nothing is reserved but in portd's own
 	BootID    string                              // of this boot of the host
+	Closings  Closings                            // nil: what is lost is tried now and then only
+	RetryLost time.Duration                       // how often that is; 0: each second
 	Log       *slog.Logger                        // nil: silent
 	BootTime  func() time.Duration                // what leases count; nil: CLOCK_BOOTTIME
 	Ended     func(r *Reservation, reason string) // told after a reservation has ended; nil: nobody
