@@ -6,9 +6,6 @@ import "github.com/portd/portd/internal/ianadb"
 // is not taken from it.
 var nodePorts = PortRange{30000, 32767}
 
-// ownChoice is where portd chooses when nobody says where; ports below are for those who are known by them.
-var ownChoice = PortRange{1024, 65535}
-
 // An apartness is what the service registry, as it is in one Services, has in mind for the ports of each protocol.
 type apartness struct {
 	services *Services

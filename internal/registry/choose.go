@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"math"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 )
 
 var ipv4Any = netip.IPv4Unspecified()
@@ -17,13 +19,16 @@ const fewRefusals = 4
 // tableChunk is how many ports a choice asks the table about without letting others in.
 const tableChunk = 1024
 
-// A choice is the search for ports of portd's choice. It draws from open at random, each run of ports as likely as any
-// other, so that two who choose at the same time seldom meet; what was tried in vain moves to another set.
+// A choice is the search for ports of portd's choice. It draws from open as its pool wants, by default at random, each run of
+// ports as likely as any other, so that two who choose at the same time seldom meet; what was tried in vain moves to another set.
 type choice struct {
-	spec  EndpointSpec
-	count int
-	from  PortRange
-	own   bool // from is portd's own choice, from which it leaves out what is set apart
+	spec    EndpointSpec
+	count   int
+	pool    *pool // nil: none
+	all     portSet
+	from    PortRange // the first and the last of all
+	leftOut leftOut   // of them, by the pool
+	after   uint16    // the last one that the pool gave, where it goes round
 
 	open portSet // nobody has them, as far as is known
 	// doubtful ports have a reservation or a socket, but perhaps on another address. They come last, for to ask the table
@@ -31,14 +36,21 @@ type choice struct {
 	doubtful portSet
 	last     bool // they have come
 
+	// remembered ports were a name's before, and are tried after the others that are open, so that the name can have them again.
+	remembered portSet
+
 	reserved, inUse portSet // ruled out by the table, or by the kernel
+	quarantined     portSet // kept from the caller
 	refusals        int
 }
 
 // choose claims and binds ports of portd's choice for a spec, and adds them to res. The error is an *ExhaustedError where
 // there are none.
 func (r *Registry) choose(ctx context.Context, c Caller, e *entry, res *Reservation, s EndpointSpec) error {
-	ch := r.newChoice(s)
+	ch, err := r.newChoice(c, s, res.Spec.Options)
+	if err != nil {
+		return err
+	}
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -46,6 +58,10 @@ func (r *Registry) choose(ctx context.Context, c Caller, e *entry, res *Reservat
 		ports, ok := ch.draw()
 		switch {
 		case ok:
+		case !ch.remembered.empty():
+			ch.open.addAll(&ch.remembered)
+			ch.remembered = portSet{}
+			continue
 		case ch.last:
 			return r.exhausted(ctx, c, ch)
 		default:
@@ -59,7 +75,10 @@ func (r *Registry) choose(ctx context.Context, c Caller, e *entry, res *Reservat
 			ch.ruleOut(taken, &ch.reserved)
 			continue
 		}
-		err := r.bindChosen(ctx, c, e, res, eps)
+		err := r.bindChosen(ctx, c, e, res, eps, 0)
+		if err == nil {
+			r.given(ch, ports)
+		}
 		if !errors.Is(err, ErrTaken) {
 			return err
 		}
@@ -73,45 +92,112 @@ func (r *Registry) choose(ctx context.Context, c Caller, e *entry, res *Reservat
 }
 
 // newChoice begins a search with the ports that have no reservation.
-func (r *Registry) newChoice(s EndpointSpec) *choice {
-	ch := &choice{spec: s, count: max(s.Any.Count, 1), from: s.Any.Within}
-	if ch.from == (PortRange{}) {
-		ch.from, ch.own = ownChoice, true
+func (r *Registry) newChoice(c Caller, s EndpointSpec, opt BindOptions) (_ *choice, err error) {
+	ch := &choice{spec: s, count: max(s.Any.Count, 1)}
+	if ch.pool, ch.all, err = r.choosable(c, s, opt); err != nil {
+		return nil, err
 	}
-	ch.open.addRange(ch.from)
-	if ch.own {
-		ch.open.removeRange(nodePorts)
-		ch.open.removeRange(r.cfg.Binder.Ephemeral(s.Netns))
-		apart := r.apartness()
+	r.endQuarantines()
+	ch.open = ch.all
+	ch.from = PortRange{uint16(ch.all.from(0, true)), ch.all.last()}
+	if ch.pool != nil {
 		for _, p := range s.Protos {
-			ch.open.removeAll(apart.assigned[p])
-			ch.open.removeAll(apart.kept[p])
+			ch.leftOut.add(r, s.Netns, p, ch.pool.Ports[p].Avoid)
+		}
+		for k := range ch.leftOut {
+			ch.open.removeAll(&ch.leftOut[k])
 		}
 	}
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	for _, p := range s.Protos {
-		if in := r.claims[space{s.Netns, p}]; in != nil {
+		at := space{s.Netns, p}
+		if in := r.claims[at]; in != nil {
 			ch.doubtful.addAll(&in.any)
 			ch.reserved.addAll(&in.whole)
 		}
+		if in := r.sticky[at]; in != nil && ch.strategy() == StrategyRandom {
+			ch.remembered.addAll(&in.any)
+		}
+		kept := r.quarantine.fromOthers(at, c.Principal())
+		ch.quarantined.addAll(&kept)
 	}
 	ch.reserved.keepAll(&ch.open)
 	ch.doubtful.keepAll(&ch.open)
 	ch.open.removeAll(&ch.doubtful)
 	ch.doubtful.removeAll(&ch.reserved)
-	return ch
+	ch.quarantined.removeAll(&ch.reserved)
+	ch.open.removeAll(&ch.quarantined)
+	ch.doubtful.removeAll(&ch.quarantined)
+	ch.remembered.keepAll(&ch.open)
+	ch.open.removeAll(&ch.remembered)
+	if ch.pool != nil {
+		ch.after = r.lastGiven[turn{ch.pool.Name, s.Protos[0]}]
+	}
+	return ch, nil
+}
+
+// A turn is how far a pool has gone round in a protocol.
+type turn struct {
+	pool  string
+	proto Protocol
+}
+
+// loadTurns goes on where the pools were, as what was chosen from them tells.
+func (r *Registry) loadTurns(st *State) {
+	all := slices.Clone(st.Reservations)
+	for _, f := range st.Formers {
+		all = append(all, f.Reservation)
+	}
+	slices.SortFunc(all, func(a, b *Reservation) int { return cmp.Compare(a.CreateRevision, b.CreateRevision) })
+	for _, res := range all {
+		for _, ch := range res.chosen() {
+			for _, p := range ch.spec.Protos {
+				r.lastGiven[turn{ch.spec.Any.poolName(), p}] = ch.ports.Last
+			}
+		}
+	}
+}
+
+// given notes that ports were chosen.
+func (r *Registry) given(ch *choice, ports PortRange) {
+	if ch.pool == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range ch.spec.Protos {
+		r.lastGiven[turn{ch.pool.Name, p}] = ports.Last
+	}
+}
+
+func (ch *choice) strategy() Strategy {
+	if ch.pool == nil {
+		return StrategyRandom
+	}
+	return ch.pool.Strategy
 }
 
 // draw picks a run of open ports.
 func (ch *choice) draw() (PortRange, bool) {
 	starts := ch.open
 	starts.runs(ch.count)
-	n := starts.count()
-	if n == 0 {
+	if starts.empty() {
 		return PortRange{}, false
 	}
-	first := starts.nth(rand.IntN(n))
+	var first uint16
+	switch ch.strategy() {
+	case StrategyRandom:
+		first = starts.nth(rand.IntN(starts.count()))
+	case StrategyNext:
+		if p := starts.from(int(ch.after)+1, true); p <= math.MaxUint16 {
+			first = uint16(p)
+			break
+		}
+		fallthrough
+	case StrategyLowest:
+		first = uint16(starts.from(0, true))
+	}
 	return PortRange{first, first + uint16(ch.count-1)}, true
 }
 
@@ -193,28 +279,22 @@ func (r *Registry) ruleOutReserved(ch *choice, ports []uint16) {
 
 // exhausted counts what stood in the way.
 func (r *Registry) exhausted(ctx context.Context, c Caller, ch *choice) error {
-	e := &ExhaustedError{Protos: ch.spec.Protos, Count: ch.count, From: ch.from, ephemeral: r.cfg.Binder.Ephemeral(ch.spec.Netns)}
-	e.Reserved, e.InUse = ch.reserved.count(), ch.inUse.count()
-	e.Free, e.Longest = ch.open.count(), ch.open.longest()
-	if ch.own {
-		var left portSet
-		left.addRange(ch.from)
-		for _, s := range []*portSet{&ch.reserved, &ch.inUse, &ch.open} {
-			left.removeAll(s)
-		}
-		take := func(s *portSet) int {
-			n := left.count()
-			left.removeAll(s)
-			return n - left.count()
-		}
-		var ephemeral, nodes, assigned portSet
-		ephemeral.addRange(e.ephemeral)
-		nodes.addRange(nodePorts)
-		apart := r.apartness()
-		for _, p := range ch.spec.Protos {
-			assigned.addAll(apart.assigned[p])
-		}
-		e.Ephemeral, e.NodePorts, e.Assigned, e.Kept = take(&ephemeral), take(&nodes), take(&assigned), left.count()
+	e := &ExhaustedError{Protos: ch.spec.Protos, Count: ch.count, From: ch.all.ranges(), ephemeral: r.cfg.Binder.Ephemeral(ch.spec.Netns)}
+	left := ch.all
+	take := func(s *portSet) int {
+		n := left.count()
+		left.removeAll(s)
+		return n - left.count()
+	}
+	e.Reserved, e.InUse = take(&ch.reserved), take(&ch.inUse)
+	e.Free, e.Longest = take(&ch.open), ch.open.longest()
+	if e.Quarantined = take(&ch.quarantined); e.Quarantined > 0 {
+		e.Until = r.firstLetGo(c, ch)
+	}
+	if ch.pool != nil {
+		e.Pool = ch.pool.Name
+		e.Ephemeral, e.NodePorts = take(&ch.leftOut[leftEphemeral]), take(&ch.leftOut[leftNodePorts])
+		e.Assigned, e.Kept = take(&ch.leftOut[leftAssigned]), take(&ch.leftOut[leftKept])
 	}
 	for port := range ch.inUse.all {
 		at := PortRange{port, port}
@@ -246,8 +326,9 @@ func (r *Registry) claimFree(e *entry, eps []Endpoint) (taken uint16, ok bool) {
 	return 0, true
 }
 
-// bindChosen binds claimed endpoints, all or none, and adds them to res or gives the claims back.
-func (r *Registry) bindChosen(ctx context.Context, c Caller, e *entry, res *Reservation, eps []Endpoint) (err error) {
+// bindChosen binds claimed endpoints, all or none, and adds them to res or gives the claims back. why is 0 where nobody
+// asked for just these.
+func (r *Registry) bindChosen(ctx context.Context, c Caller, e *entry, res *Reservation, eps []Endpoint, why Preference) (err error) {
 	n := len(res.Assigned)
 	defer func() {
 		if err == nil {
@@ -269,18 +350,21 @@ func (r *Registry) bindChosen(ctx context.Context, c Caller, e *entry, res *Rese
 			r.claims.remove(ep, e)
 		}
 	}()
+	if err := r.keptFrom(c, eps, why == PreferredByRequest); err != nil {
+		return err
+	}
 	if res.Spec.Mode == Recorded {
 		if err := r.record(ctx, eps); err != nil {
 			return err
 		}
-		holders, err := r.cfg.Binder.Holders(ctx, eps...)
+		holders, err := r.Holders(ctx, c, eps...)
 		if err == nil && len(holders) > 0 {
 			err = &TakenError{Want: holders[0].Endpoint, Holders: holders}
 		}
 		return err
 	}
 	for i, ep := range eps {
-		if err := r.bind(ctx, c, res, n+i, ep, true); err != nil {
+		if err := r.bind(ctx, c, res, n+i, ep, why == 0); err != nil {
 			return err
 		}
 	}

@@ -98,7 +98,7 @@ func TestChooseAgreesWithTheTable(t *testing.T) {
 }
 
 func countByHand(t *testing.T, s registry.EndpointSpec, within registry.PortRange, reserved, inUse []registry.Endpoint) *registry.ExhaustedError {
-	e := &registry.ExhaustedError{Protos: s.Protos, Count: max(1, s.Any.Count), From: within}
+	e := &registry.ExhaustedError{Protos: s.Protos, Count: max(1, s.Any.Count), From: []registry.PortRange{within}}
 	run := 0
 	for port := within.First; port <= within.Last; port++ {
 		var here, there bool
@@ -148,7 +148,8 @@ func TestNothingLeftToChoose(t *testing.T) {
 	}
 	want.Reserved-- // port 8110 is in use
 	want.InUse = 1
-	want.Protos, want.Count, want.From = []registry.Protocol{registry.TCP}, 1, registry.PortRange{First: 1024, Last: 65535}
+	want.Protos, want.Count = []registry.Protocol{registry.TCP}, 1
+	want.Pool, want.From = registry.DefaultPool, []registry.PortRange{{First: 1024, Last: 65535}}
 	pegs.mu.Lock()
 	pegs.bound[foreign] = []registry.Endpoint{hostEndpoint(t, "tcp/127.0.0.1:8110")}
 	pegs.mu.Unlock()
@@ -169,7 +170,7 @@ func TestNothingLeftToChoose(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	for _, says := range []string{
-		"no free port for tcp in 1024-65535: of 64512 ports ",
+		`no free port for tcp in the pool "default" (1024-65535): of 64512 ports `,
 		fmt.Sprintf("%d are reserved here, 1 in use by other programs (", want.Reserved), "127.0.0.1:8110",
 		"28232 in the kernel's ephemeral range 32768-60999", "2768 node ports of Kubernetes",
 		fmt.Sprintf("%d assigned to services", want.Assigned),

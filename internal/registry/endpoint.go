@@ -34,6 +34,15 @@ func (p Protocol) String() string {
 	return fmt.Sprintf("protocol(%d)", uint8(p))
 }
 
+func (p Protocol) known() bool {
+	for _, k := range protocols {
+		if k.p == p {
+			return true
+		}
+	}
+	return false
+}
+
 // Streams says whether sockets of p listen and accept connections.
 func (p Protocol) Streams() bool { return p == TCP || p == SCTP || p == DCCP }
 
@@ -167,12 +176,10 @@ func (e Endpoint) validate() error {
 	case !validNetns(e.Netns):
 		return invalid("netns", "%q is not the name of a network namespace", e.Netns)
 	}
-	for _, k := range protocols {
-		if k.p == e.Proto {
-			return nil
-		}
+	if !e.Proto.known() {
+		return invalid("protocol", "%d is not a protocol that has ports; known are %s", uint8(e.Proto), protocolNames())
 	}
-	return invalid("protocol", "%d is not a protocol that has ports; known are %s", uint8(e.Proto), protocolNames())
+	return nil
 }
 
 func validDevice(s string) bool {

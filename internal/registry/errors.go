@@ -7,6 +7,7 @@ import (
 	"os/user"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // The errors of this package, all to be matched with errors.Is.
@@ -42,7 +43,8 @@ type TakenError struct {
 	Want Endpoint // what was wanted; the zero Endpoint where a name is taken
 	Name string   // the name that is taken, or empty
 	By   []*Reservation
-	// Holders are sockets that portd does not own. Both may be empty: the kernel refused, and nothing shows why.
+	Kept *Former // in quarantine for its owner; nil where it is not
+	// Holders are sockets that portd does not own. All may be empty: the kernel refused, and nothing shows why.
 	Holders []Holder
 }
 
@@ -52,6 +54,9 @@ func (e *TakenError) Error() string {
 	var why []string
 	for _, r := range e.By {
 		why = append(why, "reserved by "+r.describe())
+	}
+	if e.Kept != nil {
+		why = append(why, fmt.Sprintf("it is kept until %s for who had it, %s", e.Kept.Until.UTC().Format(time.RFC3339), e.Kept.Reservation.describe()))
 	}
 	for i, h := range e.Holders {
 		if i == 3 {

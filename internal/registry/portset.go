@@ -52,6 +52,42 @@ func (s *portSet) count() (n int) {
 	return n
 }
 
+func (s *portSet) empty() bool { return *s == portSet{} }
+
+// from is the first port from p on that lies in s, or, where is is false, that does not; 65536 where there is none.
+func (s *portSet) from(p int, is bool) int {
+	var flip uint64
+	if !is {
+		flip = ^flip
+	}
+	for w, skip := p/64, p%64; w < len(s); w, skip = w+1, 0 {
+		if rest := (s[w] ^ flip) >> skip << skip; rest != 0 {
+			return w*64 + bits.TrailingZeros64(rest)
+		}
+	}
+	return 1 << 16
+}
+
+// last is the last port of s, 0 where there is none.
+func (s *portSet) last() uint16 {
+	for w := len(s) - 1; w >= 0; w-- {
+		if s[w] != 0 {
+			return uint16(w*64 + bits.Len64(s[w]) - 1)
+		}
+	}
+	return 0
+}
+
+// ranges are the ports of s, ascending, each range as long as it can be.
+func (s *portSet) ranges() (all []PortRange) {
+	for p := s.from(0, true); p < 1<<16; {
+		end := s.from(p, false)
+		all = append(all, PortRange{uint16(p), uint16(end - 1)})
+		p = s.from(end, true)
+	}
+	return all
+}
+
 // all yields the ports in ascending order. The set may change meanwhile.
 func (s *portSet) all(yield func(uint16) bool) {
 	for w := range s {

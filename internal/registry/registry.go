@@ -27,6 +27,7 @@ type Config struct {
 	Services  *ianadb.DB                          // that portd was built with
 	Processes Processes                           // nil: no lease is by a process
 	Netns     Namespaces                          // nil: nothing is reserved but in portd's own
+	Settings  Settings                            // to begin with
 	BootID    string                              // of this boot of the host
 	Closings  Closings                            // nil: what is lost is tried now and then only
 	RetryLost time.Duration                       // how often that is; 0: each second
@@ -51,12 +52,14 @@ type Registry struct {
 	services atomic.Pointer[Services] // stored with mu held, loaded without
 	changing chan struct{}            // capacity 1: who is in it changes the services
 	apart    atomic.Pointer[apartness]
+	pools    atomic.Pointer[pools]
 
 	mu        sync.RWMutex // guards all below; never held over a system call of the Binder or the Store
 	entries   map[string]*entry
 	names     map[string]*entry
 	order     []*entry // committed ones by CreateRevision
-	claims    table
+	claims    table[*entry]
+	past      // what has ended and still means something
 	leases    map[string]*lease
 	deadlines deadlines // of leases that end by time
 	tokens    map[[32]byte]*lease
@@ -101,7 +104,8 @@ func New(cfg Config) *Registry {
 		changing: make(chan struct{}, 1),
 		entries:  map[string]*entry{},
 		names:    map[string]*entry{},
-		claims:   table{},
+		claims:   table[*entry]{},
+		past:     newPast(),
 		leases:   map[string]*lease{},
 		tokens:   map[[32]byte]*lease{},
 		requests: map[Key]*request{},
@@ -110,18 +114,25 @@ func New(cfg Config) *Registry {
 	}
 	r.netns = map[string]*netnsUse{}
 	r.services.Store(embedded(cfg.Services))
+	byDefault, _ := newPools(Settings{}) // Start applies others
+	r.pools.Store(byDefault)
 	return r
 }
 
 // Start loads the store, binds what was held and makes listen what listened. It is done before anybody else calls.
 // A port that cannot be had is not an error: it is lost until it can.
 func (r *Registry) Start(ctx context.Context) error {
+	if err := r.Apply(r.cfg.Settings); err != nil {
+		return err
+	}
 	st, err := r.cfg.Store.Load(ctx)
 	if err != nil {
 		return err
 	}
 	r.storeID, r.schema, r.rev, r.oldest, r.boot = st.StoreID, st.Schema, st.Revision, st.Oldest, st.Boot
 	slices.SortFunc(st.Reservations, func(a, b *Reservation) int { return int(a.CreateRevision - b.CreateRevision) })
+	r.loadFormers(st.Formers)
+	r.loadTurns(st)
 	restored := &commit{by: Self}
 	over := map[string]string{}     // leases that ended while portd was down, and why
 	for _, rec := range st.Leases { // before the reservations that hang on them
@@ -139,6 +150,7 @@ func (r *Registry) Start(ctx context.Context) error {
 		if why := cmp.Or(over[res.Lease], gone(res)); why != "" {
 			restored.del = append(restored.del, res.Key())
 			restored.events = append(restored.events, Event{Type: EventExpired, Reservation: res, Caller: Self, Reason: why})
+			r.retire(restored, res)
 			continue
 		}
 		r.insert(&entry{}, res)

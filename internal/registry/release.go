@@ -97,6 +97,7 @@ func (r *Registry) end(cm *commit, entries []*entry, why EventType, reason strin
 		cm.del = append(cm.del, e.res.Key())
 		cm.events = append(cm.events, Event{Type: why, Reservation: e.res, Caller: cm.by, Reason: reason})
 		cm.apply = append(cm.apply, func() { r.unlist(e) })
+		r.retire(cm, e.res)
 	}
 	if err := r.commit(cm); err != nil {
 		return err

@@ -81,6 +81,7 @@ func (c *commit) remember(rec *Request) {
 func (r *Registry) forget(c *commit, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.forgetFormers(c)
 	for key, q := range r.requests {
 		switch {
 		case q.stored == nil:

@@ -63,8 +63,8 @@ func (r *Registry) Reserve(ctx context.Context, c Caller, req ReserveRequest) (o
 	return out, err
 }
 
-// checkReserve refuses what makes no sense or is denied. It returns the ports that each endpoint spec names, now: to ask the
-// service registry again could give others, which were not checked.
+// checkReserve refuses what makes no sense or is denied. It returns the ports that each endpoint spec names, or prefers, now:
+// to ask the service registry again could give others, which were not checked.
 func (r *Registry) checkReserve(c Caller, req ReserveRequest) ([]PortRange, error) {
 	if req.Name != "" {
 		if err := ValidateName(req.Name); err != nil {
@@ -109,6 +109,11 @@ func (r *Registry) checkReserve(c Caller, req ReserveRequest) ([]PortRange, erro
 		if err := r.checkSpec(c, s, named[i], req.Spec.Options); err != nil {
 			return nil, err
 		}
+		if s.Any != nil {
+			if named[i], err = r.preferred(s); err != nil {
+				return nil, err
+			}
+		}
 	}
 	return named, nil
 }
@@ -145,9 +150,8 @@ func (r *Registry) checkSpec(c Caller, s EndpointSpec, try PortRange, opt BindOp
 		if s.Any.Count < 0 || s.Any.Count > maxChosen {
 			return invalid("spec.endpoints.any.count", "%d is not allowed; portd chooses up to %d contiguous ports", s.Any.Count, maxChosen)
 		}
-		try = s.Any.Within
-		if try == (PortRange{}) {
-			try = PortRange{1024, 65535}
+		if try = s.Any.Within; try == (PortRange{}) {
+			try = PortRange{1, 65535}
 		}
 		if n := int(try.Last) - int(try.First) + 1; try.Last >= try.First && s.Any.Count > n {
 			return invalid("spec.endpoints.any.count", "%d contiguous ports do not fit into %d-%d", s.Any.Count, try.First, try.Last)
@@ -163,8 +167,10 @@ func (r *Registry) checkSpec(c Caller, s EndpointSpec, try PortRange, opt BindOp
 		if opt.MPTCP && e.Proto != TCP {
 			return invalid("spec.bind_options.mptcp", "is for tcp, not for %v", e.Proto)
 		}
-		if err := policy.Reserve(c, e, opt); err != nil {
-			return err
+		if s.Any == nil || s.Any.poolName() == "" { // of a pool, choosable leaves out what is denied
+			if err := policy.Reserve(c, e, opt); err != nil {
+				return err
+			}
 		}
 		for _, o := range seen {
 			if e.Overlaps(o) {
@@ -173,7 +179,11 @@ func (r *Registry) checkSpec(c Caller, s EndpointSpec, try PortRange, opt BindOp
 		}
 		seen = append(seen, e)
 	}
-	return nil
+	if s.Any == nil {
+		return nil
+	}
+	_, _, err := r.choosable(c, s, opt)
+	return err
 }
 
 // exact is the ports that a spec names, be it by a service name.
@@ -239,7 +249,8 @@ func ianaProtocol(p Protocol) (ianadb.Protocol, bool) {
 	return ianadb.ParseProtocol(p.String())
 }
 
-// reserve claims, binds and commits; named are the ports that each endpoint spec names, rec is nil or the request's record.
+// reserve claims, binds and commits; named are the ports that each endpoint spec names or prefers, rec is nil or the
+// request's record.
 func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, named []PortRange, rec *Request) (Reserved, error) {
 	res := &Reservation{
 		ID: newID("rsv_"), Name: req.Name, Labels: maps.Clone(req.Labels),
@@ -248,19 +259,15 @@ func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, na
 	if req.Spec.Mode == Recorded {
 		defer func() { r.letGo(res.endpoints()...) }()
 	}
-	old, err := r.establish(ctx, c, res, req.NewLease, rec, func(e *entry, _ *Event) error {
+	var passed []PassedOver
+	old, err := r.establish(ctx, c, res, req.NewLease, rec, func(e *entry, _ *Event) (err error) {
 		if err := r.takeExact(ctx, c, e, res, named); err != nil {
 			return err
 		}
-		for _, s := range req.Spec.Endpoints {
-			if s.Any == nil {
-				continue
-			}
-			if err := r.choose(ctx, c, e, res, s); err != nil {
-				return err
-			}
+		if passed, err = r.takeAny(ctx, c, e, res, named); err == nil && rec != nil {
+			rec.Passed = passed
 		}
-		return nil
+		return err
 	})
 	switch {
 	case err != nil:
@@ -268,7 +275,7 @@ func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, na
 	case old != nil:
 		return Reserved{Reservation: old, Existed: true}, nil
 	}
-	return Reserved{Reservation: res}, nil
+	return Reserved{Reservation: res, Passed: passed}, nil
 }
 
 // establish makes a reservation of res, with a lease of its own where one is wanted, once take has taken its endpoints: all
@@ -406,6 +413,9 @@ func (r *Registry) takeExact(ctx context.Context, c Caller, e *entry, res *Reser
 	}
 	for _, ep := range eps {
 		res.Assigned = append(res.Assigned, Assigned{Endpoint: ep})
+	}
+	if err := r.keptFrom(c, eps, true); err != nil {
+		return err
 	}
 	if res.Spec.Mode == Recorded {
 		return r.record(ctx, eps)

@@ -3,7 +3,7 @@ package registry
 import "slices"
 
 // A table knows which endpoints are claimed, and by whom. It is guarded by Registry.mu.
-type table map[space]*claims
+type table[T comparable] map[space]*claims[T]
 
 // A space is a set of port numbers in which claims can collide.
 type space struct {
@@ -13,22 +13,22 @@ type space struct {
 
 // claims are what is claimed in a space. The sets spare a choice of ports the question port by port: they may rule a
 // port out, but it is the claims that decide where two addresses share one.
-type claims struct {
-	at    map[uint16][]claim
+type claims[T comparable] struct {
+	at    map[uint16][]claim[T]
 	any   portSet // have a claim
 	whole portSet // have one that overlaps all others: on every address and device
 }
 
-type claim struct {
+type claim[T comparable] struct {
 	ep Endpoint
-	by *entry
+	by T
 }
 
 // whole says whether c overlaps whatever else there may be on its ports.
-func (c claim) whole() bool { return c.ep.Dual() && c.ep.device() == "" }
+func (c claim[T]) whole() bool { return c.ep.Dual() && c.ep.device() == "" }
 
 // overlapping yields who has claims that overlap e, each once.
-func (t table) overlapping(e Endpoint) (by []*entry) {
+func (t table[T]) overlapping(e Endpoint) (by []T) {
 	in := t[space{e.Netns, e.Proto}]
 	if in == nil {
 		return nil
@@ -43,11 +43,11 @@ func (t table) overlapping(e Endpoint) (by []*entry) {
 	return by
 }
 
-func (t table) add(e Endpoint, by *entry) {
-	s, c := space{e.Netns, e.Proto}, claim{e, by}
+func (t table[T]) add(e Endpoint, by T) {
+	s, c := space{e.Netns, e.Proto}, claim[T]{e, by}
 	in := t[s]
 	if in == nil {
-		in = &claims{at: map[uint16][]claim{}}
+		in = &claims[T]{at: map[uint16][]claim[T]{}}
 		t[s] = in
 	}
 	ports := PortRange{e.First, e.Last}
@@ -60,15 +60,15 @@ func (t table) add(e Endpoint, by *entry) {
 	}
 }
 
-func (t table) remove(e Endpoint, by *entry) {
+func (t table[T]) remove(e Endpoint, by T) {
 	in := t[space{e.Netns, e.Proto}]
 	if in == nil {
 		return
 	}
 	for p := int(e.First); p <= int(e.Last); p++ {
 		port := uint16(p)
-		rest := slices.DeleteFunc(in.at[port], func(c claim) bool { return c.by == by && c.ep == e })
-		if !slices.ContainsFunc(rest, claim.whole) {
+		rest := slices.DeleteFunc(in.at[port], func(c claim[T]) bool { return c.by == by && c.ep == e })
+		if !slices.ContainsFunc(rest, claim[T].whole) {
 			in.whole.remove(port)
 		}
 		if len(rest) == 0 {
