@@ -20,7 +20,7 @@ type FreeQuery struct {
 type FreePorts struct {
 	Ranges []PortRange // ascending, each as long as it can be
 	// Of the ports asked for, each counted once: those that the service registry has something else in mind for, the others
-	// that are reserved here, the rest that have a socket, and those that are left.
+	// that are reserved here, or in quarantine for somebody else, the rest that have a socket, and those that are left.
 	Assigned, Reserved, InUse, Free int
 	Ephemeral                       PortRange
 	Services                        *Services // by which they are unassigned
@@ -66,8 +66,13 @@ func (r *Registry) FreePorts(ctx context.Context, c Caller, q FreeQuery) (*FreeP
 			state[port] = what
 		}
 	}
+	r.endQuarantines()
 	r.mu.RLock()
 	for _, p := range q.Protos {
+		kept := r.quarantine.fromOthers(space{q.Netns, p}, c.Principal())
+		for port := range kept.all {
+			find(port, reserved)
+		}
 		if in := r.claims[space{q.Netns, p}]; in != nil {
 			for port := range in.any.all {
 				find(port, reserved)

@@ -58,6 +58,8 @@ func (m *memory) Commit(_ context.Context, base registry.Revision, changes []reg
 				m.state.Editions = append(m.state.Editions, rec)
 			case *registry.OwnService:
 				m.state.Services = append(m.state.Services, rec)
+			case *registry.Former:
+				m.state.Formers = append(m.state.Formers, rec)
 			}
 		}
 		m.log = append(m.log, ch)
@@ -71,6 +73,7 @@ func (m *memory) drop(k registry.Key) {
 	m.state.Leases = slices.DeleteFunc(m.state.Leases, func(l *registry.Lease) bool { return l.Key() == k })
 	m.state.Requests = slices.DeleteFunc(m.state.Requests, func(r *registry.Request) bool { return r.Key() == k })
 	m.state.Editions = slices.DeleteFunc(m.state.Editions, func(e *registry.Edition) bool { return e.Key() == k })
+	m.state.Formers = slices.DeleteFunc(m.state.Formers, func(f *registry.Former) bool { return f.Key() == k })
 	m.state.Services = slices.DeleteFunc(m.state.Services, func(s *registry.OwnService) bool { return s.Key() == k })
 }
 

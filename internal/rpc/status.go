@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -103,10 +104,13 @@ func explain(err error, reason string, me registry.Principal) []protoadapt.Messa
 		info.Metadata["service"], info.Metadata["clashes"] = clash.Entry, strings.Join(clash.Clashes, "\n")
 	case errors.As(err, &exhausted):
 		for what, n := range map[string]int{
-			"reserved": exhausted.Reserved, "in_use": exhausted.InUse, "ephemeral": exhausted.Ephemeral, "node_ports": exhausted.NodePorts,
+			"reserved": exhausted.Reserved, "in_use": exhausted.InUse, "quarantined": exhausted.Quarantined, "ephemeral": exhausted.Ephemeral, "node_ports": exhausted.NodePorts,
 			"assigned": exhausted.Assigned, "kept": exhausted.Kept, "free": exhausted.Free, "longest": exhausted.Longest,
 		} {
 			info.Metadata[what] = strconv.Itoa(n)
+		}
+		if exhausted.Pool != "" {
+			info.Metadata["pool"] = exhausted.Pool
 		}
 	case errors.As(err, &noService):
 		info.Metadata["name"] = fmt.Sprintf("%.80s", noService.Name) // details go in a header, of which many clients take 8 kB
@@ -137,6 +141,8 @@ func takenReason(e *registry.TakenError) string {
 		return "NAME_TAKEN"
 	case len(e.By) > 0:
 		return "RESERVED"
+	case e.Kept != nil:
+		return "QUARANTINED"
 	}
 	return "IN_USE"
 }
@@ -152,6 +158,8 @@ func takenMetadata(e *registry.TakenError) map[string]string {
 	switch {
 	case len(e.By) > 0:
 		m["reservation"], m["owner"] = e.By[0].ID, string(e.By[0].Owner)
+	case e.Kept != nil:
+		m["owner"], m["until"] = string(e.Kept.Reservation.Owner), e.Kept.Until.UTC().Format(time.RFC3339)
 	case len(e.Holders) > 0:
 		h := e.Holders[0]
 		m["address"] = h.Endpoint.String()

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -39,14 +40,15 @@ func TestStatus(t *testing.T) {
 		{&registry.TakenError{Name: "web", By: []*registry.Reservation{other}}, codes.AlreadyExists, "NAME_TAKEN", map[string]string{"name": "web", "reservation": "rsv_1", "owner": "uid:7"}},
 		{&registry.TakenError{Want: web, Holders: []registry.Holder{{Endpoint: nginx, State: registry.SocketListening, UID: 33, Processes: []registry.Process{{PID: 812, Command: "nginx"}}}}}, codes.AlreadyExists, "IN_USE", map[string]string{"endpoint": "tcp/80", "address": "tcp4/80", "uid": "33", "pid": "812", "command": "nginx"}},
 		{&registry.TakenError{Want: web, Holders: []registry.Holder{{Endpoint: nginx, State: registry.SocketLeftover}}}, codes.AlreadyExists, "IN_USE", map[string]string{"endpoint": "tcp/80", "address": "tcp4/80"}},
+		{&registry.TakenError{Want: web, Kept: &registry.Former{Reservation: other, Until: time.Unix(0, 0)}}, codes.AlreadyExists, "QUARANTINED", map[string]string{"endpoint": "tcp/80", "owner": "uid:7", "until": "1970-01-01T00:00:00Z"}},
 		{registry.ErrTaken, codes.AlreadyExists, "TAKEN", nil},
 		{&registry.ClashError{Entry: "x 443/tcp", Clashes: []string{"a", "b"}}, codes.AlreadyExists, "SERVICE_CLASH", map[string]string{"service": "x 443/tcp", "clashes": "a\nb"}},
 		{&services.NoServiceError{Name: "htpps", Near: []string{"https", "http"}}, codes.NotFound, "NOT_FOUND", map[string]string{"name": "htpps", "near": "https,http"}},
 		{&services.NoServiceError{Name: "q"}, codes.NotFound, "NOT_FOUND", map[string]string{"name": "q"}},
 		{&registry.InvalidError{Field: "data", Code: "IMPLAUSIBLE"}, codes.InvalidArgument, "IMPLAUSIBLE", map[string]string{"field": "data"}},
 		{registry.ErrExhausted, codes.ResourceExhausted, "EXHAUSTED", nil},
-		{&registry.ExhaustedError{Count: 2, Reserved: 7, InUse: 6, Ephemeral: 5, NodePorts: 4, Assigned: 3, Kept: 2, Free: 10, Longest: 1}, codes.ResourceExhausted, "EXHAUSTED", map[string]string{
-			"reserved": "7", "in_use": "6", "ephemeral": "5", "node_ports": "4", "assigned": "3", "kept": "2", "free": "10", "longest": "1",
+		{&registry.ExhaustedError{Count: 2, Pool: "ci", Quarantined: 9, Reserved: 7, InUse: 6, Ephemeral: 5, NodePorts: 4, Assigned: 3, Kept: 2, Free: 10, Longest: 1}, codes.ResourceExhausted, "EXHAUSTED", map[string]string{
+			"pool": "ci", "quarantined": "9", "reserved": "7", "in_use": "6", "ephemeral": "5", "node_ports": "4", "assigned": "3", "kept": "2", "free": "10", "longest": "1",
 		}},
 		{&registry.UnsupportedError{What: "sctp", Why: "this kernel has no SCTP"}, codes.FailedPrecondition, "UNSUPPORTED", map[string]string{"what": "sctp"}},
 		{&registry.UnsupportedError{What: "watch", Code: "STORE_CHANGED"}, codes.FailedPrecondition, "STORE_CHANGED", map[string]string{"what": "watch"}},
@@ -72,7 +74,7 @@ func TestStatus(t *testing.T) {
 					t.Errorf("%v: the domain is %q", tt.err, d.GetDomain())
 				}
 			case *pb.PortConflict:
-				if len(d.GetUses()) == 0 {
+				if len(d.GetUses()) == 0 && reason != "QUARANTINED" {
 					t.Errorf("%v: a conflict with nobody", tt.err)
 				}
 			}
