@@ -87,6 +87,7 @@ func explain(err error, reason string, me registry.Principal) []protoadapt.Messa
 		conflict    *registry.ConflictError
 		exhausted   *registry.ExhaustedError
 		noService   *services.NoServiceError
+		absent      *registry.NotListeningError
 	)
 	switch {
 	case errors.As(err, &invalid):
@@ -112,6 +113,9 @@ func explain(err error, reason string, me registry.Principal) []protoadapt.Messa
 		if exhausted.Pool != "" {
 			info.Metadata["pool"] = exhausted.Pool
 		}
+	case errors.As(err, &absent):
+		info.Reason = "NOT_LISTENING"
+		details = append(details, fromTaken(&registry.TakenError{Want: absent.Want, Holders: absent.Holders}, me))
 	case errors.As(err, &noService):
 		info.Metadata["name"] = fmt.Sprintf("%.80s", noService.Name) // details go in a header, of which many clients take 8 kB
 		if len(noService.Near) > 0 {
