@@ -20,6 +20,7 @@ import (
 	"github.com/portd/portd/internal/binder"
 	"github.com/portd/portd/internal/handoff"
 	"github.com/portd/portd/internal/ianadb"
+	"github.com/portd/portd/internal/localports"
 	"github.com/portd/portd/internal/paths"
 	"github.com/portd/portd/internal/peercred"
 	"github.com/portd/portd/internal/pidwatch"
@@ -125,7 +126,7 @@ func (cfg Config) serve(ctx context.Context, p *parts, doors *rpc.Server, contro
 	octx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
 	var inside errgroup.Group
-	for _, run := range []func(context.Context) error{p.registry.Run, p.pool.Run} {
+	for _, run := range []func(context.Context) error{p.registry.Run, p.pool.Run, p.local.Run} {
 		inside.Go(func() error {
 			err := run(inner)
 			if err == nil && inner.Err() == nil {
@@ -238,6 +239,7 @@ type parts struct {
 	pool     *handoff.Pool
 	binder   *binder.Binder
 	pids     *pidwatch.Watcher
+	local    *localports.Keeper
 	registry *registry.Registry
 }
 
@@ -261,11 +263,21 @@ func (cfg Config) introduce(store registry.Store) (_ *parts, err error) {
 	if p.pids, err = pidwatch.New(log("pidwatch")); err != nil {
 		return nil, err
 	}
+	netns, err := peercred.OwnNetNS()
+	if err != nil {
+		return nil, err
+	}
+	p.local = localports.New(localports.Config{
+		Record: filepath.Join(cfg.StateDir, "local-ports"), BootID: strings.TrimSpace(string(bootID)), Netns: fmt.Sprint(netns),
+		Log: log("localports"),
+	})
 	p.registry = registry.New(registry.Config{
 		Store: store, Binder: p.binder, Closings: p.binder, Processes: p.pids, Services: ianadb.Embedded(), Log: log("registry"),
 		Policy: registry.Policy{UID: uint32(os.Geteuid()), FirstUnprivileged: p.binder.FirstUnprivileged(registry.HostNetns)},
 		BootID: strings.TrimSpace(string(bootID)),
 		Ended:  func(res *registry.Reservation, reason string) { p.pool.Released(res.ID, reason) },
+
+		LocalPorts: p.local,
 	})
 	asks.Registry = p.registry
 	return p, nil
@@ -286,6 +298,10 @@ func (p *parts) features() []rpc.Feature {
 	return append(all, rpc.Feature{
 		Name: "peer-pidfd", Available: has && err == nil,
 		Consequence: "A worker that dies in the instant it attaches may be taken for another process that got its number.",
+	}, rpc.Feature{
+		Name: "local-reserved-ports", Available: p.local.Refused() == nil,
+		Consequence: "The kernel may give a port that is only recorded, or lost, to a program that asks for any: to keep it from that " +
+			"portd must write " + localports.Path + ", which takes CAP_NET_ADMIN and a writable /proc/sys.",
 	})
 }
 
