@@ -22,16 +22,20 @@ func (r *Registry) restore(ctx context.Context, res *Reservation, atStart bool) 
 		return res, Event{}, false
 	}
 	var why error
-	after = res.with(func(n *Reservation) {
-		for i, a := range res.Assigned {
-			lost, err := r.restoreEndpoint(ctx, SocketKey{res.ID, i}, a, res.Spec.Options, atStart)
-			n.Assigned[i].Lost = lost
-			if why == nil {
-				why = err
-			}
-			changed = changed || !slices.Equal(lost, a.Lost)
+	after = res
+	for i, a := range res.Assigned {
+		lost, err := r.restoreEndpoint(ctx, SocketKey{res.ID, i}, a, res.Spec.Options, atStart)
+		if why == nil {
+			why = err
 		}
-	})
+		if slices.Equal(lost, a.Lost) {
+			continue
+		}
+		if !changed {
+			after, changed = res.with(func(*Reservation) {}), true
+		}
+		after.Assigned[i].Lost = lost
+	}
 	if after.LostAny() {
 		return after, Event{Type: EventLost, Caller: Self, Reason: why.Error()}, changed
 	}

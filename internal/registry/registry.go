@@ -160,12 +160,7 @@ func (r *Registry) Start(ctx context.Context) error {
 		r.requests[q.Key()] = &request{stored: q}
 	}
 	r.seed(st, restored)
-	for _, e := range r.order {
-		if after, ev, changed := r.restore(ctx, e.res, true); changed {
-			restored.update(e, after, ev)
-			restored.apply = append(restored.apply, func() { r.noteLost(e) })
-		}
-	}
+	r.restoreAll(ctx, restored)
 	if err := ctx.Err(); err != nil {
 		return err // what could not be bound was not lost
 	}
