@@ -37,6 +37,7 @@ var arrows = map[string][]string{
 	"internal/registry/boltstore":         {"internal/ianadb", "internal/registry", "internal/registry/boltstore/storepb"},
 	"internal/registry/boltstore/storepb": nil,
 	"internal/registry/storetest":         {"internal/ianadb", "internal/registry"},
+	"internal/policyfile":                 {"internal/registry"},
 	"internal/services":                   {"internal/ianadb", "internal/registry", "proto/portd/v1"},
 	"internal/localports":                 {"internal/registry"},
 	"internal/pidwatch":                   {"internal/registry"},
