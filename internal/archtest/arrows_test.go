@@ -28,6 +28,7 @@ var arrows = map[string][]string{
 	"internal/fdpass":                     nil,
 	"internal/ianadb":                     nil,
 	"internal/ianadb/gen":                 {"internal/ianadb"},
+	"internal/natrules":                   {"internal/registry"},
 	"internal/nstest":                     nil,
 	"internal/paths":                      nil,
 	"internal/peercred":                   nil,

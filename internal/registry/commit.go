@@ -7,10 +7,8 @@ import (
 )
 
 const (
-	maxBatch   = 512     // changes in one transaction of the store
-	keepEvents = 100_000 // revisions whose events are kept
-	slackKept  = 1_000   // compacted that many at a time
-	keepRecent = 4_096   // of them in memory
+	maxBatch   = 512   // changes in one transaction of the store
+	keepRecent = 4_096 // revisions whose events are in memory too
 )
 
 // A commit is one change on its way to the store. Its fields are filled by who wants it, but for the revision, which
@@ -112,9 +110,8 @@ func (r *Registry) commitBatch(batch []*commit) {
 		changes[i] = Change{Revision: c.rev, Time: now, Put: c.put, Delete: c.del, Events: c.events}
 	}
 	last := &changes[len(changes)-1]
-	oldest := r.oldest
-	if last.Revision-oldest > keepEvents+slackKept {
-		oldest = last.Revision - keepEvents
+	oldest := r.oldestKept(last.Revision)
+	if oldest > r.oldest {
 		last.Compact = oldest
 	}
 	var watched chan struct{}

@@ -27,6 +27,7 @@ type Config struct {
 	Services  *ianadb.DB                          // that portd was built with
 	Processes Processes                           // nil: no lease is by a process
 	Netns     Namespaces                          // nil: nothing is reserved but in portd's own
+	Redirects Redirects                           // nil: NAT rules are not looked at
 	Settings  Settings                            // to begin with
 	BootID    string                              // of this boot of the host
 	Closings  Closings                            // nil: what is lost is tried now and then only
@@ -48,6 +49,8 @@ type Registry struct {
 	stopped chan struct{} // closed when nobody commits any more
 	swept   time.Time     // when old request ids were last looked for; the committing goroutine's
 	rearm   chan struct{} // tells the lease keeper of a new deadline; capacity 1
+
+	outdated atomic.Int64 // the first revision that is not too old by time, as far as is known
 
 	services atomic.Pointer[Services] // stored with mu held, loaded without
 	changing chan struct{}            // capacity 1: who is in it changes the services
@@ -181,6 +184,7 @@ func (r *Registry) Run(ctx context.Context) error {
 	keepers, kctx := errgroup.WithContext(ctx)
 	keepers.Go(func() error { return r.keepLeases(kctx) })
 	keepers.Go(func() error { return r.noteAlive(kctx) })
+	keepers.Go(func() error { return r.keepAge(kctx) })
 	keepers.Go(func() error { return r.retryLost(kctx) })
 	keepers.Go(func() error { return r.keepNetns(kctx) })
 	keepers.Go(func() error {
