@@ -52,6 +52,12 @@ func useText(r *pb.ReservationUse) string {
 	if r.GetState() == "listening" { // since when it listens is not known
 		text = fmt.Sprintf("%s, listening, held since %s", whose, when(r.GetCreateTime()))
 	}
+	if r.GetLease() != "" {
+		text += ", " + r.GetLease()
+	}
+	if r.GetExpireTime() != nil {
+		text += ", until " + full(r.GetExpireTime())
+	}
 	if n := int(r.GetWorkers()); n > 0 {
 		text += ", " + count(n, "worker")
 	}

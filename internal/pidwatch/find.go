@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 
@@ -25,6 +26,29 @@ func (*Watcher) Find(c registry.Caller, pid int32) (start int64, uid uint32, err
 		return 0, 0, err
 	}
 	return s.start, s.uid, unix.Close(fd)
+}
+
+// Command is the name that the process goes by that has this pid and started then (proc_pid_comm(5)), with '?' for what does not print. It
+// is empty where that one has ended, and where /proc does not show it (hidepid).
+func (*Watcher) Command(pid int32, start int64) string {
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return ""
+	}
+	// After it, so that the name is not another's who has the number now.
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return ""
+	}
+	if began, err := startOf(stat); err != nil || began != start {
+		return ""
+	}
+	return strings.Map(func(r rune) rune {
+		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, strings.TrimSuffix(string(comm), "\n"))
 }
 
 // A snapshot is what /proc says of a process.

@@ -231,3 +231,21 @@ func descriptors(t *testing.T) int {
 	}
 	return len(all)
 }
+
+// TestCommand asks for the name of a process, of another that has started at another time, and of one that has ended.
+func TestCommand(t *testing.T) {
+	t.Parallel()
+	w := newWatcher(t)
+	pid, _, end := sleeper(t)
+	start := find(t, w, pid)
+	if got := w.Command(pid, start); got != "sleep" {
+		t.Errorf("it is called %q, want sleep", got)
+	}
+	if got := w.Command(pid, start+1); got != "" {
+		t.Errorf("another that has had its number is called %q", got)
+	}
+	end()
+	if got := w.Command(pid, start); got != "" {
+		t.Errorf("after its end it is called %q", got)
+	}
+}

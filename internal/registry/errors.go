@@ -43,7 +43,8 @@ type TakenError struct {
 	Want Endpoint // what was wanted; the zero Endpoint where a name is taken
 	Name string   // the name that is taken, or empty
 	By   []*Reservation
-	Kept *Former // in quarantine for its owner; nil where it is not
+	Ends map[string]Ending // of those of By that have a lease, by its id
+	Kept *Former           // in quarantine for its owner; nil where it is not
 	// Holders are sockets that portd does not own. All may be empty: the kernel refused, and nothing shows why.
 	Holders []Holder
 }
@@ -53,7 +54,7 @@ func (e *TakenError) Is(target error) bool { return target == ErrTaken }
 func (e *TakenError) Error() string {
 	var why []string
 	for _, r := range e.By {
-		why = append(why, "reserved by "+r.describe())
+		why = append(why, "reserved by "+r.describe()+e.standing(r))
 	}
 	if e.Kept != nil {
 		why = append(why, fmt.Sprintf("it is kept until %s for who had it, %s", e.Kept.Until.UTC().Format(time.RFC3339), e.Kept.Reservation.describe()))

@@ -14,6 +14,9 @@ type Processes interface {
 	// Watch calls gone once when the process has ended that has this pid and started then, until stop is called. ErrNotFound
 	// where it has ended already.
 	Watch(pid int32, start int64, gone func()) (stop func(), err error)
+	// Command is the name that the process goes by that has this pid and started then (comm), with '?' for what does not print. It
+	// is empty where that cannot be told.
+	Command(pid int32, start int64) string
 }
 
 // findProcess is when a process started that c may have a lease by.

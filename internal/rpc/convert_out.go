@@ -119,9 +119,12 @@ func fromUse(u registry.Use, me registry.Principal) *pb.PortUse { return newPeop
 type people struct {
 	names     map[uint32]string
 	processes map[int]*pb.Process
+	endings   map[string]registry.Ending // of leases
 }
 
-func newPeople() people { return people{map[uint32]string{}, map[int]*pb.Process{}} }
+func newPeople() people {
+	return people{map[uint32]string{}, map[int]*pb.Process{}, map[string]registry.Ending{}}
+}
 
 // name is empty for a user without a name here.
 func (who people) name(uid uint32) string {
@@ -181,6 +184,14 @@ func (who people) use(u registry.Use, me registry.Principal) *pb.PortUse {
 		Id: r.ID, Name: r.Name, Owner: string(r.Owner), Yours: r.Owner == me, CreateTime: fromTime(r.Created),
 		State: a.State(r.Spec.Mode).String(), Holders: who.holders(u.Holders),
 	}}}
+}
+
+// ends says of a use by a reservation what ends that by itself.
+func ends(use *pb.PortUse, e registry.Ending) *pb.PortUse {
+	if r := use.GetReservation(); r != nil {
+		r.Lease, r.ExpireTime = e.Lease, fromTime(e.Expires)
+	}
+	return use
 }
 
 func fromLease(l registry.LeaseStatus) *pb.Lease {

@@ -61,12 +61,20 @@ func unseen(p registry.Protocol) string {
 	return "portd does not see the sockets of " + p.String()
 }
 
-// use is a use with the number of its workers.
+// use is a use with the number of its workers, and with what ends it.
 func (s *ports) use(who people, u registry.Use, me registry.Principal) *pb.PortUse {
 	use := who.use(u, me)
 	if r := u.Reservation; r != nil {
 		key := registry.SocketKey{Reservation: r.ID, Index: u.Index}
 		use.GetReservation().Workers = uint32(s.workers.Totals(key).Workers)
+		if r.Lease != "" {
+			end, known := who.endings[r.Lease]
+			if !known {
+				end = s.reg.Ending(r.Lease)
+				who.endings[r.Lease] = end
+			}
+			ends(use, end)
+		}
 	}
 	return use
 }

@@ -100,8 +100,22 @@ func (s *reservations) WatchReservations(req *pb.WatchReservationsRequest, to pb
 	}
 	ctx := to.Context()
 	return s.reg.Watch(ctx, callerOf(ctx), w, func(storeID string, ch registry.Change) error {
-		return to.Send(fromChange(storeID, ch))
+		return to.Send(s.expiring(fromChange(storeID, ch), ch))
 	})
+}
+
+// expiring says in the events of a change when the leases end that are there still.
+func (s *reservations) expiring(out *pb.WatchReservationsResponse, ch registry.Change) *pb.WatchReservationsResponse {
+	for i, ev := range ch.Events {
+		switch {
+		case ev.Type == registry.EventReleased, ev.Type == registry.EventExpired:
+		case ev.Reservation != nil && ev.Reservation.Lease != "":
+			out.Events[i].Reservation.ExpireTime = fromTime(s.reg.Expires(ev.Reservation.Lease))
+		case ev.Type == registry.EventLeaseCreated:
+			out.Events[i].Lease.ExpireTime = fromTime(s.reg.Expires(ev.Lease.ID))
+		}
+	}
+	return out
 }
 
 func (s *reservations) Listen(ctx context.Context, req *pb.ListenRequest) (*pb.ListenResponse, error) {

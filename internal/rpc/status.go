@@ -162,6 +162,9 @@ func takenMetadata(e *registry.TakenError) map[string]string {
 	switch {
 	case len(e.By) > 0:
 		m["reservation"], m["owner"] = e.By[0].ID, string(e.By[0].Owner)
+		if ends := e.Ends[e.By[0].Lease]; ends.Lease != "" {
+			m["lease"] = ends.String()
+		}
 	case e.Kept != nil:
 		m["owner"], m["until"] = string(e.Kept.Reservation.Owner), e.Kept.Until.UTC().Format(time.RFC3339)
 	case len(e.Holders) > 0:
@@ -185,7 +188,8 @@ func fromTaken(e *registry.TakenError, me registry.Principal) *pb.PortConflict {
 	for _, r := range e.By {
 		for i, a := range r.Assigned {
 			if e.Name != "" || a.Endpoint.Overlaps(e.Want) {
-				conflict.Uses = append(conflict.Uses, fromUse(registry.Use{Reservation: r, Index: i}, me))
+				use := fromUse(registry.Use{Reservation: r, Index: i}, me)
+				conflict.Uses = append(conflict.Uses, ends(use, e.Ends[r.Lease]))
 			}
 		}
 	}
