@@ -29,6 +29,7 @@ var arrows = map[string][]string{
 	"internal/ianadb":                     nil,
 	"internal/ianadb/gen":                 {"internal/ianadb"},
 	"internal/natrules":                   {"internal/registry"},
+	"internal/netns":                      {"internal/peercred", "internal/registry"},
 	"internal/nstest":                     nil,
 	"internal/paths":                      nil,
 	"internal/peercred":                   nil,
@@ -50,8 +51,8 @@ var arrows = map[string][]string{
 	},
 	"internal/rpc/portdgw": {"proto/portd/v1"},
 	"internal/daemon": {
-		"internal/binder", "internal/handoff", "internal/ianadb", "internal/localports", "internal/paths", "internal/peercred", "internal/pidwatch",
-		"internal/registry", "internal/registry/boltstore", "internal/rpc",
+		"internal/binder", "internal/handoff", "internal/ianadb", "internal/localports", "internal/netns", "internal/paths",
+		"internal/peercred", "internal/pidwatch", "internal/registry", "internal/registry/boltstore", "internal/rpc",
 	},
 	"internal/portdtest": {"client", "internal/daemon", "internal/paths"},
 	"client": {

@@ -21,6 +21,7 @@ import (
 	"github.com/portd/portd/internal/handoff"
 	"github.com/portd/portd/internal/ianadb"
 	"github.com/portd/portd/internal/localports"
+	"github.com/portd/portd/internal/netns"
 	"github.com/portd/portd/internal/paths"
 	"github.com/portd/portd/internal/peercred"
 	"github.com/portd/portd/internal/pidwatch"
@@ -77,6 +78,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer parts.binder.Close()
+	defer parts.netns.Close()
 	defer parts.pids.Close()
 	served := false
 	defer func() {
@@ -101,6 +103,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		Registry: parts.registry,
 		Workers:  workers{parts.pool},
 		Log:      cfg.Log,
+		Join:     parts.netns.Join,
 		Info: rpc.Info{
 			Version: cfg.Version, PID: os.Getpid(), UID: uint32(os.Geteuid()), Started: started,
 			StateDir: cfg.StateDir, ControlSocket: cfg.Socket, HandoffSocket: paths.Handoff(cfg.Socket),
@@ -239,6 +242,7 @@ type parts struct {
 	pool     *handoff.Pool
 	binder   *binder.Binder
 	pids     *pidwatch.Watcher
+	netns    *netns.Host
 	local    *localports.Keeper
 	registry *registry.Registry
 }
@@ -249,17 +253,20 @@ func (cfg Config) introduce(store registry.Store) (_ *parts, err error) {
 	log := func(part string) *slog.Logger { return cfg.Log.With("part", part) }
 	asks := &attacher{}
 	lends := &lender{}
-	if p.pool, err = handoff.New(handoff.Config{Attacher: asks, Lender: lends, Log: log("handoff")}); err != nil {
-		return nil, err
-	}
-	if p.binder, err = binder.New(binder.Config{Log: log("binder"), Observer: p.pool}); err != nil {
-		return nil, err
-	}
-	lends.Binder = p.binder
 	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, err
 	}
+	if p.netns, err = netns.New(strings.TrimSpace(string(bootID)), log("netns")); err != nil {
+		return nil, err
+	}
+	if p.pool, err = handoff.New(handoff.Config{Attacher: asks, Lender: lends, Join: p.netns.Join, Log: log("handoff")}); err != nil {
+		return nil, err
+	}
+	if p.binder, err = binder.New(binder.Config{Log: log("binder"), Observer: p.pool, Enter: p.netns.Enter}); err != nil {
+		return nil, err
+	}
+	lends.Binder = p.binder
 	if p.pids, err = pidwatch.New(log("pidwatch")); err != nil {
 		return nil, err
 	}
@@ -272,7 +279,7 @@ func (cfg Config) introduce(store registry.Store) (_ *parts, err error) {
 		Log: log("localports"),
 	})
 	p.registry = registry.New(registry.Config{
-		Store: store, Binder: p.binder, Closings: p.binder, Processes: p.pids, Services: ianadb.Embedded(), Log: log("registry"),
+		Store: store, Binder: p.binder, Closings: p.binder, Processes: p.pids, Netns: p.netns, Services: ianadb.Embedded(), Log: log("registry"),
 		Policy: registry.Policy{UID: uint32(os.Geteuid()), FirstUnprivileged: p.binder.FirstUnprivileged(registry.HostNetns)},
 		BootID: strings.TrimSpace(string(bootID)),
 		Ended:  func(res *registry.Reservation, reason string) { p.pool.Released(res.ID, reason) },
@@ -295,6 +302,10 @@ func (p *parts) features() []rpc.Feature {
 		all = append(all, rpc.Feature(f))
 	}
 	has, err := peercred.HasPeerPIDFD()
+	all = append(all, rpc.Feature{
+		Name: "network-namespaces", Available: netns.MayEnter(),
+		Consequence: "Ports of containers and other network namespaces cannot be reserved: that takes CAP_SYS_ADMIN.",
+	})
 	return append(all, rpc.Feature{
 		Name: "peer-pidfd", Available: has && err == nil,
 		Consequence: "A worker that dies in the instant it attaches may be taken for another process that got its number.",

@@ -80,7 +80,11 @@ func (p *Pool) handshake(ctx context.Context, conn *net.UnixConn, cred peercred.
 		p.refuse(conn, wire.CodeInvalid, err.Error())
 		return nil, nil
 	}
-	w, lent, err = p.grant(ctx, conn, p.caller(conn, cred), want)
+	who, leave, err := p.caller(conn, cred)
+	if err == nil {
+		defer leave()
+		w, lent, err = p.grant(ctx, conn, who, want)
+	}
 	if err != nil {
 		code, text := p.explain(err)
 		p.refuse(conn, code, text)

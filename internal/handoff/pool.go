@@ -15,9 +15,9 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"syscall"
 	"time"
 
-	"github.com/portd/portd/internal/peercred"
 	"github.com/portd/portd/internal/registry"
 	"golang.org/x/sys/unix"
 )
@@ -40,6 +40,9 @@ type Config struct {
 	Attacher Attacher
 	Lender   Lender
 	Log      *slog.Logger // silent when nil
+	// Join says in which network namespace the peer of a connection lives, as endpoints spell it, and keeps it known by that name
+	// until leave is called; nil: everybody is taken for a program in portd's own.
+	Join func(syscall.Conn) (netns string, leave func(), err error)
 	// MaxPerUser bounds the attachments of one user other than root and portd's own; 0 means a sixteenth of
 	// RLIMIT_NOFILE, a quarter of the descriptors, since each takes four.
 	MaxPerUser int
@@ -47,10 +50,9 @@ type Config struct {
 
 // A Pool is the hand-off: listeners on one side, workers on the other. It is a registry.ListenerObserver.
 type Pool struct {
-	cfg   Config
-	log   *slog.Logger
-	self  uint32 // portd's own uid
-	netns peercred.NetNS
+	cfg  Config
+	log  *slog.Logger
+	self uint32 // portd's own uid
 
 	epoll, wake int
 	guard       *guard
@@ -106,9 +108,6 @@ func (p *Pool) open() (err error) {
 	}
 	if p.cfg.MaxPerUser == 0 {
 		p.cfg.MaxPerUser = int(min(limit.Cur, 1<<20) / 16)
-	}
-	if p.netns, err = peercred.OwnNetNS(); err != nil {
-		return err
 	}
 	if p.truesize, err = measureFrame(); err != nil {
 		return err

@@ -223,13 +223,14 @@ func (p *Pool) refuse(conn *net.UnixConn, code wire.Code, text string) {
 	_, _ = conn.Write(wire.AppendRefused(nil, wire.Refused{Code: code, Text: text}))
 }
 
-// caller is the registry's word for a peer.
-func (p *Pool) caller(conn *net.UnixConn, cred peercred.Cred) registry.Caller {
-	c := registry.Caller{UID: cred.UID, GID: cred.GID, PID: cred.PID, Netns: registry.HostNetns}
-	if ns, err := peercred.NetNSOf(conn); err == nil && ns.Differs(p.netns) {
-		c.Netns = "another"
+// caller is the registry's word for a peer, whose network namespace is kept known until leave is called.
+func (p *Pool) caller(conn *net.UnixConn, cred peercred.Cred) (c registry.Caller, leave func(), err error) {
+	c = registry.Caller{UID: cred.UID, GID: cred.GID, PID: cred.PID, Netns: registry.HostNetns}
+	if p.cfg.Join == nil {
+		return c, func() {}, nil
 	}
-	return c
+	c.Netns, leave, err = p.cfg.Join(conn)
+	return c, leave, err
 }
 
 // command is the name of a process as /proc has it now, safe to print: a process may call itself anything.

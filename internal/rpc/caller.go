@@ -3,8 +3,8 @@ package rpc
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net"
+	"syscall"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
@@ -47,32 +47,21 @@ func findCaller(ctx context.Context) (registry.Caller, bool) {
 	return c.Caller, ok
 }
 
-// netnsOf is portd's own network namespace, to tell others from it.
-type netnsOf peercred.NetNS
+// A join says in which network namespace the peer of a connection lives, and keeps that known until leave is called.
+type join func(syscall.Conn) (netns string, leave func(), err error)
 
-func ownNetns(log *slog.Logger) netnsOf {
-	ns, err := peercred.OwnNetNS()
-	if err != nil {
-		log.Warn("cannot tell callers of other network namespaces", "err", err)
-	}
-	return netnsOf(ns)
-}
+// atHome takes everybody for a caller from portd's own network namespace.
+func atHome(syscall.Conn) (string, func(), error) { return registry.HostNetns, func() {}, nil }
 
-// identify asks the kernel who is at the other end.
-func (own netnsOf) identify(c *net.UnixConn) (registry.Caller, error) {
+// identify asks the kernel who is at the other end, and joins his network namespace.
+func (j join) identify(c *net.UnixConn) (who registry.Caller, leave func(), err error) {
 	cred, err := peercred.Of(c)
 	if err != nil {
-		return registry.Caller{}, err
+		return who, nil, err
 	}
-	who := registry.Caller{UID: cred.UID, GID: cred.GID, PID: cred.PID, Netns: registry.HostNetns}
-	ns, err := peercred.NetNSOf(c)
-	if err != nil {
-		return registry.Caller{}, err
-	}
-	if ns.Differs(peercred.NetNS(own)) {
-		who.Netns = "another"
-	}
-	return who, nil
+	who = registry.Caller{UID: cred.UID, GID: cred.GID, PID: cred.PID}
+	who.Netns, leave, err = j(c)
+	return who, leave, err
 }
 
 // settled are the transport credentials of connections whose caller is known already.

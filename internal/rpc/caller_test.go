@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/portd/portd/internal/netns"
 	"github.com/portd/portd/internal/nstest"
 	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/rpc"
@@ -78,9 +79,24 @@ func TestCallerOfAnotherNetworkNamespace(t *testing.T) {
 	}
 	nstest.Need(t) // who may make one may make another
 	got := h.asked(t, attr, "nobody")
-	for _, s := range got.Reserve {
-		if !strings.HasPrefix(s, "FailedPrecondition: network namespace: you are in another one than portd") {
-			t.Errorf("from another network namespace reserve answers %q", s)
+	if netns.MayEnter() {
+		if want := both(fmt.Sprintf("for uid:%d", os.Geteuid())); got.Reserve != want {
+			t.Errorf("from another network namespace reserve answers %q, want %q", got.Reserve, want)
+		}
+		all, err := h.reg.List(t.Context(), registry.Caller{}, registry.Filter{}, registry.Page{})
+		if err != nil || len(all.Items) != 2 {
+			t.Fatalf("%d reservations, %v; want one by each door", len(all.Items), err)
+		}
+		for _, res := range all.Items {
+			if ns := res.Assigned[0].Endpoint.Netns; ns == registry.HostNetns || strings.Trim(ns, "0123456789") != "" {
+				t.Errorf("reserved in %q, want the number of the caller's network namespace", ns)
+			}
+		}
+	} else {
+		for _, s := range got.Reserve {
+			if !strings.HasPrefix(s, "FailedPrecondition: ") || !strings.Contains(s, "CAP_SYS_ADMIN") {
+				t.Errorf("from another network namespace reserve answers %q", s)
+			}
 		}
 	}
 	if want := both(fmt.Sprintf("uid:%d admin=true", os.Geteuid())); got.Status != want {

@@ -27,6 +27,7 @@ import (
 
 	"github.com/portd/portd/internal/binder"
 	"github.com/portd/portd/internal/ianadb"
+	"github.com/portd/portd/internal/netns"
 	"github.com/portd/portd/internal/nstest"
 	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/registry/boltstore"
@@ -68,12 +69,16 @@ func startIn(t testing.TB, dir string, workers rpc.Workers) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	binds, err := binder.New(binder.Config{Log: log})
+	spaces, err := netns.New("this one", log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	binds, err := binder.New(binder.Config{Log: log, Enter: spaces.Enter})
 	if err != nil {
 		t.Fatal(err)
 	}
 	h.reg = registry.New(registry.Config{
-		Store: store, Binder: binds, Services: ianadb.Embedded(), BootID: "this one", Log: log,
+		Store: store, Binder: binds, Netns: spaces, Services: ianadb.Embedded(), BootID: "this one", Log: log,
 		Policy: registry.Policy{UID: uint32(os.Geteuid())},
 	})
 	if err := h.reg.Start(t.Context()); err != nil {
@@ -90,7 +95,7 @@ func startIn(t testing.TB, dir string, workers rpc.Workers) *host {
 		workers = crew{}
 	}
 	doors := rpc.New(rpc.Config{
-		Registry: h.reg, Workers: workers, Log: log,
+		Registry: h.reg, Workers: workers, Log: log, Join: spaces.Join,
 		Info: rpc.Info{
 			Version: "v0", PID: os.Getpid(), UID: uint32(os.Geteuid()), Started: time.Now(), ControlSocket: h.socket,
 			Features: []rpc.Feature{{Name: "wings", Consequence: "It does not fly."}},
@@ -109,6 +114,7 @@ func startIn(t testing.TB, dir string, workers rpc.Workers) *host {
 		cancel()
 		err := running.Wait()
 		binds.Close()
+		spaces.Close()
 		if err := errors.Join(err, store.Close()); err != nil {
 			t.Error(err)
 		}

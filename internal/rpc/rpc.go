@@ -8,6 +8,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -25,6 +26,9 @@ type Config struct {
 	Workers  Workers
 	Info     Info
 	Log      *slog.Logger // nil: silent
+	// Join says in which network namespace the peer of a connection lives, as endpoints spell it, and keeps it known by that name
+	// until leave is called; nil: everybody is taken for a caller from portd's own.
+	Join func(syscall.Conn) (netns string, leave func(), err error)
 }
 
 // Info is what the daemon knows of itself.
@@ -49,7 +53,7 @@ type Feature struct {
 // A Server answers the API.
 type Server struct {
 	log      *slog.Logger
-	netns    netnsOf
+	join     join
 	grpc     *grpc.Server
 	health   *health.Server
 	http     *http.Server
@@ -74,7 +78,10 @@ func New(cfg Config) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{log: cfg.Log, netns: ownNetns(cfg.Log)}
+	s := &Server{log: cfg.Log, join: cfg.Join}
+	if s.join == nil {
+		s.join = atHome
+	}
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.local = newLocal(s.unary, s.stream)
 	s.grpc = grpc.NewServer(

@@ -23,7 +23,7 @@ var pings = keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutS
 // all its goroutines, and is called once.
 func (s *Server) Serve(ctx context.Context, ln *net.UnixListener) error {
 	sort := &sorter{
-		netns: s.netns, h1: newLane(ln.Addr()), h2: newLane(ln.Addr()),
+		join: s.join, h1: newLane(ln.Addr()), h2: newLane(ln.Addr()),
 		log: s.log, most: mostPerUser(), open: map[uint32]int{},
 	}
 	work, ctx := errgroup.WithContext(ctx)

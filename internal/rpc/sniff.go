@@ -21,7 +21,7 @@ const (
 
 // A sorter accepts connections and gives each to the lane of the protocol that it speaks.
 type sorter struct {
-	netns  netnsOf
+	join   join
 	h1, h2 *lane
 	log    *slog.Logger
 	most   int // connections of one user at a time
@@ -73,17 +73,21 @@ func (s *sorter) run(ctx context.Context, ln *net.UnixListener) error {
 // admit settles who has connected. It closes raw and returns nil where the kernel does not say, or the user has too many
 // connections already.
 func (s *sorter) admit(raw *net.UnixConn) *conn {
-	who, err := s.netns.identify(raw)
+	who, leave, err := s.join.identify(raw)
 	if err != nil {
 		s.log.Warn("cannot tell who has connected", "err", err)
 		_ = raw.Close()
 		return nil
 	}
 	if !s.enter(who) {
+		leave()
 		_ = raw.Close()
 		return nil
 	}
-	return &conn{Conn: raw, caller: who, gone: sync.OnceFunc(func() { s.leave(who) })}
+	return &conn{Conn: raw, caller: who, gone: sync.OnceFunc(func() {
+		leave()
+		s.leave(who)
+	})}
 }
 
 // sort hands c to its lane, or closes it: the first three bytes of HTTP/2, which gRPC is, are "PRI" (RFC 9113 section 3.4);
