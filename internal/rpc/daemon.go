@@ -12,6 +12,7 @@ type daemon struct {
 	pb.UnimplementedDaemonServiceServer
 	reg     *registry.Registry
 	workers Workers
+	policy  func() PolicyStatus
 	info    Info
 }
 
@@ -25,5 +26,6 @@ func (s *daemon) GetStatus(ctx context.Context, _ *pb.GetStatusRequest) (*pb.Get
 		Reservations: uint32(st.Reservations), Lost: uint32(st.Lost), Listeners: uint32(st.Listeners),
 		Workers: uint32(len(s.workers.Workers())),
 		Caller:  string(me.Principal()), Admin: s.reg.Policy().Admin(me),
+		Policy: fromPolicy(s.policy()),
 	}, nil
 }

@@ -20,6 +20,7 @@ type ports struct {
 	pb.UnimplementedPortServiceServer
 	reg     *registry.Registry
 	workers Workers
+	policy  func() PolicyStatus
 }
 
 func (s *ports) Whois(ctx context.Context, req *pb.WhoisRequest) (*pb.WhoisResponse, error) {

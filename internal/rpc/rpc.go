@@ -24,6 +24,7 @@ import (
 type Config struct {
 	Registry *registry.Registry
 	Workers  Workers
+	Policy   func() PolicyStatus // nil: there is no policy file
 	Info     Info
 	Log      *slog.Logger // nil: silent
 	// Join says in which network namespace the peer of a connection lives, as endpoints spell it, and keeps it known by that name
@@ -48,6 +49,14 @@ type Feature struct {
 	Name        string
 	Available   bool
 	Consequence string // what is weaker without it
+}
+
+// PolicyStatus is how it stands with the policy file.
+type PolicyStatus struct {
+	File   string
+	Loaded time.Time // when what applies was read; zero: the file is not there, and portd's own defaults apply
+	Err    string    // why the last attempt to read it failed; empty where it did not
+	Failed time.Time // when that was
 }
 
 // A Server answers the API.
@@ -77,6 +86,9 @@ const framing = 16
 func New(cfg Config) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Policy == nil {
+		cfg.Policy = func() (none PolicyStatus) { return none }
 	}
 	s := &Server{log: cfg.Log, join: cfg.Join}
 	if s.join == nil {
@@ -113,7 +125,7 @@ func register(cfg Config, to grpc.ServiceRegistrar, hot *hot) {
 	pb.RegisterReservationServiceServer(to, &reservations{reg: cfg.Registry, log: cfg.Log})
 	pb.RegisterLeaseServiceServer(to, &leases{reg: cfg.Registry})
 	pb.RegisterServiceRegistryServiceServer(to, &serviceRegistry{reg: cfg.Registry, hot: hot})
-	pb.RegisterPortServiceServer(to, &ports{reg: cfg.Registry, workers: cfg.Workers})
+	pb.RegisterPortServiceServer(to, &ports{reg: cfg.Registry, workers: cfg.Workers, policy: cfg.Policy})
 	pb.RegisterHandoffServiceServer(to, &handoffs{reg: cfg.Registry, workers: cfg.Workers})
-	pb.RegisterDaemonServiceServer(to, &daemon{reg: cfg.Registry, workers: cfg.Workers, info: cfg.Info})
+	pb.RegisterDaemonServiceServer(to, &daemon{reg: cfg.Registry, workers: cfg.Workers, policy: cfg.Policy, info: cfg.Info})
 }

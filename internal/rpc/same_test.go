@@ -47,6 +47,21 @@ func TestSameByBothDoors(t *testing.T) {
 			path: "/v1/status",
 		},
 		{
+			name: "pools",
+			grpc: func(ctx context.Context) (proto.Message, error) {
+				return pb.NewPortServiceClient(conn).ListPools(ctx, &pb.ListPoolsRequest{})
+			},
+			path: "/v1/pools",
+		},
+		{
+			name: "a pool that is not there",
+			grpc: func(ctx context.Context) (proto.Message, error) {
+				return pb.NewPortServiceClient(conn).ListPools(ctx, &pb.ListPoolsRequest{Name: "nosuch"})
+			},
+			path: "/v1/pools?name=nosuch",
+			code: codes.NotFound, http: http.StatusNotFound,
+		},
+		{
 			name: "look up a port",
 			grpc: func(ctx context.Context) (proto.Message, error) {
 				return pb.NewServiceRegistryServiceClient(conn).LookupServices(ctx, &pb.LookupServicesRequest{Query: &pb.LookupServicesRequest_Port{Port: 443}})
