@@ -68,6 +68,14 @@ func (c *ctl) printDetails(res *pb.Reservation, ends string) error {
 		for _, ex := range exceptions(a) {
 			t.row("", ex.ports+"  "+ex.state)
 		}
+		if a.GetState() != pb.EndpointState_ENDPOINT_STATE_RECORDED {
+			continue
+		}
+		if who := holdersText(a.GetBoundBy()); who != "" {
+			t.row("", who)
+		} else {
+			t.row("", "no program has bound it")
+		}
 	}
 	if opt := bindOptions(res.GetSpec().GetBindOptions()); opt != "" {
 		t.row("bound with", opt)
@@ -82,7 +90,19 @@ func (c *ctl) printDetails(res *pb.Reservation, ends string) error {
 	if res.GetRevision() != res.GetCreateRevision() {
 		t.row("changed", fmt.Sprintf("revision %d", res.GetRevision()))
 	}
-	return t.flush()
+	if err := t.flush(); err != nil {
+		return err
+	}
+	told := map[string]bool{}
+	for _, a := range res.GetAssigned() {
+		for _, h := range a.GetBoundBy() {
+			if why := h.GetHidden(); why != "" && !told[why] {
+				told[why] = true
+				c.say("%s", why)
+			}
+		}
+	}
+	return nil
 }
 
 func ownerText(principal string) string {

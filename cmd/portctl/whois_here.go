@@ -49,7 +49,11 @@ func summarize(uses []*pb.PortUse) (lines []string) {
 	var others []*pb.PortUse
 	for _, u := range uses {
 		if r := u.GetReservation(); r != nil {
-			lines = append(lines, u.GetEndpoint().GetText()+" "+useText(r))
+			text := useText(r)
+			if r.GetState() == "recorded" && len(r.GetHolders()) == 0 {
+				text += "; no program has bound it"
+			}
+			lines = append(lines, u.GetEndpoint().GetText()+" "+text)
 		} else if u.GetHolder() != nil {
 			others = append(others, u)
 		}

@@ -43,7 +43,7 @@ func (s *reservations) GetReservation(ctx context.Context, req *pb.GetReservatio
 	if err != nil {
 		return nil, err
 	}
-	return &pb.GetReservationResponse{Reservation: s.shown(r, s.culprits(ctx, r)...)}, nil
+	return &pb.GetReservationResponse{Reservation: s.boundBy(ctx, r, s.shown(r, s.culprits(ctx, r)...))}, nil
 }
 
 func (s *reservations) ListReservations(ctx context.Context, req *pb.ListReservationsRequest) (*pb.ListReservationsResponse, error) {
