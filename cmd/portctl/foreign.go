@@ -15,14 +15,15 @@ import (
 const foreignHelp = `With --foreign it shows every port that is bound here, by portd or by anybody else: what is
 done with it, by whom, and which reservation it is of. Of other users' processes you see
 what /proc would show you; what is hidden is said. Connections are counted, and listed
-with --connections. With -q the endpoints alone.`
+with --connections. What NAT rules (Docker's, kube-proxy's, your own) send elsewhere before any
+socket sees it comes last, as "redirected". With -q the endpoints alone.`
 
 func (c *ctl) listForeign(ctx context.Context, args []string, connections bool) error {
 	req, err := toUsesRequest(args)
 	if err != nil {
 		return err
 	}
-	req.Connections = connections
+	req.Connections, req.Netns = connections, c.netns
 	cl, err := c.dial(ctx)
 	if err != nil {
 		return err
@@ -32,7 +33,7 @@ func (c *ctl) listForeign(ctx context.Context, args []string, connections bool) 
 	if err != nil || c.json() {
 		return c.jsonUnless(err, all)
 	}
-	t := c.listing(len(all.GetUses()), "ENDPOINT", "STATE", "USER", "PROCESS", "OF", "RESERVATION")
+	t := c.listing(len(all.GetUses())+len(all.GetRedirects()), "ENDPOINT", "STATE", "USER", "PROCESS", "OF", "RESERVATION")
 	for _, u := range all.GetUses() {
 		if c.quiet {
 			t.row(u.GetEndpoint().GetText())
@@ -52,6 +53,13 @@ func (c *ctl) listForeign(ctx context.Context, args []string, connections bool) 
 		t.row(u.GetEndpoint().GetText(), r.GetState(), ownerName(r.GetOwner()), by, "", firstOf(r.GetName(), r.GetId()))
 		for _, h := range r.GetHolders() {
 			t.row(holderCells("  "+h.GetEndpoint().GetText(), h)...)
+		}
+	}
+	for _, r := range all.GetRedirects() {
+		if c.quiet {
+			t.row(redirectedPorts(r))
+		} else {
+			t.row(redirectedPorts(r), "redirected", "", redirectedTo(r), r.GetRule(), "")
 		}
 	}
 	if err := t.flush(); err != nil {
@@ -115,6 +123,7 @@ func listUses(ctx context.Context, cl *client.Client, req *pb.ListPortUsesReques
 		}
 		all.Uses = append(all.Uses, part.GetUses()...)
 		all.Hidden = append(all.Hidden, part.GetHidden()...)
+		all.Redirects = append(all.Redirects, part.GetRedirects()...)
 		all.Connections += part.GetConnections()
 		all.Leftovers += part.GetLeftovers()
 	}

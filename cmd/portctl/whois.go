@@ -17,7 +17,8 @@ portctl can read itself, and which it names, with -q and -o json on standard err
 
 That IANA has assigned a port says nothing about what really listens there; that it
 has not does not make the port yours. "here" is what really is: reservations, and
-sockets of other programs as far as you may see them.
+sockets of other programs as far as you may see them. What NAT rules of this host (Docker's,
+kube-proxy's, your own) send elsewhere before any socket sees it is said with the rule.
 
 A question is a port, a range of ports, a name, or a DCCP service code as RFC 4340
 writes it (SC:DISC, SC=1145656131, SC=x44495343). A protocol stands before or after it:

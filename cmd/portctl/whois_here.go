@@ -37,6 +37,9 @@ func (c *ctl) printUses(answer *pb.WhoisResponse, q question, several bool) erro
 	if more > 0 {
 		fmt.Fprintf(c.out, "here: and %d more; -o json has all\n", more)
 	}
+	for _, r := range answer.GetRedirects() {
+		fmt.Fprintln(c.out, "here:", printable(redirectText(r)))
+	}
 	for _, h := range answer.GetHidden() {
 		c.say("%s", h)
 	}

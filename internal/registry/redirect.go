@@ -34,8 +34,13 @@ func (r *Registry) Redirects(ctx context.Context, c Caller, netns string, proto 
 		return nil, "", err
 	}
 	defer leave()
-	if all, hidden, err = r.cfg.Redirects.Redirects(ctx, netns, proto, ports); err != nil {
-		return nil, "", fmt.Errorf("NAT rules: %w", err)
+	all, hidden, err = r.cfg.Redirects.Redirects(ctx, netns, proto, ports)
+	switch {
+	case err == nil:
+		return all, hidden, nil
+	case ctx.Err() != nil:
+		return nil, "", ctx.Err()
 	}
-	return all, hidden, nil
+	// Who has a port can be told all the same.
+	return nil, fmt.Sprintf("NAT rules, which may redirect ports, were not read: %v", err), nil
 }

@@ -35,7 +35,11 @@ func (s *ports) Whois(ctx context.Context, req *pb.WhoisRequest) (*pb.WhoisRespo
 		wanted = wanted[:maxRuns]
 	}
 	var uses []registry.Use
+	var redirected redirections
 	for _, w := range wanted {
+		if err := redirected.add(ctx, s.reg, me, req.GetNetns(), w); err != nil {
+			return nil, err
+		}
 		more, err := s.reg.Uses(ctx, me, req.GetNetns(), w.proto, w.ports)
 		if err != nil {
 			return nil, err
@@ -51,7 +55,8 @@ func (s *ports) Whois(ctx context.Context, req *pb.WhoisRequest) (*pb.WhoisRespo
 	for _, u := range uses {
 		out.Uses = append(out.Uses, s.use(who, u, me.Principal()))
 	}
-	out.Hidden = append(out.Hidden, hidden(uses)...)
+	out.Redirects = redirected.messages()
+	out.Hidden = append(append(out.Hidden, hidden(uses)...), redirected.hidden...)
 	return out, nil
 }
 

@@ -1,6 +1,8 @@
 package rpc
 
 import (
+	"context"
+
 	"github.com/portd/portd/internal/registry"
 	pb "github.com/portd/portd/proto/portd/v1"
 )
@@ -22,6 +24,10 @@ func (s *ports) ListPortUses(req *pb.ListPortUsesRequest, to pb.PortService_List
 	if err != nil {
 		return err
 	}
+	redirected, err := s.redirected(ctx, me, q)
+	if err != nil {
+		return err
+	}
 	who, part, size := newPeople(), &pb.ListPortUsesResponse{}, 0
 	for _, u := range list.Uses {
 		use, n := s.use(who, u, me.Principal()), weight(u)
@@ -33,12 +39,30 @@ func (s *ports) ListPortUses(req *pb.ListPortUsesRequest, to pb.PortService_List
 		}
 		part.Uses, size = append(part.Uses, use), size+n
 	}
-	part.Hidden = hidden(list.Uses)
+	part.Redirects = redirected.messages()
+	part.Hidden = append(hidden(list.Uses), redirected.hidden...)
 	for _, p := range list.Unseen {
 		part.Hidden = append(part.Hidden, unseen(p))
 	}
 	part.Connections, part.Leftovers = uint32(list.Connections), uint32(list.Leftovers)
 	return to.Send(part)
+}
+
+// redirected are the NAT rules that a list tells of.
+func (s *ports) redirected(ctx context.Context, me registry.Caller, q registry.UsesQuery) (d redirections, err error) {
+	if q.Ports == (registry.PortRange{}) {
+		q.Ports = registry.PortRange{First: 1, Last: 65535}
+	}
+	protos := q.Protos
+	if len(protos) == 0 {
+		protos = []registry.Protocol{0} // every one
+	}
+	for _, p := range protos {
+		if err := d.add(ctx, s.reg, me, q.Netns, run{p, q.Ports}); err != nil {
+			return d, err
+		}
+	}
+	return d, nil
 }
 
 // weight is about how many bytes a use takes. To know it exactly costs as much as to send it.
