@@ -61,6 +61,7 @@ func (f choiceFlags) put(endpoint string, ports *pb.AnyPorts) (err error) {
 
 // sayPassedOver tells why other ports were given than those that come first.
 func (c *ctl) sayPassedOver(answer *pb.ReserveResponse) {
+	_ = c.out.Flush()
 	for _, p := range answer.GetPassedOver() {
 		why := "asked for first"
 		if p.GetPreference() == pb.Preference_PREFERENCE_NAME {

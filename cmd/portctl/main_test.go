@@ -71,6 +71,14 @@ func setup(env *testscript.Env) error {
 	}
 	env.Setenv("PORTD_SOCKET", filepath.Join(env.WorkDir, "run", "portd.sock"))
 	env.Setenv("HOME", env.WorkDir)
+	// Not the one of this host; a script may have its own.
+	policy, err := os.OpenFile(filepath.Join(env.WorkDir, "policy.yaml"), os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	if err := policy.Close(); err != nil {
+		return err
+	}
 	csv, err := filepath.Abs("../../internal/ianadb/service-names-port-numbers.csv")
 	if err != nil {
 		return err
@@ -93,8 +101,11 @@ func manyUsers() bool {
 func portdMain() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, syscall.SIGHUP)
+	work := os.Getenv("WORK")
 	err := daemon.Run(ctx, daemon.Config{
-		Socket: os.Getenv("PORTD_SOCKET"), StateDir: filepath.Join(os.Getenv("WORK"), "state"), Version: "test",
+		Socket: os.Getenv("PORTD_SOCKET"), StateDir: filepath.Join(work, "state"), Policy: filepath.Join(work, "policy.yaml"), Version: "test", Reload: reload,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	if err != nil {

@@ -52,7 +52,7 @@ var arrows = map[string][]string{
 	"internal/rpc/portdgw": {"proto/portd/v1"},
 	"internal/daemon": {
 		"internal/binder", "internal/handoff", "internal/ianadb", "internal/localports", "internal/netns", "internal/paths",
-		"internal/peercred", "internal/pidwatch", "internal/registry", "internal/registry/boltstore", "internal/rpc",
+		"internal/peercred", "internal/pidwatch", "internal/policyfile", "internal/registry", "internal/registry/boltstore", "internal/rpc",
 	},
 	"internal/portdtest": {"client", "internal/daemon", "internal/paths"},
 	"client": {

@@ -34,9 +34,11 @@ import (
 type Config struct {
 	Socket   string // control socket; the hand-off socket and the lock lie beside it
 	StateDir string // of the store
+	Policy   string // policy file, which must be there; empty: that of the user who runs it, where there is one
 	Version  string
-	Log      *slog.Logger // nil: silent
-	Ready    func()       // called once everything answers; nil: nobody is told
+	Log      *slog.Logger     // nil: silent
+	Ready    func()           // called once everything answers; nil: nobody is told
+	Reload   <-chan os.Signal // at each the policy file is read again; nil: never
 }
 
 // Run is a portd from start to stop. It returns nil when ctx has ended and everything has been put away, else why it
@@ -48,6 +50,14 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	if err := cfg.settle(); err != nil {
 		return err
+	}
+	policy, err := cfg.newPolicy()
+	if err != nil {
+		return err
+	}
+	var settings registry.Settings
+	if err := policy.load(func(s registry.Settings) error { settings = s; return nil }); err != nil {
+		return fmt.Errorf("policy file: %w", err)
 	}
 	// What is opened here is closed in reverse order, by the deferred calls.
 	lns, err := inherited()
@@ -73,10 +83,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 
-	parts, err := cfg.introduce(store)
+	parts, err := cfg.introduce(store, settings)
 	if err != nil {
 		return err
 	}
+	parts.policy = policy
 	defer parts.binder.Close()
 	defer parts.netns.Close()
 	defer parts.pids.Close()
@@ -102,6 +113,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	doors := rpc.New(rpc.Config{
 		Registry: parts.registry,
 		Workers:  workers{parts.pool},
+		Policy:   policy.state,
 		Log:      cfg.Log,
 		Join:     parts.netns.Join,
 		Info: rpc.Info{
@@ -142,6 +154,10 @@ func (cfg Config) serve(ctx context.Context, p *parts, doors *rpc.Server, contro
 	outside, octx := errgroup.WithContext(octx)
 	outside.Go(func() error { return doors.Serve(octx, control) })
 	outside.Go(func() error { return p.pool.Serve(octx, attach) })
+	outside.Go(func() error {
+		p.policy.keep(octx, cfg.Reload, cfg, p.registry)
+		return nil
+	})
 	cfg.announce(p, started)
 	err := outside.Wait()
 	cfg.notify(sd.SdNotifyStopping)
@@ -158,7 +174,7 @@ func (cfg Config) serve(ctx context.Context, p *parts, doors *rpc.Server, contro
 func (cfg Config) announce(p *parts, started time.Time) {
 	st := p.registry.Status()
 	cfg.Log.Info("ready", "socket", cfg.Socket, "state", cfg.StateDir, "version", cfg.Version, "reservations", st.Reservations,
-		"lost", st.Lost, "listeners", st.Listeners, "took", time.Since(started).Round(time.Millisecond).String())
+		"lost", st.Lost, "listeners", st.Listeners, "policy", p.policy.loaded(), "took", time.Since(started).Round(time.Millisecond).String())
 	cfg.notify(sd.SdNotifyReady)
 	if cfg.Ready != nil {
 		cfg.Ready()
@@ -244,11 +260,12 @@ type parts struct {
 	pids     *pidwatch.Watcher
 	netns    *netns.Host
 	local    *localports.Keeper
+	policy   *policy
 	registry *registry.Registry
 }
 
 // introduce makes the parts and lets each know those it needs.
-func (cfg Config) introduce(store registry.Store) (_ *parts, err error) {
+func (cfg Config) introduce(store registry.Store, settings registry.Settings) (_ *parts, err error) {
 	p := &parts{}
 	log := func(part string) *slog.Logger { return cfg.Log.With("part", part) }
 	asks := &attacher{}
@@ -281,8 +298,8 @@ func (cfg Config) introduce(store registry.Store) (_ *parts, err error) {
 	p.registry = registry.New(registry.Config{
 		Store: store, Binder: p.binder, Closings: p.binder, Processes: p.pids, Netns: p.netns, Services: ianadb.Embedded(), Log: log("registry"),
 		Policy: registry.Policy{UID: uint32(os.Geteuid()), FirstUnprivileged: p.binder.FirstUnprivileged(registry.HostNetns)},
-		BootID: strings.TrimSpace(string(bootID)),
-		Ended:  func(res *registry.Reservation, reason string) { p.pool.Released(res.ID, reason) },
+		BootID: strings.TrimSpace(string(bootID)), Settings: settings,
+		Ended: func(res *registry.Reservation, reason string) { p.pool.Released(res.ID, reason) },
 
 		LocalPorts: p.local,
 	})

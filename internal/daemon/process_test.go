@@ -70,7 +70,7 @@ func portd(t testing.TB, d *portdtest.Daemon, names string, files ...*os.File) *
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	p := &process{Cmd: exec.Command(binary(t), "--socket", d.Socket, "--state", d.State), notify: conn}
+	p := &process{Cmd: exec.Command(binary(t), "--socket", d.Socket, "--state", d.State, "--policy", d.Policy), notify: conn}
 	p.Env = append(os.Environ(), "NOTIFY_SOCKET="+path)
 	if files != nil { // LISTEN_PID is known only to the process itself
 		p.Args = append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$@"`, "sh"}, p.Args...)
@@ -100,6 +100,14 @@ func (p *process) begin(t testing.TB) {
 // said waits for a message to the service manager.
 func (p *process) said(t testing.TB, want string) {
 	t.Helper()
+	if got := p.says(t, want); got != want {
+		t.Fatalf("portd said %q, want %s", got, want)
+	}
+}
+
+// says is the next message to the service manager, which is to be want or something like it.
+func (p *process) says(t testing.TB, want string) string {
+	t.Helper()
 	if err := p.notify.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
@@ -110,9 +118,7 @@ func (p *process) said(t testing.TB, want string) {
 		_ = p.Wait()
 		t.Fatalf("portd did not say %s: %v; its log: %s", want, err, &p.log)
 	}
-	if got := string(msg[:n]); got != want {
-		t.Fatalf("portd said %q, want %s", got, want)
-	}
+	return string(msg[:n])
 }
 
 // ends waits for it and returns its exit code.
@@ -172,6 +178,7 @@ func TestUsage(t *testing.T) {
 		want string
 	}{
 		{"--help", 0, "--socket PATH"},
+		{"--policy=/nosuch/policy.yaml", 1, "/nosuch/policy.yaml: no such file"},
 		{"--version", 0, "portd "},
 		{"--nonsense", 2, "--help"},
 		{"--log-level=loud", 2, "log-level"},

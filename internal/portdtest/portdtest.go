@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/portd/portd/client"
 	"github.com/portd/portd/internal/daemon"
 	"github.com/portd/portd/internal/paths"
@@ -18,8 +20,10 @@ type Daemon struct {
 	Dir    string // has the directories of the sockets and of the state
 	Socket string // control socket
 	State  string // state directory
+	Policy string // policy file, empty at first; Reload has it read again
 
 	log    *slog.Logger
+	reload chan os.Signal
 	cancel context.CancelFunc // nil while it is stopped
 	ended  chan error
 }
@@ -34,6 +38,7 @@ func New(t testing.TB) *Daemon {
 	}
 	d := &Daemon{
 		Dir: dir, Socket: filepath.Join(dir, "run", "portd.sock"), State: filepath.Join(dir, "state"),
+		Policy: filepath.Join(dir, "policy.yaml"), reload: make(chan os.Signal),
 		log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}
 	t.Cleanup(func() {
@@ -43,6 +48,10 @@ func New(t testing.TB) *Daemon {
 		}
 	})
 	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// Not the one of this host.
+	if err := os.WriteFile(d.Policy, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return d
@@ -64,7 +73,8 @@ func (d *Daemon) Restart(t testing.TB) {
 	ready, ended := make(chan struct{}), make(chan error, 1)
 	go func() {
 		ended <- daemon.Run(ctx, daemon.Config{
-			Socket: d.Socket, StateDir: d.State, Version: "test", Log: d.log, Ready: func() { close(ready) },
+			Socket: d.Socket, StateDir: d.State, Policy: d.Policy, Version: "test", Log: d.log,
+			Ready: func() { close(ready) }, Reload: d.reload,
 		})
 	}()
 	select {
@@ -74,6 +84,21 @@ func (d *Daemon) Restart(t testing.TB) {
 		cancel()
 		t.Fatalf("portd did not start: %v", err)
 	}
+}
+
+// Reload writes a policy file and has it read.
+func (d *Daemon) Reload(t testing.TB, policy string) {
+	t.Helper()
+	if err := os.WriteFile(d.Policy, []byte(policy), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d.Again()
+}
+
+// Again has the policy file read again, as SIGHUP does. It returns when that is done, however it went.
+func (d *Daemon) Again() {
+	d.reload <- unix.SIGHUP
+	d.reload <- unix.SIGHUP // is taken when the first one has been obeyed
 }
 
 // Stop ends it as SIGTERM does and returns when everything is put away. It may be called again.
