@@ -15,6 +15,18 @@ func (s *portSet) add(port int)    { s[port/64] |= 1 << (port % 64) }
 func (s *portSet) remove(port int) { s[port/64] &^= 1 << (port % 64) }
 func (s *portSet) empty() bool     { return *s == portSet{} }
 
+func (s *portSet) addRange(first, last int) {
+	for p := first; p <= last; p++ {
+		s.add(p)
+	}
+}
+
+func (s *portSet) removeRange(first, last int) {
+	for p := first; p <= last; p++ {
+		s.remove(p)
+	}
+}
+
 func (s *portSet) count() (n int) {
 	for _, w := range s {
 		n += bits.OnesCount64(w)
@@ -111,9 +123,7 @@ func parsePorts(text string) (*portSet, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%.40q is no range of ports: %w", run, err)
 		}
-		for p := int(first); p <= int(last); p++ {
-			s.add(p)
-		}
+		s.addRange(int(first), int(last))
 	}
 	return s, nil
 }

@@ -17,9 +17,6 @@ const (
 	// maxWrite is what the kernel takes of one write: a page less one byte (proc_do_large_bitmap), on the smallest pages that
 	// there are.
 	maxWrite = 4095
-	// maxRead is more than the longest text there can be: every other port. A read that ends before the text does is all that
-	// the kernel gives.
-	maxRead = 256 << 10
 	// patience is how long it is tried to be alone with the sysctl.
 	patience = 100 * time.Millisecond
 )
@@ -35,6 +32,7 @@ var (
 type sysctl struct {
 	fd    int
 	alone bool // nobody else changes it
+	buf   []byte
 }
 
 func open(flags int) (*sysctl, error) {
@@ -42,7 +40,7 @@ func open(flags int) (*sysctl, error) {
 		fd, err := unix.Open(Path, flags|unix.O_CLOEXEC, 0)
 		switch {
 		case err == nil:
-			return &sysctl{fd: fd}, nil
+			return &sysctl{fd: fd, buf: make([]byte, 4096)}, nil
 		case !errors.Is(err, unix.EINTR):
 			return nil, fmt.Errorf("open %s: %w", Path, err)
 		}
@@ -90,12 +88,17 @@ func (s *sysctl) read() (*portSet, error) {
 }
 
 func (s *sysctl) text() (string, error) {
-	buf := make([]byte, maxRead)
-	n, err := unix.Pread(s.fd, buf, 0)
-	if err != nil {
-		return "", fmt.Errorf("read %s: %w", Path, err)
+	for {
+		n, err := unix.Pread(s.fd, s.buf, 0)
+		if err != nil {
+			return "", fmt.Errorf("read %s: %w", Path, err)
+		}
+		// A read that ends before the text does is all that the kernel gives, so it must be one.
+		if n < len(s.buf)-len(",65535-65535") {
+			return strings.TrimSpace(string(s.buf[:n])), nil
+		}
+		s.buf = make([]byte, 4*len(s.buf))
 	}
-	return strings.TrimSpace(string(buf[:n])), nil
 }
 
 // add adds ports and takes none away: what is written elsewhere than at the beginning of the file the kernel joins to what it has.
@@ -111,33 +114,28 @@ func (s *sysctl) add(ports *portSet) error {
 // replace makes ports all that there are. Those of keep are in the first write, the one that takes others away, so that they are
 // there at any time. The error is errTooLong where they do not fit, and nothing has changed then.
 func (s *sysctl) replace(ports, keep *portSet) error {
-	var first []byte
-	late := new(portSet)
+	first := make([]byte, 0, maxWrite+len(",65535-65535"))
+	late := *ports
 	for _, kept := range []bool{true, false} {
 		for from, to := range ports.runs {
 			if keep.hasAny(from, to) != kept {
 				continue
 			}
-			switch text := appendRun(first, from, to); {
-			case len(text) < maxWrite:
-				first = text
-			case kept:
-				return errTooLong
-			default:
-				late.addRange(from, to)
+			text := appendRun(first, from, to)
+			if len(text) >= maxWrite {
+				if kept {
+					return errTooLong
+				}
+				break
 			}
+			first = text
+			late.removeRange(from, to)
 		}
 	}
 	if err := s.write(append(first, '\n'), 0); err != nil {
 		return err
 	}
-	return s.add(late)
-}
-
-func (s *portSet) addRange(first, last int) {
-	for p := first; p <= last; p++ {
-		s.add(p)
-	}
+	return s.add(&late)
 }
 
 // writes are texts that the kernel takes whole and that are the ports together.
