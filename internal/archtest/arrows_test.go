@@ -28,8 +28,8 @@ var arrows = map[string][]string{
 	"internal/fdpass":                     nil,
 	"internal/ianadb":                     nil,
 	"internal/ianadb/gen":                 {"internal/ianadb"},
-	"internal/natrules":                   {"internal/registry"},
 	"internal/netns":                      {"internal/peercred", "internal/registry"},
+	"internal/natrules":                   {"internal/registry"},
 	"internal/nstest":                     nil,
 	"internal/paths":                      nil,
 	"internal/peercred":                   nil,
@@ -51,7 +51,7 @@ var arrows = map[string][]string{
 	},
 	"internal/rpc/portdgw": {"proto/portd/v1"},
 	"internal/daemon": {
-		"internal/binder", "internal/handoff", "internal/ianadb", "internal/localports", "internal/netns", "internal/paths",
+		"internal/binder", "internal/handoff", "internal/ianadb", "internal/localports", "internal/natrules", "internal/netns", "internal/paths",
 		"internal/peercred", "internal/pidwatch", "internal/policyfile", "internal/registry", "internal/registry/boltstore", "internal/rpc",
 	},
 	"internal/portdtest": {"client", "internal/daemon", "internal/paths"},

@@ -21,6 +21,7 @@ import (
 	"github.com/portd/portd/internal/handoff"
 	"github.com/portd/portd/internal/ianadb"
 	"github.com/portd/portd/internal/localports"
+	"github.com/portd/portd/internal/natrules"
 	"github.com/portd/portd/internal/netns"
 	"github.com/portd/portd/internal/paths"
 	"github.com/portd/portd/internal/peercred"
@@ -90,6 +91,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	parts.policy = policy
 	defer parts.binder.Close()
 	defer parts.netns.Close()
+	defer parts.nat.Close()
 	defer parts.pids.Close()
 	served := false
 	defer func() {
@@ -258,8 +260,9 @@ type parts struct {
 	pool     *handoff.Pool
 	binder   *binder.Binder
 	pids     *pidwatch.Watcher
-	netns    *netns.Host
 	local    *localports.Keeper
+	netns    *netns.Host
+	nat      *natrules.Host
 	policy   *policy
 	registry *registry.Registry
 }
@@ -287,16 +290,19 @@ func (cfg Config) introduce(store registry.Store, settings registry.Settings) (_
 	if p.pids, err = pidwatch.New(log("pidwatch")); err != nil {
 		return nil, err
 	}
-	netns, err := peercred.OwnNetNS()
+	here, err := peercred.OwnNetNS()
 	if err != nil {
 		return nil, err
 	}
 	p.local = localports.New(localports.Config{
-		Record: filepath.Join(cfg.StateDir, "local-ports"), BootID: strings.TrimSpace(string(bootID)), Netns: fmt.Sprint(netns),
+		Record: filepath.Join(cfg.StateDir, "local-ports"), BootID: strings.TrimSpace(string(bootID)), Netns: fmt.Sprint(here),
 		Log: log("localports"),
 	})
+	if p.nat, err = natrules.OpenHost(p.netns.Enter); err != nil {
+		return nil, err
+	}
 	p.registry = registry.New(registry.Config{
-		Store: store, Binder: p.binder, Closings: p.binder, Processes: p.pids, Netns: p.netns, Services: ianadb.Embedded(), Log: log("registry"),
+		Store: store, Binder: p.binder, Closings: p.binder, Processes: p.pids, Netns: p.netns, Redirects: p.nat, Services: ianadb.Embedded(), Log: log("registry"),
 		Policy: registry.Policy{UID: uint32(os.Geteuid()), FirstUnprivileged: p.binder.FirstUnprivileged(registry.HostNetns)},
 		BootID: strings.TrimSpace(string(bootID)), Settings: settings,
 		Ended: func(res *registry.Reservation, reason string) { p.pool.Released(res.ID, reason) },
