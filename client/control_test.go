@@ -201,7 +201,7 @@ func TestErrors(t *testing.T) {
 		{"in use", reserve(t.Context(), exactly(foreignPort)), client.ErrTaken, "IN_USE"},
 		{"port 70000", reserve(t.Context(), exactly(70000)), client.ErrInvalid, "INVALID_ARGUMENT"},
 		{"a request id again", reserve(t.Context(), again), client.ErrInvalid, "REQUEST_ID_REUSED"},
-		{"another network namespace", reserve(t.Context(), elsewhere), client.ErrUnsupported, "NETNS"},
+		{"no network namespace", reserve(t.Context(), elsewhere), client.ErrNotFound, "NOT_FOUND"},
 		{"canceled", reserve(ended, anyPort()), context.Canceled, ""},
 		{"too late", reserve(late, anyPort()), context.DeadlineExceeded, ""},
 		{"not found", func() error {

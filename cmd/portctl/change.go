@@ -36,7 +36,7 @@ func (c *ctl) releaseCommand() *cobra.Command {
 		ValidArgsFunction: c.completeReservations,
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		refs := words(args)
+		refs := c.there(words(args))
 		if err := only.check(cmd, refs); err != nil {
 			return err
 		}
@@ -63,6 +63,7 @@ func (c *ctl) releaseCommand() *cobra.Command {
 		})
 	}
 	cmd.Flags().StringVar(&request, "request-id", "", "makes a repeated call give the first one's answer")
+	c.netnsFlag(cmd)
 	only.flag(cmd)
 	return cmd
 }
@@ -86,7 +87,7 @@ func (c *ctl) listenCommand() *cobra.Command {
 		ValidArgsFunction: c.completeReservations,
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		refs := words(args)
+		refs := c.there(words(args))
 		if err := only.check(cmd, refs); err != nil {
 			return err
 		}
@@ -103,6 +104,7 @@ func (c *ctl) listenCommand() *cobra.Command {
 		})
 	}
 	cmd.Flags().Uint32Var(&backlog, "backlog", 0, "connections that may wait; the kernel caps it at net.core.somaxconn (default 4096)")
+	c.netnsFlag(cmd)
 	only.flag(cmd)
 	return cmd
 }
@@ -120,7 +122,7 @@ func (c *ctl) closeCommand() *cobra.Command {
 		ValidArgsFunction: c.completeReservations,
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		refs := words(args)
+		refs := c.there(words(args))
 		if err := only.check(cmd, refs); err != nil {
 			return err
 		}
@@ -132,6 +134,7 @@ func (c *ctl) closeCommand() *cobra.Command {
 			return c.printAnswer(answer, answer.GetReservation())
 		})
 	}
+	c.netnsFlag(cmd)
 	only.flag(cmd)
 	return cmd
 }

@@ -23,7 +23,7 @@ func (c *ctl) listForeign(ctx context.Context, args []string, connections bool) 
 	if err != nil {
 		return err
 	}
-	req.Connections = connections
+	req.Connections, req.Netns = connections, c.netns
 	cl, err := c.dial(ctx)
 	if err != nil {
 		return err

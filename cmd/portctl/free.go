@@ -48,6 +48,7 @@ func (c *ctl) listFree(ctx context.Context, args []string, f freeFlags, countSet
 	case countSet && req.Within == nil: // not everybody may have the others
 		req.Within = &pb.PortRange{First: 1024, Last: 65535}
 	}
+	req.Netns = c.netns
 	if countSet && req.GetCount() > size(req.GetWithin()) {
 		return usagef("--count %d: so many ports do not fit into %s", f.count, portsText(req.GetWithin()))
 	}

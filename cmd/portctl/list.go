@@ -46,7 +46,8 @@ func (c *ctl) listCommand() *cobra.Command {
   portctl list --free --both 8000-9999
   portctl list -q --free tcp,udp --count 10
   portctl list --foreign
-  portctl list --foreign tcp 8000-8999`,
+  portctl list --foreign tcp 8000-8999
+  portctl list --foreign --netns blue`,
 		Args:              wants(0, 2, ""),
 		ValidArgsFunction: completeProtocols,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -73,6 +74,7 @@ func (c *ctl) listCommand() *cobra.Command {
 	flags.IntVar(&free.count, "count", 0, "with --free: only the first `N` ports in a row")
 	flags.BoolVar(&free.all, "all", false, "with --free: all of them, in order")
 	flags.BoolVar(&foreign, "foreign", false, "list every bound port, portd's or not")
+	c.netnsFlag(cmd)
 	flags.BoolVar(&connections, "connections", false, "with --foreign: the local ports of connections too")
 	return cmd
 }
@@ -115,6 +117,7 @@ func (c *ctl) list(ctx context.Context, args []string, f listFlags) error {
 	if err != nil {
 		return err
 	}
+	filter.Netns = c.netns
 	cl, err := c.dial(ctx)
 	if err != nil {
 		return err

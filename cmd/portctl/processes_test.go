@@ -103,6 +103,9 @@ func startCmd(ts *testscript.TestScript, neg bool, args []string) {
 	b := &background{changed: make(chan struct{}), ended: make(chan struct{})}
 	// The script's own PATH begins with the directory of its commands.
 	path := filepath.Join(filepath.SplitList(ts.Getenv("PATH"))[0], args[2])
+	if found, err := exec.LookPath(args[2]); err == nil {
+		path = found // a program of the host
+	}
 	b.cmd = exec.Command(path, args[3:]...)
 	b.cmd.Dir, b.cmd.Stdout, b.cmd.Stderr = ts.MkAbs("."), b, b
 	for _, name := range []string{"PATH", "WORK", "HOME", "PORTD_SOCKET", "GORACE"} {

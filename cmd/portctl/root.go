@@ -20,6 +20,7 @@ type ctl struct {
 
 	socket, output string
 	quiet          bool
+	netns          string // of --netns, where a command has that
 
 	understood bool // the arguments made sense; errors before that are of usage
 }
@@ -30,7 +31,8 @@ and runs programs on them.
 
 An endpoint is written tcp/8080 or "tcp 8080" (every address, IPv4 and IPv6),
 tcp4/8080 or tcp6/8080 (one family), udp/127.0.0.1:53, tcp/[::1]:8000-8009,
-tcp/https. A reservation is named by its id, its name or an endpoint of it.
+tcp/https. In another network namespace it is tcp/8080@blue, or --netns blue says so.
+A reservation is named by its id, its name or an endpoint of it.
 
 Data is on standard output, talk on standard error. With -o json the data is the
 API's message as JSON, one on a line.

@@ -67,12 +67,13 @@ func (c *ctl) runCommand() *cobra.Command {
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		at := cmd.ArgsLenAtDash()
-		return c.runOn(cmd.Context(), words(args[:at]), f, args[at:])
+		return c.runOn(cmd.Context(), c.there(words(args[:at])), f, args[at:])
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.name, "name", "", "`name` of the reservation, where one is made")
 	flags.BoolVar(&f.keep, "keep", false, "keep the reservation that is made when the program ends")
 	flags.BoolVar(&f.recordOnly, "record-only", false, "the program binds the port itself, told by {port} and {addr}")
+	c.netnsFlag(cmd)
 	return cmd
 }
 

@@ -44,7 +44,7 @@ func (c *ctl) setCommand() *cobra.Command {
 		ValidArgsFunction: c.completeReservations,
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		ref := strings.Join(args, " ")
+		ref := c.there([]string{strings.Join(args, " ")})[0]
 		if err := f.only.check(cmd, []string{ref}); err != nil {
 			return err
 		}
@@ -60,6 +60,7 @@ func (c *ctl) setCommand() *cobra.Command {
 	flags.StringArrayVar(&f.remove, "remove-label", nil, "take away the label with this `key`; may be repeated")
 	flags.StringVar(&f.lease, "lease", "", "give it back when this `lease` ends: the id of one that is there")
 	flags.BoolVar(&f.noLease, "no-lease", false, "keep it until it is released")
+	c.netnsFlag(cmd)
 	f.only.flag(cmd)
 	_ = cmd.RegisterFlagCompletionFunc("lease", c.completeLeases)
 	return cmd

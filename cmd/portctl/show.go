@@ -27,7 +27,7 @@ func (c *ctl) showCommand() *cobra.Command {
 			return err
 		}
 		defer cl.Close()
-		answer, err := cl.Reservations.GetReservation(cmd.Context(), &pb.GetReservationRequest{Reservation: strings.Join(args, " ")})
+		answer, err := cl.Reservations.GetReservation(cmd.Context(), &pb.GetReservationRequest{Reservation: c.there([]string{strings.Join(args, " ")})[0]})
 		switch {
 		case err != nil:
 			return err
@@ -39,6 +39,7 @@ func (c *ctl) showCommand() *cobra.Command {
 		}
 		return c.printDetails(answer.GetReservation(), leaseEnds(cmd.Context(), cl, answer.GetReservation()))
 	}
+	c.netnsFlag(cmd)
 	return cmd
 }
 

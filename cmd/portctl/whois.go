@@ -69,6 +69,7 @@ func (c *ctl) whoisCommand() *cobra.Command {
 	flags.BoolVarP(&f.long, "long", "l", false, "show the details of every service")
 	flags.BoolVarP(&f.short, "short", "s", false, "show no details and no notes")
 	flags.StringArrayVar(&f.codes, "service-code", nil, "ask for this DCCP service `code`, a number too; may be repeated")
+	c.netnsFlag(cmd)
 	return cmd
 }
 

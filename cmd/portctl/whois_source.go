@@ -75,7 +75,7 @@ func ask[A any](ctx context.Context, s *source, portd func(context.Context) (A, 
 }
 
 func (s *source) whois(ctx context.Context, q question) (*pb.WhoisResponse, error) {
-	lookup, req := &pb.LookupServicesRequest{Protocol: q.proto}, &pb.WhoisRequest{Protocol: q.proto}
+	lookup, req := &pb.LookupServicesRequest{Protocol: q.proto}, &pb.WhoisRequest{Protocol: q.proto, Netns: s.c.netns}
 	ports := &pb.PortRange{First: uint32(q.first), Last: uint32(q.last)}
 	switch {
 	case q.name != "":

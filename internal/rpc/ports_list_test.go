@@ -156,8 +156,8 @@ func TestListPortUses(t *testing.T) {
 	if err == nil {
 		_, err = refused.Recv()
 	}
-	if status.Code(err) != codes.FailedPrecondition {
-		t.Errorf("another network namespace: %v", err)
+	if status.Code(err) != codes.NotFound {
+		t.Errorf("a network namespace that is not there: %v", err)
 	}
 }
 
