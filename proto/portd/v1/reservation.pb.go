@@ -1563,7 +1563,8 @@ type Event struct {
 	Lease       *Lease       `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`
 	// Who did it: a principal, or "portd".
 	Caller string `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
-	// Why, where that is not the caller's own wish: "session lost", "in use"; of a replaced registry what it changed, in numbers.
+	// Why, where that is not the caller's own wish: "session lost", "in use"; of an update what it changed, of a replaced registry
+	// too, in numbers.
 	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	// After the change; as it was before where it was removed.
 	Service *ServiceEntry `protobuf:"bytes,6,opt,name=service,proto3" json:"service,omitempty"`
