@@ -140,7 +140,7 @@ func (c *ctl) list(ctx context.Context, args []string, f listFlags) error {
 			t.row(res.GetId())
 			continue
 		}
-		owner, since, until := ownerName(res.GetOwner()), when(res.GetCreateTime()), when(res.GetExpireTime())
+		owner, since, until := ownerName(res.GetOwner()), when(res.GetCreateTime()), untilText(res)
 		for _, a := range res.GetAssigned() {
 			t.row(a.GetEndpoint().GetText(), word(a.GetState()), owner, since, until, res.GetName(), res.GetId())
 			for _, ex := range exceptions(a) {

@@ -156,6 +156,14 @@ func full(t *timestamppb.Timestamp) string {
 	return t.AsTime().Local().Format(time.DateTime)
 }
 
+// untilText is when a reservation ends by itself, if it does: a lease without a time ends with its process or its session.
+func untilText(res *pb.Reservation) string {
+	if res.GetLeaseId() != "" && res.GetExpireTime() == nil {
+		return "with its lease"
+	}
+	return when(res.GetExpireTime())
+}
+
 func count(n int, what string) string {
 	switch n {
 	case 0:
