@@ -218,6 +218,34 @@ func TestExample(t *testing.T) {
 	}
 }
 
+// The manual page's example is one, and the page names every key that the parser does.
+func TestPage(t *testing.T) {
+	text, err := os.ReadFile("../../docs/man/portd-policy.5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := strings.ReplaceAll(string(text), `\-`, "-")
+	_, example, _ := strings.Cut(page, "\n.nf\n")
+	example, _, ok := strings.Cut(example, "\n.fi\n")
+	s, err := policyfile.Parse("example", []byte(example))
+	if !ok || err != nil || len(s.Pools) != 3 || s.History == (registry.History{}) {
+		t.Errorf("%+v, %v of\n%s", s, err, example)
+	}
+	for _, wrong := range []string{"x: 1", "pools: {ci: {x: 1}}", "history: {x: 1}"} {
+		_, err := policyfile.Parse("", []byte(wrong))
+		_, known, ok := strings.Cut(err.Error(), "known are ")
+		if !ok {
+			t.Fatal(err)
+		}
+		known = strings.NewReplacer("protocols (", "", ")", "").Replace(known)
+		for key := range strings.SplitSeq(known, ", ") {
+			if !strings.Contains(page, "\n.B "+key+"\n") && !strings.Contains(page, key+` ", "`) && !strings.Contains(page, `", " `+key) && !strings.Contains(page, "\n.BR "+key+" ") {
+				t.Errorf("the page does not name %s", key)
+			}
+		}
+	}
+}
+
 func TestLoad(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "policy.yaml")
 	if _, err := policyfile.Load(path); !errors.Is(err, fs.ErrNotExist) {
