@@ -56,7 +56,8 @@ func (c *ctl) reserveCommand() *cobra.Command {
   portctl reserve tcp any --pool ci --prefer 8080
   portctl reserve tcp 5432 --record-only
   portctl reserve tcp any --ttl 10m
-  portctl reserve tcp any --pid $$`,
+  portctl reserve tcp any --pid $$
+  portctl reserve tcp 8080 --netns blue`,
 		Args:              wants(1, many, "an endpoint like tcp/8080"),
 		ValidArgsFunction: completeEndpoints,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -74,7 +75,7 @@ func (c *ctl) reserveCommand() *cobra.Command {
 			case cmd.Flags().Changed("pid") && f.pid <= 0:
 				return usagef("--pid %d is not a pid", f.pid)
 			}
-			return c.reserve(cmd.Context(), words(args), f)
+			return c.reserve(cmd.Context(), c.there(words(args)), f)
 		},
 	}
 	flags := cmd.Flags()
@@ -82,6 +83,7 @@ func (c *ctl) reserveCommand() *cobra.Command {
 	flags.StringVar(&f.name, "name", "", "`name` of the reservation, unique on this host")
 	flags.StringArrayVar(&f.labels, "label", nil, "label, `key=value`; may be repeated")
 	c.choiceFlags(cmd, &f.choice)
+	c.netnsFlag(cmd)
 	flags.BoolVar(&f.recordOnly, "record-only", false, "do not bind: the program binds the port itself")
 	flags.BoolVar(&f.listenToo, "listen", false, "listen at once: connections wait for a program to take them")
 	flags.DurationVar(&f.ttl, "ttl", 0, "give them back after this `time`, unless they are renewed: 1s to 720h")
