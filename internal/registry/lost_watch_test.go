@@ -5,10 +5,12 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/portd/portd/internal/ianadb"
 	"github.com/portd/portd/internal/registry"
 )
 
@@ -107,5 +109,56 @@ func TestLostWithoutBeingTold(t *testing.T) {
 			t.Errorf("a watch was begun %d times, want once and after each of two tries", b.began)
 		}
 		stop()
+	})
+}
+
+// An echo is a pegboard whose every bind in vain ends in a socket being closed, which is told of.
+type echo struct {
+	*pegboard
+	bell  *bell
+	tries atomic.Int64
+}
+
+func (e *echo) Bind(ctx context.Context, b registry.Bind) error {
+	err := e.pegboard.Bind(ctx, b)
+	e.bell.mu.Lock()
+	closed := e.bell.closed
+	e.bell.mu.Unlock()
+	if err != nil && closed != nil {
+		e.tries.Add(1)
+		closed(b.Endpoint.Proto, b.Endpoint.First)
+	}
+	return err
+}
+
+// TestLostIsNotTriedWithoutEnd has each try be the reason for the next.
+func TestLostIsNotTriedWithoutEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store, pegs, _ := loseOne(t)
+		b := &bell{}
+		e := &echo{pegboard: pegs, bell: b}
+		r := registry.New(registry.Config{Store: store, Binder: e, Closings: b, Services: ianadb.Embedded(), BootID: "boot"})
+		if err := r.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- r.Run(ctx) }()
+		const seconds = 10
+		time.Sleep(seconds * time.Second)
+		if n := e.tries.Load(); n < seconds || n > 30*seconds {
+			t.Errorf("it was tried %d times in %d s, want some 20 a second at most", n, seconds)
+		}
+		pegs.free(foreign)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if n := r.Status().Lost; n != 0 {
+			t.Errorf("%d are lost, want none", n)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	})
 }
