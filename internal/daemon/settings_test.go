@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/portd/portd/client"
 	"github.com/portd/portd/internal/daemon"
@@ -191,5 +192,39 @@ func TestCheck(t *testing.T) {
 		if code := cmd.ProcessState.ExitCode(); code != tt.code || stdout.String() != tt.stdout || stderr.String() != tt.stderr {
 			t.Errorf("%q: exit %d (%v)\n%s%s", tt.text, code, err, stdout.String(), stderr.String())
 		}
+	}
+}
+
+// A choice goes by one policy or by the other, also while they change.
+func TestReloadUnderLoad(t *testing.T) {
+	d, c := start(t)
+	const a, b = "pools: {ci: {tcp: 20000-20099, quarantine: 0}}", "pools: {ci: {tcp: 21000-21099, quarantine: 0}}"
+	d.Reload(t, a)
+	ep := &pb.EndpointSpec{Protocols: []pb.Protocol{pb.Protocol_PROTOCOL_TCP}, Choice: &pb.EndpointSpec_Any{Any: &pb.AnyPorts{Pool: "ci", Count: 2}}}
+	var all errgroup.Group
+	for range 4 {
+		all.Go(func() error {
+			for range 25 {
+				answer, err := c.Reservations.Reserve(t.Context(), &pb.ReserveRequest{Spec: &pb.ReservationSpec{Endpoints: []*pb.EndpointSpec{ep}}})
+				if err != nil {
+					return err
+				}
+				res := answer.GetReservation()
+				if p := res.GetAssigned()[0].GetEndpoint().GetPorts(); p.GetFirst()/100 != 200 && p.GetFirst()/100 != 210 || p.GetLast() != p.GetFirst()+1 {
+					return fmt.Errorf("the ports are %v", p)
+				}
+				if _, err := c.Reservations.Release(t.Context(), &pb.ReleaseRequest{Reservation: res.GetId()}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	for range 10 {
+		d.Reload(t, b)
+		d.Reload(t, a)
+	}
+	if err := all.Wait(); err != nil {
+		t.Error(err)
 	}
 }
