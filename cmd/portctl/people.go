@@ -53,10 +53,7 @@ func useText(r *pb.ReservationUse) string {
 		text = fmt.Sprintf("%s, listening, held since %s", whose, when(r.GetCreateTime()))
 	}
 	if r.GetLease() != "" {
-		text += ", " + r.GetLease()
-	}
-	if r.GetExpireTime() != nil {
-		text += ", until " + full(r.GetExpireTime())
+		text += ", " + r.GetLease() + untilClause(r)
 	}
 	if n := int(r.GetWorkers()); n > 0 {
 		text += ", " + count(n, "worker")
@@ -154,6 +151,14 @@ func full(t *timestamppb.Timestamp) string {
 		return "-"
 	}
 	return t.AsTime().Local().Format(time.DateTime)
+}
+
+// untilClause goes after a lease that has a time.
+func untilClause(r *pb.ReservationUse) string {
+	if r.GetExpireTime() == nil {
+		return ""
+	}
+	return ", until " + full(r.GetExpireTime())
 }
 
 // untilText is when a reservation ends by itself, if it does: a lease without a time ends with its process or its session.

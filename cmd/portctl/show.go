@@ -43,19 +43,21 @@ func (c *ctl) showCommand() *cobra.Command {
 	return cmd
 }
 
-// leaseEnds says when a reservation's lease ends; where it is another's that may be only that it does.
+// leaseEnds says what ends a reservation by itself, and when. Whose lease it is, is of no matter: whois says it to everybody.
 func leaseEnds(ctx context.Context, cl *client.Client, res *pb.Reservation) string {
-	switch {
-	case res.GetLeaseId() == "":
-		return ""
-	case res.GetExpireTime() != nil:
-		return "until " + full(res.GetExpireTime())
-	}
-	answer, err := cl.Leases.GetLease(ctx, &pb.GetLeaseRequest{LeaseId: res.GetLeaseId()})
-	if err != nil {
+	if res.GetLeaseId() == "" || len(res.GetAssigned()) == 0 {
 		return ""
 	}
-	return "ends " + endsText(answer.GetLease())
+	ep := res.GetAssigned()[0].GetEndpoint()
+	answer, err := cl.Ports.Whois(ctx, &pb.WhoisRequest{
+		Query: &pb.WhoisRequest_Port{Port: ep.GetPorts().GetFirst()}, Protocol: ep.GetProtocol(), Netns: ep.GetNetns(),
+	})
+	i := slices.IndexFunc(answer.GetUses(), func(u *pb.PortUse) bool { return u.GetReservation().GetId() == res.GetId() })
+	if err != nil || i < 0 {
+		return untilText(res)
+	}
+	r := answer.GetUses()[i].GetReservation()
+	return r.GetLease() + untilClause(r)
 }
 
 func (c *ctl) printDetails(res *pb.Reservation, ends string) error {
