@@ -1,6 +1,7 @@
 package sockdiag
 
 import (
+	"encoding/binary"
 	"strings"
 	"testing"
 	"unicode"
@@ -25,6 +26,27 @@ func FuzzParse(f *testing.F) {
 		}
 		if err == nil && s.Local.Addr().Is4In6() {
 			t.Errorf("%v is mapped", s.Local)
+		}
+	})
+}
+
+func FuzzMessages(f *testing.F) {
+	header := func(size uint32, kind uint16, data ...byte) []byte {
+		b := binary.NativeEndian.AppendUint16(binary.NativeEndian.AppendUint32(nil, size), kind)
+		return append(append(b, make([]byte, 10)...), data...)
+	}
+	f.Add(append(header(18, unix.SOCK_DIAG_BY_FAMILY, 1, 2, 0, 0), header(20, unix.NLMSG_DONE, 0, 0, 0, 0)...))
+	f.Add(header(20, unix.NLMSG_ERROR, 254, 255, 255, 255))
+	f.Add(header(15, unix.SOCK_DIAG_BY_FAMILY))
+	f.Add(header(400, unix.NLMSG_NOOP))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		carried := 0
+		_, _ = messages(b, func(m []byte) error {
+			carried += unix.NLMSG_HDRLEN + len(m)
+			return nil
+		})
+		if carried > len(b) {
+			t.Errorf("%d bytes of %d", carried, len(b))
 		}
 	})
 }
