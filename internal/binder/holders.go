@@ -22,25 +22,17 @@ type found struct {
 // Of SCTP and DCCP none are found, for sock_diag(7) is not asked about them.
 func (b *Binder) Holders(ctx context.Context, eps ...registry.Endpoint) ([]registry.Holder, error) {
 	var all []found
-	for _, ep := range eps {
-		if ep.Proto == registry.SCTP || ep.Proto == registry.DCCP {
-			continue
+	for len(eps) > 0 {
+		// What is of the same ports is one look.
+		n := 1
+		for n < len(eps) && sameLook(eps[0], eps[n]) {
+			n++
 		}
-		var socks []sockdiag.Socket
-		err := b.in(ep.Netns, func() (err error) {
-			socks, err = sockdiag.List(ctx, sockdiag.Filter{
-				Protocols: []sockdiag.Protocol{sockdiag.Protocol(ep.Proto)}, First: ep.First, Last: ep.Last,
-			})
-			return err
-		})
+		more, err := b.look(ctx, eps[:n])
 		if err != nil {
-			return nil, fmt.Errorf("holders of %v: %w", ep, err)
+			return nil, fmt.Errorf("holders of %v: %w", eps[0], err)
 		}
-		for _, s := range socks {
-			if f := (found{s, ep.Netns}); inTheWay(f, ep) {
-				all = append(all, f)
-			}
-		}
+		all, eps = append(all, more...), eps[n:]
 	}
 	holders, err := withProcesses(ctx, b.foreign(all))
 	if err != nil {
@@ -50,6 +42,49 @@ func (b *Binder) Holders(ctx context.Context, eps ...registry.Endpoint) ([]regis
 		return cmp.Or(cmp.Compare(x.State, y.State), cmp.Compare(x.Endpoint.First, y.Endpoint.First), x.Endpoint.Addr.Compare(y.Endpoint.Addr))
 	})
 	return holders, nil
+}
+
+func sameLook(x, y registry.Endpoint) bool {
+	return x.Netns == y.Netns && x.First == y.First && x.Last == y.Last
+}
+
+// look is the sockets in the way of any of some endpoints, which are all of the same ports of one network namespace.
+func (b *Binder) look(ctx context.Context, eps []registry.Endpoint) (all []found, err error) {
+	f := sockdiag.Filter{First: eps[0].First, Last: eps[0].Last}
+	for _, ep := range eps {
+		p := sockdiag.Protocol(ep.Proto)
+		if ep.Proto != registry.SCTP && ep.Proto != registry.DCCP && !slices.Contains(f.Protocols, p) && !b.fills(ep) {
+			f.Protocols = append(f.Protocols, p)
+		}
+	}
+	if len(f.Protocols) == 0 {
+		return nil, nil
+	}
+	var socks []sockdiag.Socket
+	err = b.in(eps[0].Netns, func() (err error) {
+		socks, err = sockdiag.List(ctx, f)
+		return err
+	})
+	for _, s := range socks {
+		f := found{s, eps[0].Netns}
+		if slices.ContainsFunc(eps, func(ep registry.Endpoint) bool { return ep.Proto == registry.Protocol(s.Protocol) && inTheWay(f, ep) }) {
+			all = append(all, f)
+		}
+	}
+	return all, err
+}
+
+// fills says whether the Binder has the port of ep on every address, by a socket that nobody else ever had: then no other's can be
+// on that port, but for connections, which are in nobody's way.
+func (b *Binder) fills(ep registry.Endpoint) bool {
+	if ep.Ports() != 1 {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.ContainsFunc(b.at[spotOf(ep)], func(own *socket) bool {
+		return own.ep.Addr == registry.AnyAddr && !own.ep.V6Only && own.ep.Device == "" && !own.adopted && !own.exposed
+	})
 }
 
 // foreign leaves out what is the Binder's own, what came through that, what holds no port, and what is there twice.

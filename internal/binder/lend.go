@@ -44,6 +44,7 @@ func (b *Binder) Lend(key registry.SocketKey) (lent []registry.Socket, err error
 	}
 	h.lent++
 	for _, s := range h.sockets {
+		s.exposed = true
 		if s.adopted {
 			// As all that portd lends are, and as they stay (restore): from here on the port is more than the first program's.
 			_ = unix.SetNonblock(s.fd, true)
