@@ -1,12 +1,13 @@
 package netns_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"sync"
 	"syscall"
@@ -146,19 +147,10 @@ func TestEnter(t *testing.T) {
 // Whoever may not enter is told which capability that takes.
 func TestEnterWithoutCapability(t *testing.T) {
 	if netns.MayEnter() {
-		// The capabilities of this thread alone, which ends with the goroutine.
-		runtime.LockOSThread()
-		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-		var none [2]unix.CapUserData
-		h, d := open(t, "boot"), dwell(t, 0, "-")
-		if _, _, err := h.Keep(me(), d.inode); err != nil {
-			t.Fatal(err)
-		}
-		if err := unix.Capset(&header, &none[0]); err != nil {
-			t.Fatal(err)
-		}
-		if netns.MayEnter() {
-			t.Error("without capabilities this thread may enter namespaces")
+		again := exec.Command("/proc/self/exe", "-test.v", "-test.run=^"+t.Name()+"$")
+		again.SysProcAttr = nstest.As(t, 65534, 65534)
+		if said, err := again.CombinedOutput(); err != nil || bytes.Contains(said, []byte("FAIL")) {
+			t.Errorf("as another user: %v\n%s", err, said)
 		}
 		return
 	}

@@ -209,7 +209,7 @@ func (r *Registry) moveOut(e *entry, res *Reservation) {
 	}
 }
 
-// remembering adds to a commit what there is to know of the network namespaces of a new reservation.
+// rememberNetns adds to a commit what there is to know of the network namespaces of a new reservation.
 func (c *commit) rememberNetns(r *Registry, res *Reservation) {
 	others := res.others()
 	if len(others) == 0 {
