@@ -47,7 +47,8 @@ func FuzzRule(f *testing.F) {
 	f.Add(encode(&expr.Match{Name: "tcp", Info: &xt.Tcp{DstPorts: [2]uint16{1, 9}}},
 		&expr.Target{Name: "DNAT", Rev: 2, Info: &xt.NatRange2{NatRange: xt.NatRange{Flags: 3, MinPort: 1}}}), false)
 	sets := map[string]*set{"m": {keyLen: 2, elements: []element{
-		{key: []byte{0, 80}, last: []byte{0, 90}, verdict: &verdict{unix.NFT_JUMP, "c"}}, {data: []byte{10, 0, 0, 1, 0, 80, 0, 0}},
+		{key: []byte{0, 80}, last: []byte{0, 90}, verdict: &verdict{unix.NFT_JUMP, "c"}},
+		{data: []byte{10, 0, 0, 1, 0, 80, 0, 0}},
 		{key: []byte{1}, last: []byte{2, 3}, data: []byte{1}},
 	}}}
 	f.Fuzz(func(t *testing.T, expressions []byte, ipv6 bool) {

@@ -75,10 +75,9 @@ func (r *Reader) Redirects(ctx context.Context, proto registry.Protocol, ports r
 	all, cut, err := r.all(ctx)
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		if !mayHaveRules() {
-			return nil, "", nil
+		if len(all) == 0 && mayHaveRules() {
+			hidden = "NAT rules, which may redirect ports before a socket sees anything, are not seen: portd lacks CAP_NET_ADMIN"
 		}
-		return nil, "NAT rules, which may redirect ports before a socket sees anything, are not seen: portd lacks CAP_NET_ADMIN", nil
 	case errors.Is(err, errChanged):
 		return nil, "NAT rules, which may redirect ports, were not read: " + err.Error(), nil
 	case err != nil:
@@ -109,7 +108,7 @@ func (r *Reader) Redirects(ctx context.Context, proto registry.Protocol, ports r
 	return out, hidden, nil
 }
 
-// all is what all rules do.
+// all is what all rules do. Beside an error for want of a right it is what those do that are seen.
 func (r *Reader) all(ctx context.Context) (all []target, cut bool, err error) {
 	if hasModule("nf_tables") { // to ask a kernel in which it is a module would load that
 		gen, has, err := r.gens.ask()
@@ -129,8 +128,13 @@ func (r *Reader) all(ctx context.Context) (all []target, cut bool, err error) {
 		}
 	}
 	all, cut = r.found, r.cut
+	var unseen error // by who is not the host's root, of the kernel's own iptables; where nftables has rules those are rarely used
 	for _, o := range r.old {
 		found, oldCut, err := o.redirects()
+		if errors.Is(err, os.ErrPermission) {
+			unseen = err
+			continue
+		}
 		if err != nil {
 			return nil, false, err
 		}
@@ -140,7 +144,7 @@ func (r *Reader) all(ctx context.Context) (all []target, cut bool, err error) {
 		}
 		cut = cut || oldCut
 	}
-	return all, cut, nil
+	return all, cut, unseen
 }
 
 func inOrder(a, b target) int {
