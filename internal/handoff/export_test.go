@@ -26,3 +26,12 @@ func QueuePair() (ours, theirs int, err error) {
 	ours, theirs, _, err = queuePair(size, 1)
 	return ours, theirs, err
 }
+
+// NoRing says why this kernel has no ring, nil where it has.
+func NoRing() error {
+	r, err := newRing()
+	if err == nil {
+		r.close()
+	}
+	return err
+}

@@ -56,6 +56,8 @@ type Pool struct {
 
 	epoll, wake int
 	guard       *guard
+	ring        *ring         // for adopted sockets; nil where none was needed yet, or there is none
+	ringless    bool          // there is none
 	patience    time.Duration // with a handshake
 	truesize    int           // what one padded frame counts for in its sender's buffer
 
@@ -129,6 +131,10 @@ func (p *Pool) shut() {
 		}
 	}
 	p.epoll, p.wake = -1, -1
+	if p.ring != nil {
+		p.ring.close()
+		p.ring = nil
+	}
 }
 
 // Run hands over connections until ctx ends, then lets go of all workers: what lies in their queues is theirs.

@@ -64,17 +64,19 @@ func (g *guard) pull() {
 
 // acceptShared accepts from a socket that a program has too. Where that has cost too much, s is gone when it returns.
 func (p *Pool) acceptShared(s *socket) (int, syscall.Errno) {
+	blocks := s.adopted && blocking(s.fd)
+	if blocks && p.hasRing() {
+		return p.ring.accept(s.fd, &p.out.from)
+	}
 	var before, after unix.Rusage
 	_ = unix.Getrusage(unix.RUSAGE_THREAD, &before)
 	start := time.Now()
-	blocks := s.adopted && blocking(s.fd)
 	p.guard.begin(s.fd)
 	_ = unix.SetNonblock(s.fd, true)
 	fd, errno := accept(s.fd, &p.out.from, true)
 	p.guard.end()
 	if blocks {
-		// The program that had it first knows nothing of portd. If it calls accept just now it is told EAGAIN, which it may not
-		// expect; whoever waits in accept already goes on waiting.
+		// If the program calls accept just now it is told EAGAIN; if it waits in accept already it goes on waiting.
 		_ = unix.SetNonblock(s.fd, false)
 	}
 	// A thread that was preempted for long has not waited (getrusage(2), ru_nvcsw).
@@ -93,6 +95,19 @@ func (p *Pool) acceptShared(s *socket) (int, syscall.Errno) {
 		p.abandon(s)
 	}
 	return fd, errno
+}
+
+// hasRing says whether there is a ring, and makes it when one is first needed. Programs whose sockets are adopted know nothing of
+// portd, and many have no use for an EAGAIN.
+func (p *Pool) hasRing() bool {
+	if p.ring == nil && !p.ringless {
+		var err error
+		if p.ring, err = newRing(); err != nil {
+			p.ringless = true
+			p.log.Warn("programs that wait in accept on an adopted socket may be told EAGAIN while workers serve on it too", "err", err)
+		}
+	}
+	return p.ring != nil
 }
 
 // blocking says whether accept on fd waits. Where that cannot be told it does not.
