@@ -138,7 +138,10 @@ func (x *PortRange) GetLast() uint32 {
 // Endpoint is what a socket is bound to, or a contiguous run of such.
 type Endpoint struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Network namespace: in a request empty means the caller's own, in answers it is always filled in; "host" is portd's own.
+	// Network namespace, in answers always filled in: "host" is portd's own, others have their name of ip-netns(8) or, where they
+	// have none, their inode number. In a request a process's pid means the one that it lives in, and empty the caller's own. Whoever
+	// neither lives in it nor owns it, nor is root or portd's own user, is PERMISSION_DENIED; where portd cannot enter it, the answer
+	// is FAILED_PRECONDITION (reason MISSING_CAPABILITY). When everybody has left it, the reservations in it end.
 	Netns    string   `protobuf:"bytes,1,opt,name=netns,proto3" json:"netns,omitempty"`
 	Protocol Protocol `protobuf:"varint,2,opt,name=protocol,proto3,enum=portd.v1.Protocol" json:"protocol,omitempty"`
 	// An IP address, with its zone where it needs one. "::" with v6_only false is every address of both families;
@@ -238,7 +241,7 @@ func (x *Endpoint) GetText() string {
 // EndpointSpec asks for endpoints: every protocol on every address gets the same ports.
 type EndpointSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Empty: the caller's own network namespace.
+	// As in Endpoint; empty: the caller's own network namespace.
 	Netns string `protobuf:"bytes,1,opt,name=netns,proto3" json:"netns,omitempty"`
 	// At least one, none twice.
 	Protocols []Protocol `protobuf:"varint,2,rep,packed,name=protocols,proto3,enum=portd.v1.Protocol" json:"protocols,omitempty"`
