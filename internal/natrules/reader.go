@@ -75,7 +75,7 @@ func (r *Reader) Redirects(ctx context.Context, proto registry.Protocol, ports r
 	all, cut, err := r.all(ctx)
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		if len(all) == 0 && mayHaveRules() {
+		if mayHaveRules() {
 			hidden = "NAT rules, which may redirect ports before a socket sees anything, are not seen: portd lacks CAP_NET_ADMIN"
 		}
 	case errors.Is(err, errChanged):
@@ -108,7 +108,8 @@ func (r *Reader) Redirects(ctx context.Context, proto registry.Protocol, ports r
 	return out, hidden, nil
 }
 
-// all is what all rules do. Beside an error for want of a right it is what those do that are seen.
+// all is what all rules do. Where those of nftables are seen the kernel's own iptables are not missed: in a user namespace nobody
+// may read which tables it has, and they are rarely used there.
 func (r *Reader) all(ctx context.Context) (all []target, cut bool, err error) {
 	if hasModule("nf_tables") { // to ask a kernel in which it is a module would load that
 		gen, has, err := r.gens.ask()
@@ -128,11 +129,9 @@ func (r *Reader) all(ctx context.Context) (all []target, cut bool, err error) {
 		}
 	}
 	all, cut = r.found, r.cut
-	var unseen error // by who is not the host's root, of the kernel's own iptables; where nftables has rules those are rarely used
 	for _, o := range r.old {
 		found, oldCut, err := o.redirects()
-		if errors.Is(err, os.ErrPermission) {
-			unseen = err
+		if errors.Is(err, os.ErrPermission) && r.gen != 0 {
 			continue
 		}
 		if err != nil {
@@ -144,7 +143,7 @@ func (r *Reader) all(ctx context.Context) (all []target, cut bool, err error) {
 		}
 		cut = cut || oldCut
 	}
-	return all, cut, unseen
+	return all, cut, nil
 }
 
 func inOrder(a, b target) int {
