@@ -28,8 +28,10 @@ the right too: CAP_SYS_PTRACE where the program is another user's than portd's.
 A socket with SO_REUSEPORT is refused, for others could join it; so is UDP, which has
 nobody wait. Without an address it is the socket that the program has on the port.
 
-Stop the program before its successor starts, if it waits in accept (as Python's
-http.server does): both then have the one socket, which successors make non-blocking.
+A successor that is a worker (client.Listen) may start while the program still serves.
+One that has the socket itself (portctl run) makes it non-blocking for both: if the
+program waits in accept, as many without an event loop do, stop it first.
+
 A program that stops its listener by shutdown(2) stops it for portd as well: "portctl
 close" and "portctl listen" bring it back.
 
@@ -53,12 +55,13 @@ func (c *ctl) adoptCommand() *cobra.Command {
 		Long:  adoptHelp,
 		Example: `  portctl adopt tcp 8080 --pid 812
   portctl adopt tcp/127.0.0.1:8080 --pid "$(pgrep -o server)" --name web
-  portctl adopt tcp/https --pid 812 --ttl 10m`,
+  portctl adopt tcp/https --pid 812 --ttl 10m
+  portctl adopt tcp 8080 --pid 812 --netns 812`,
 		Args:              wants(1, 2, "an endpoint like tcp/8080"),
 		ValidArgsFunction: c.completeListening,
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		endpoint := words(args)
+		endpoint := c.there(words(args))
 		switch {
 		case len(endpoint) > 1:
 			return usagef("%q is one argument too many: one socket is adopted at a time", endpoint[1])
@@ -81,6 +84,7 @@ func (c *ctl) adoptCommand() *cobra.Command {
 	flags.DurationVar(&f.ttl, "ttl", 0, "give it back after this `time`, unless it is renewed: 1s to 720h")
 	flags.StringVar(&f.lease, "lease", "", "give it back when this `lease` ends: the id of one that is there")
 	flags.StringVar(&f.request, "request-id", "", "makes a repeated call give the first one's answer")
+	c.netnsFlag(cmd)
 	_ = cmd.RegisterFlagCompletionFunc("pid", c.completeListeners)
 	return cmd
 }
@@ -215,7 +219,7 @@ func (c *ctl) listening(ctx context.Context) (out []*pb.PortUse) {
 		return nil
 	}
 	defer cl.Close()
-	all, err := listUses(ctx, cl, &pb.ListPortUsesRequest{Protocols: []pb.Protocol{pb.Protocol_PROTOCOL_TCP}})
+	all, err := listUses(ctx, cl, &pb.ListPortUsesRequest{Protocols: []pb.Protocol{pb.Protocol_PROTOCOL_TCP}, Netns: c.netns})
 	if err != nil {
 		return nil
 	}
