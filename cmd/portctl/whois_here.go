@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
+	"github.com/portd/portd/internal/registry"
 	pb "github.com/portd/portd/proto/portd/v1"
 )
 
@@ -19,6 +21,8 @@ func (c *ctl) printUses(answer *pb.WhoisResponse, q question, several bool) erro
 	uses := summarize(answer.GetUses())
 	switch {
 	case len(uses) > 0:
+	case slices.ContainsFunc(answer.GetHidden(), func(h string) bool { return strings.HasPrefix(h, registry.NobodyKnows) }):
+		// What is hidden says why.
 	case several:
 		fmt.Fprintf(c.out, "here: nobody has %s\n", q)
 	case q.isRange():

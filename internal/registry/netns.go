@@ -10,6 +10,9 @@ import (
 // UnknownNetns is the Netns of a caller who lives in another network namespace, of which portd cannot tell which.
 const UnknownNetns = "?"
 
+// NobodyKnows begins the sentence on what is hidden where portd could not look for who has a port at all.
+const NobodyKnows = "who has it is not known"
+
 // Namespaces are the network namespaces of this host that are not portd's own. Those that are kept the Binder can enter by
 // their names, which nothing but Drop takes from them.
 type Namespaces interface {

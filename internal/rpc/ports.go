@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -37,10 +38,15 @@ func (s *ports) Whois(ctx context.Context, req *pb.WhoisRequest) (*pb.WhoisRespo
 	var uses []registry.Use
 	var redirected redirections
 	for _, w := range wanted {
-		if err := redirected.add(ctx, s.reg, me, req.GetNetns(), w); err != nil {
-			return nil, err
+		err := redirected.add(ctx, s.reg, me, req.GetNetns(), w)
+		var more []registry.Use
+		if err == nil {
+			more, err = s.reg.Uses(ctx, me, req.GetNetns(), w.proto, w.ports)
 		}
-		more, err := s.reg.Uses(ctx, me, req.GetNetns(), w.proto, w.ports)
+		if req.GetNetns() == "" && errors.Is(err, registry.ErrUnsupported) { // what the port is meant for is known all the same
+			out.Hidden = append(out.Hidden, registry.NobodyKnows+": "+err.Error())
+			break
+		}
 		if err != nil {
 			return nil, err
 		}
