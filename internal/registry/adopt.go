@@ -74,11 +74,7 @@ func (e *NotListeningError) Error() string {
 	if len(e.Holders) == 0 {
 		return text + ", nor does any other that portd sees"
 	}
-	var who []string
-	for _, h := range few(holderTexts(e.Holders), "and %d more sockets") {
-		who = append(who, h)
-	}
-	return text + ": " + strings.Join(who, "; ")
+	return text + ": " + strings.Join(few(holderTexts(e.Holders), "and %d more sockets"), "; ")
 }
 
 func holderTexts(holders []Holder) (texts []string) {
