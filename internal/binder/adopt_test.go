@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -125,6 +127,45 @@ func keepsOut(t *testing.T, ep registry.Endpoint) {
 				t.Errorf("%v: %v got in", ep, s)
 			}
 		}
+	}
+}
+
+// Of several processes that have the socket, as a master and its children do, all are named.
+func TestAdoptFromSeveral(t *testing.T) {
+	b := open(t, binder.Config{})
+	ep := at(t, "tcp/127.0.0.1:1", port())
+	fd, err := listener(ep).try()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "")
+	defer f.Close()
+	var pids []int
+	for range 2 {
+		cmd := exec.Command("sleep", "60")
+		cmd.ExtraFiles = []*os.File{f}
+		if err := cmd.Start(); err != nil {
+			t.Skipf("needs sleep(1): %v", err)
+		}
+		t.Cleanup(func() {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		})
+		pids = append(pids, cmd.Process.Pid)
+	}
+	f.Close()
+	got, err := adopt(t, b, pids[1], ep)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var others []int
+	for _, p := range got.Others {
+		others = append(others, p.PID)
+	}
+	slices.Sort(others)
+	slices.Sort(pids)
+	if !slices.Equal(others, pids) {
+		t.Errorf("also open in %v, want %v", others, pids)
 	}
 }
 
