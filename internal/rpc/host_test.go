@@ -27,6 +27,7 @@ import (
 
 	"github.com/portd/portd/internal/binder"
 	"github.com/portd/portd/internal/ianadb"
+	"github.com/portd/portd/internal/natrules"
 	"github.com/portd/portd/internal/netns"
 	"github.com/portd/portd/internal/nstest"
 	"github.com/portd/portd/internal/registry"
@@ -77,8 +78,13 @@ func startIn(t testing.TB, dir string, workers rpc.Workers) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
+	nat, err := natrules.OpenHost(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	h.reg = registry.New(registry.Config{
-		Store: store, Binder: binds, Netns: spaces, Services: ianadb.Embedded(), BootID: "this one", Log: log,
+		Redirects: nat,
+		Store:     store, Binder: binds, Netns: spaces, Services: ianadb.Embedded(), BootID: "this one", Log: log,
 		Policy: registry.Policy{UID: uint32(os.Geteuid())},
 	})
 	if err := h.reg.Start(t.Context()); err != nil {
@@ -114,6 +120,7 @@ func startIn(t testing.TB, dir string, workers rpc.Workers) *host {
 		cancel()
 		err := running.Wait()
 		binds.Close()
+		nat.Close()
 		spaces.Close()
 		if err := errors.Join(err, store.Close()); err != nil {
 			t.Error(err)

@@ -22,15 +22,15 @@ type ports struct {
 	reg     *registry.Registry
 	workers Workers
 	policy  func() PolicyStatus
+	hot     *hot // nil: answers are not for the wire
 }
 
 func (s *ports) Whois(ctx context.Context, req *pb.WhoisRequest) (*pb.WhoisResponse, error) {
-	found, err := services.Lookup(s.reg.Services(), toLookup(req))
+	out, err := s.lookup(req)
 	if err != nil {
 		return nil, err
 	}
-	me, out := callerOf(ctx), &pb.WhoisResponse{Lookup: found}
-	wanted := wantedBy(req, found)
+	me, wanted := callerOf(ctx), wantedBy(req, out.GetLookup())
 	if len(wanted) > maxRuns {
 		out.Hidden = append(out.Hidden, fmt.Sprintf("only the first %d of %d runs of ports were looked at: ask for fewer", maxRuns, len(wanted)))
 		wanted = wanted[:maxRuns]
@@ -64,6 +64,25 @@ func (s *ports) Whois(ctx context.Context, req *pb.WhoisRequest) (*pb.WhoisRespo
 	out.Redirects = redirected.messages()
 	out.Hidden = append(append(out.Hidden, hidden(uses)...), redirected.hidden...)
 	return out, nil
+}
+
+// lookup is an answer with the registry's part in it: for a port as it goes over the wire, where it goes there.
+func (s *ports) lookup(req *pb.WhoisRequest) (*pb.WhoisResponse, error) {
+	now, out := s.reg.Services(), &pb.WhoisResponse{}
+	find := func() (*pb.LookupServicesResponse, error) {
+		found, err := services.Lookup(now, toLookup(req))
+		return &pb.LookupServicesResponse{Lookup: found}, err
+	}
+	if q, ok := req.GetQuery().(*pb.WhoisRequest_Port); ok && s.hot != nil {
+		bytes, err := s.hot.lookup(now, q.Port, req.GetProtocol(), find)
+		if err == nil {
+			out.ProtoReflect().SetUnknown(bytes.ProtoReflect().GetUnknown()) // lookup has the same number in both answers
+		}
+		return out, err
+	}
+	found, err := find()
+	out.Lookup = found.GetLookup()
+	return out, err
 }
 
 // eachOnce leaves out the reservations that are there already: a range of one is one use of all its ports.

@@ -125,7 +125,7 @@ func register(cfg Config, to grpc.ServiceRegistrar, hot *hot) {
 	pb.RegisterReservationServiceServer(to, &reservations{reg: cfg.Registry, log: cfg.Log})
 	pb.RegisterLeaseServiceServer(to, &leases{reg: cfg.Registry})
 	pb.RegisterServiceRegistryServiceServer(to, &serviceRegistry{reg: cfg.Registry, hot: hot})
-	pb.RegisterPortServiceServer(to, &ports{reg: cfg.Registry, workers: cfg.Workers, policy: cfg.Policy})
+	pb.RegisterPortServiceServer(to, &ports{reg: cfg.Registry, workers: cfg.Workers, policy: cfg.Policy, hot: hot})
 	pb.RegisterHandoffServiceServer(to, &handoffs{reg: cfg.Registry, workers: cfg.Workers})
 	pb.RegisterDaemonServiceServer(to, &daemon{reg: cfg.Registry, workers: cfg.Workers, policy: cfg.Policy, info: cfg.Info})
 }
