@@ -32,7 +32,9 @@ type Reader struct {
 	conn *netlink.Conn
 	gens *generations
 	old  []*oldTable
-	gen  uint32 // of nftables' rules when found was made; 0: not yet
+	// loaded is true once the kernel has nftables.
+	loaded bool
+	gen    uint32 // of nftables' rules when found was made; 0: not yet
 	// found is what they do, in order of the ports.
 	found []target
 	cut   bool
@@ -111,7 +113,10 @@ func (r *Reader) Redirects(ctx context.Context, proto registry.Protocol, ports r
 // all is what all rules do. Where those of nftables are seen the kernel's own iptables are not missed: in a user namespace nobody
 // may read which tables it has, and they are rarely used there.
 func (r *Reader) all(ctx context.Context) (all []target, cut bool, err error) {
-	if hasModule("nf_tables") { // to ask a kernel in which it is a module would load that
+	if !r.loaded { // to ask a kernel in which it is a module would load that
+		r.loaded = hasModule("nf_tables")
+	}
+	if r.loaded {
 		gen, has, err := r.gens.ask()
 		if err != nil {
 			return nil, false, err
