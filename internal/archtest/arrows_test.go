@@ -43,7 +43,7 @@ var arrows = map[string][]string{
 	"internal/services":                   {"internal/ianadb", "internal/registry", "proto/portd/v1"},
 	"internal/localports":                 {"internal/registry"},
 	"internal/pidwatch":                   {"internal/registry"},
-	"internal/binder":                     {"internal/fdbag", "internal/registry", "internal/sockdiag"},
+	"internal/binder":                     {"internal/fdbag", "internal/fdpass", "internal/registry", "internal/sockdiag"},
 	"internal/handoff":                    {"internal/fdpass", "internal/peercred", "internal/registry", "internal/wire"},
 	"internal/rpc": {
 		"api/openapi", "internal/ianadb", "internal/peercred", "internal/registry", "internal/rpc/portdgw", "internal/services",
