@@ -16,8 +16,9 @@ const patience = 5 * time.Second
 // generations asks for the number of the last change of nftables' rules. It does so by two system calls, for it is asked by
 // everybody who asks who has a port.
 type generations struct {
-	fd  int
-	seq uint32
+	fd     int
+	seq    uint32
+	events int // where the kernel tells of changes, or -1
 }
 
 func openGenerations() (*generations, error) {
@@ -30,10 +31,50 @@ func openGenerations() (*generations, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	return &generations{fd: fd}, nil
+	return &generations{fd: fd, events: openEvents()}, nil
 }
 
-func (g *generations) close() { _ = unix.Close(g.fd) }
+// openEvents has the kernel tell of changes. It is -1 for who may not hear of them: he may not ask either.
+func openEvents() int {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return -1
+	}
+	// What a change was does not matter, only that there was one: a small buffer that overruns says so, too.
+	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4096)
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1
+	}
+	return fd
+}
+
+func (g *generations) close() {
+	_ = unix.Close(g.fd)
+	if g.events >= 0 {
+		_ = unix.Close(g.events)
+	}
+}
+
+// quiet says that no change has ended since it was last asked. The kernel tells of one before the one who made it is answered.
+func (g *generations) quiet() bool {
+	if g.events < 0 {
+		return false
+	}
+	var b [1]byte
+	for n := range 1000 {
+		switch _, err := unix.Read(g.events, b[:]); {
+		case errors.Is(err, unix.EAGAIN):
+			return n == 0
+		case err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINTR):
+			return false
+		}
+	}
+	return false
+}
 
 // ask returns a number that is another one after every change. has is false where the kernel has no nftables.
 func (g *generations) ask() (gen uint32, has bool, err error) {

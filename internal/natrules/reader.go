@@ -116,7 +116,7 @@ func (r *Reader) all(ctx context.Context) (all []target, cut bool, err error) {
 	if !r.loaded { // to ask a kernel in which it is a module would load that
 		r.loaded = hasModule("nf_tables")
 	}
-	if r.loaded {
+	if quiet := r.gens.quiet(); r.loaded && (r.gen == 0 || !quiet) {
 		gen, has, err := r.gens.ask()
 		if err != nil {
 			return nil, false, err
