@@ -21,8 +21,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	bolt "go.etcd.io/bbolt"
 
-	"github.com/portd/portd/internal/nstest"
 	"github.com/portd/portd/internal/ianadb"
+	"github.com/portd/portd/internal/nstest"
 	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/registry/storetest"
 )
