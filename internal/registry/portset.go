@@ -15,13 +15,6 @@ func (s *portSet) addRange(r PortRange) {
 	}
 }
 
-func (s *portSet) removeRange(r PortRange) {
-	for w := int(r.First) / 64; w <= int(r.Last)/64; w++ {
-		s[w] &^= r.inWord(w)
-	}
-}
-
-// inWord is the ports of r that lie in word w, which has one at least.
 func (r PortRange) inWord(w int) uint64 {
 	from, to := max(int(r.First)-w*64, 0), min(int(r.Last)-w*64, 63)
 	return ^uint64(0) << from & (^uint64(0) >> (63 - to))
