@@ -330,6 +330,7 @@ func (r *Registry) claimFree(e *entry, eps []Endpoint) (taken uint16, ok bool) {
 // asked for just these.
 func (r *Registry) bindChosen(ctx context.Context, c Caller, e *entry, res *Reservation, eps []Endpoint, why Preference) (err error) {
 	n := len(res.Assigned)
+	r.keepRecorded(res.Spec.Mode, eps)
 	defer func() {
 		if err == nil {
 			for _, ep := range eps {
@@ -354,7 +355,7 @@ func (r *Registry) bindChosen(ctx context.Context, c Caller, e *entry, res *Rese
 		return err
 	}
 	if res.Spec.Mode == Recorded {
-		if err := r.record(ctx, eps); err != nil {
+		if err := r.cfg.LocalPorts.Settle(ctx); err != nil {
 			return err
 		}
 		holders, err := r.Holders(ctx, c, eps...)

@@ -37,11 +37,13 @@ func (r *Registry) letGo(eps ...Endpoint) {
 	}
 }
 
-// record keeps endpoints for the program that will bind them; once it has returned others get their ports by their numbers alone. They
-// are to be let go when the reservation is in the table, which keeps them itself, or has come to nothing.
-func (r *Registry) record(ctx context.Context, eps []Endpoint) error {
-	r.keep(eps...)
-	return r.cfg.LocalPorts.Settle(ctx)
+// keepRecorded keeps endpoints for the program that will bind them, from the moment when they are claimed: they are to be let go, once,
+// when the reservation is in the table, which keeps them itself, or has come to nothing. LocalPorts.Settle says when others get
+// their ports by their numbers alone.
+func (r *Registry) keepRecorded(m Mode, eps []Endpoint) {
+	if m == Recorded {
+		r.keep(eps...)
+	}
 }
 
 func (r *Reservation) endpoints() []Endpoint {

@@ -414,11 +414,12 @@ func (r *Registry) takeExact(ctx context.Context, c Caller, e *entry, res *Reser
 	for _, ep := range eps {
 		res.Assigned = append(res.Assigned, Assigned{Endpoint: ep})
 	}
+	r.keepRecorded(res.Spec.Mode, eps)
 	if err := r.keptFrom(c, eps, true); err != nil {
 		return err
 	}
 	if res.Spec.Mode == Recorded {
-		return r.record(ctx, eps)
+		return r.cfg.LocalPorts.Settle(ctx)
 	}
 	for i, ep := range eps {
 		if err := r.bind(ctx, c, res, i, ep, false); err != nil {
