@@ -63,7 +63,7 @@ func (r *Registry) findEndpoint(c Caller, ref string) (*entry, error) {
 	return nil, invalid("reservation", "%v could be any of %s; say which", want, strings.Join(which, ", "))
 }
 
-// resolve turns the text of an endpoint into one, service names included.
+// resolve turns the text of an endpoint into one, service names included; mu is held.
 func (r *Registry) resolve(c Caller, ref string) (Endpoint, error) {
 	spec, err := ParseSpec(ref)
 	if err != nil {
@@ -84,7 +84,9 @@ func (r *Registry) whole(c Caller, ref string, res *Reservation) error {
 	if ref == res.ID || ref == res.Name {
 		return nil
 	}
+	r.mu.RLock()
 	want, err := r.resolve(c, ref)
+	r.mu.RUnlock()
 	if err != nil {
 		return err
 	}

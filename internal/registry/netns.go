@@ -105,7 +105,7 @@ func (r *Registry) visitAll(c Caller, specs []EndpointSpec) (leave func(), err e
 }
 
 // nameNetns fills in an empty network namespace and gives any other the name that endpoints have of it, for those who look
-// into the table only. One that is not there any more may still have reservations, and keeps its name.
+// into the table only. One that is not there any more may still have reservations, and keeps its name. mu is held.
 func (r *Registry) nameNetns(c Caller, ns *string) error {
 	*ns = cmp.Or(*ns, c.home())
 	if *ns == HostNetns {

@@ -3,6 +3,8 @@ package registry
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -60,10 +62,13 @@ func netnsGone(name string) string { return "network namespace " + name + " is g
 func (r *Registry) endNetns(ctx context.Context, name string) {
 	r.mu.RLock()
 	var entries []*entry
-	for e := range r.netns[name].entries {
-		entries = append(entries, e)
+	if u := r.netns[name]; u != nil { // else all have ended since it was looked for
+		entries = slices.Collect(maps.Keys(u.entries))
 	}
 	r.mu.RUnlock()
+	if len(entries) == 0 {
+		return
+	}
 	r.cfg.Log.Info("a network namespace is gone; its reservations end", "netns", name, "reservations", len(entries))
 	var ends errgroup.Group
 	ends.SetLimit(maxBatch) // side by side, so that they share transactions
