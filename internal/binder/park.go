@@ -68,23 +68,31 @@ func (b *Binder) unsettleLocked(h *holding) error {
 	return nil
 }
 
-// extractLocked takes the key's sockets out of bags that have others', too, and all where duplicates may be out.
+// extractLocked takes the key's sockets out of bags that have others', too, and all where duplicates may be out. None of them is
+// parked again.
 func (b *Binder) extractLocked(h *holding) error {
 	own := map[*bag]int{}
 	for _, s := range h.sockets {
 		if s.bag != nil {
 			own[s.bag]++
+		} else {
+			b.busyLocked(s)
 		}
 	}
-	for in, n := range own {
-		if n == in.Len() && !h.shared {
-			continue
-		}
-		if err := b.openLocked(in); err != nil {
-			return fmt.Errorf("take a socket of %v out of its bag: %w", h.sockets[0].ep, err)
-		}
-	}
+	// To open one bag may take that others of the sockets are parked, in a bag that is not among own then.
 	for _, s := range h.sockets {
+		switch in := s.bag; {
+		case in == nil:
+		case own[in] == in.Len() && !h.shared:
+			if b.parking.last == in { // it is closed as it is, without the lock
+				b.parking.last = nil
+			}
+		default:
+			if err := b.openLocked(in); err != nil {
+				b.settleLocked(h)
+				return fmt.Errorf("take the socket of %v out of its bag: %w", s.ep, err)
+			}
+		}
 		b.busyLocked(s)
 	}
 	return nil
