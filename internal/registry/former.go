@@ -20,7 +20,7 @@ type former struct {
 type past struct {
 	formers    map[string]*former
 	formerOf   map[ownName]*former // the last one of each name
-	sticky     table[*former]      // what those had
+	sticky     tally               // what those had
 	quarantine quarantine
 	lastGiven  map[turn]uint16 // by each pool
 }
@@ -29,7 +29,7 @@ func newPast() past {
 	return past{
 		formers:    map[string]*former{},
 		formerOf:   map[ownName]*former{},
-		sticky:     table[*former]{},
+		sticky:     tally{},
 		quarantine: newQuarantine(),
 		lastGiven:  map[turn]uint16{},
 	}
@@ -173,7 +173,7 @@ func (r *Registry) insertFormer(f *former) {
 		r.formerOf[f.ownName()] = f
 		for _, ch := range f.Reservation.chosen() {
 			for _, ep := range ch.endpoints {
-				r.sticky.add(ep, f)
+				r.sticky.add(ep)
 			}
 		}
 	}
@@ -190,7 +190,7 @@ func (r *Registry) disown(f *former) {
 	delete(r.formerOf, f.ownName())
 	for _, ch := range f.Reservation.chosen() {
 		for _, ep := range ch.endpoints {
-			r.sticky.remove(ep, f)
+			r.sticky.remove(ep)
 		}
 	}
 }
@@ -217,15 +217,28 @@ func (r *Registry) forgetFormers(cm *commit) {
 		}
 	}
 	if more := len(named) - keepFormers; more > 0 {
-		slices.SortFunc(named, func(a, b *former) int {
-			return cmp.Or(a.Ended.Compare(b.Ended), cmp.Compare(a.Reservation.CreateRevision, b.Reservation.CreateRevision))
-		})
-		over = append(over, named[:more]...)
+		over = append(over, oldestOfMany(named)[:more]...)
 	}
 	for _, f := range over {
 		cm.del = append(cm.del, f.Key())
 		cm.apply = append(cm.apply, func() { r.removeFormer(f) })
 	}
+}
+
+// oldestOfMany sorts names for being forgotten: the oldest first of whoever has the most of them, so that nobody's names drive out those
+// of another who has fewer.
+func oldestOfMany(named []*former) []*former {
+	slices.SortFunc(named, func(a, b *former) int {
+		return -cmp.Or(a.Ended.Compare(b.Ended), cmp.Compare(a.Reservation.CreateRevision, b.Reservation.CreateRevision))
+	})
+	newer := make(map[*former]int, len(named)) // how many of the same owner's are
+	has := map[Principal]int{}
+	for _, f := range named {
+		newer[f] = has[f.Reservation.Owner]
+		has[f.Reservation.Owner]++
+	}
+	slices.SortStableFunc(named, func(a, b *former) int { return cmp.Compare(newer[b], newer[a]) })
+	return named
 }
 
 // loadFormers takes over what a store remembers. What was left of a quarantine counts on; no clock that was put back makes

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"container/heap"
 	"slices"
 	"time"
@@ -9,13 +10,18 @@ import (
 // A quarantine is the ports that were chosen and let go, and are kept from other owners for a while: whoever still talks to
 // the one who had them is not to meet a stranger. Registry.mu guards it.
 type quarantine struct {
-	at  table[*former]
-	of  map[space]map[Principal]*portSet // whose they were
-	due formersDue
+	at    table[*former]
+	of    map[space]map[Principal]*portSet // whose they were
+	ports map[Principal]int                // how many, counted once for each former and endpoint
+	due   formersDue
 }
 
+// maxQuarantined is how many ports are kept for one owner: who takes ports and lets them go, again and again, would otherwise keep
+// all there are from everybody else, and have portd remember them without end.
+const maxQuarantined = 2 * maxChosen
+
 func newQuarantine() quarantine {
-	return quarantine{at: table[*former]{}, of: map[space]map[Principal]*portSet{}}
+	return quarantine{at: table[*former]{}, of: map[space]map[Principal]*portSet{}, ports: map[Principal]int{}}
 }
 
 // formersDue are formers by the time when their quarantine is over, as container/heap wants them.
@@ -43,11 +49,19 @@ func (d *formersDue) Pop() any {
 	return f
 }
 
-// quarantined are the endpoints of res that a pool gave. A range that the caller asked for is no pool.
+// quarantined are the endpoints of res that a pool gave, as many as are kept for one owner. A range that the caller asked for is no
+// pool.
 func (res *Reservation) quarantined() (eps []Endpoint) {
+	ports := 0
 	for _, ch := range res.chosen() {
-		if ch.spec.Any.poolName() != "" {
-			eps = append(eps, ch.endpoints...)
+		if ch.spec.Any.poolName() == "" {
+			continue
+		}
+		for _, ep := range ch.endpoints {
+			if ports += ep.Ports(); ports > maxQuarantined {
+				return eps
+			}
+			eps = append(eps, ep)
 		}
 	}
 	return eps
@@ -81,6 +95,29 @@ func (q *quarantine) add(f *former) {
 			q.of[s][owner] = new(portSet)
 		}
 		q.of[s][owner].addRange(PortRange{ep.First, ep.Last})
+		q.ports[owner] += ep.Ports()
+	}
+	q.trim(owner)
+}
+
+// trim lets go of what would be let go first of an owner who has too much, and of some more, so that the next one need not look again.
+func (q *quarantine) trim(owner Principal) {
+	if q.ports[owner] <= maxQuarantined {
+		return
+	}
+	var all []*former
+	for _, f := range q.due {
+		if f.Reservation.Owner == owner {
+			all = append(all, f)
+		}
+	}
+	slices.SortFunc(all, func(a, b *former) int { return cmp.Compare(a.over, b.over) })
+	for _, f := range all[:len(all)-1] {
+		if q.ports[owner] <= maxQuarantined/4*3 {
+			break
+		}
+		q.remove(f)
+		f.over = 0
 	}
 }
 
@@ -93,15 +130,21 @@ func (q *quarantine) remove(f *former) {
 	for _, ep := range f.Reservation.quarantined() {
 		q.at.remove(ep, f)
 		s := space{ep.Netns, ep.Proto}
-		set := q.of[s][owner]
+		set, left := q.of[s][owner], q.at[s]
 		for p := int(ep.First); p <= int(ep.Last); p++ {
 			same := func(c claim[*former]) bool { return c.by.Reservation.Owner == owner }
-			if !slices.ContainsFunc(q.at[s].at[uint16(p)], same) {
+			if left == nil || !slices.ContainsFunc(left.at[uint16(p)], same) {
 				set.remove(uint16(p))
 			}
 		}
 		if set.empty() {
 			delete(q.of[s], owner)
+		}
+		if len(q.of[s]) == 0 {
+			delete(q.of, s)
+		}
+		if q.ports[owner] -= ep.Ports(); q.ports[owner] == 0 {
+			delete(q.ports, owner)
 		}
 	}
 }

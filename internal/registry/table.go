@@ -60,8 +60,10 @@ func (t table[T]) add(e Endpoint, by T) {
 	}
 }
 
+// remove takes back add. A space in which nothing is left is forgotten: network namespaces come and go.
 func (t table[T]) remove(e Endpoint, by T) {
-	in := t[space{e.Netns, e.Proto}]
+	s := space{e.Netns, e.Proto}
+	in := t[s]
 	if in == nil {
 		return
 	}
@@ -77,5 +79,45 @@ func (t table[T]) remove(e Endpoint, by T) {
 		} else {
 			in.at[port] = rest
 		}
+	}
+	if len(in.at) == 0 {
+		delete(t, s)
+	}
+}
+
+// A tally counts by how many each port of a space is meant, whatever the address.
+type tally map[space]*counts
+
+type counts struct {
+	times map[uint16]int
+	any   portSet // meant by somebody
+}
+
+func (t tally) add(e Endpoint) {
+	s := space{e.Netns, e.Proto}
+	in := t[s]
+	if in == nil {
+		in = &counts{times: map[uint16]int{}}
+		t[s] = in
+	}
+	in.any.addRange(PortRange{e.First, e.Last})
+	for p := int(e.First); p <= int(e.Last); p++ {
+		in.times[uint16(p)]++
+	}
+}
+
+// remove takes back one add.
+func (t tally) remove(e Endpoint) {
+	s := space{e.Netns, e.Proto}
+	in := t[s]
+	for p := int(e.First); p <= int(e.Last); p++ {
+		port := uint16(p)
+		if in.times[port]--; in.times[port] == 0 {
+			delete(in.times, port)
+			in.any.remove(port)
+		}
+	}
+	if len(in.times) == 0 {
+		delete(t, s)
 	}
 }
