@@ -43,6 +43,9 @@ type Reserved struct {
 
 // Reserve takes everything that is asked for or nothing. The errors are all those of this package.
 func (r *Registry) Reserve(ctx context.Context, c Caller, req ReserveRequest) (out Reserved, err error) {
+	if err := checkSize(req.Spec); err != nil {
+		return Reserved{}, err
+	}
 	req.Spec.Endpoints = slices.Clone(req.Spec.Endpoints)
 	leave, err := r.visitAll(c, req.Spec.Endpoints)
 	if err != nil {
@@ -82,21 +85,6 @@ func (r *Registry) checkReserve(c Caller, req ReserveRequest) ([]PortRange, erro
 			return nil, err
 		}
 	}
-	if len(req.Spec.Endpoints) == 0 {
-		return nil, invalid("spec.endpoints", "is empty; at least one is wanted")
-	}
-	n, ports := 0, 0
-	for _, s := range req.Spec.Endpoints {
-		each := max(len(s.Protos), 1) * max(len(s.Addrs), 1)
-		n += each
-		ports += each * max(int(s.Exact.Last)-int(s.Exact.First)+1, 1)
-	}
-	if ports > maxPorts {
-		return nil, invalid("spec.endpoints", "have %d ports in all; allowed are %d in one reservation", ports, maxPorts)
-	}
-	if n > maxEndpoints {
-		return nil, invalid("spec.endpoints", "are %d, protocols times addresses; allowed are %d", n, maxEndpoints)
-	}
 	if req.Spec.Mode == Recorded && req.Spec.Options != (BindOptions{}) {
 		return nil, invalid("spec.bind_options", "are for held endpoints; a recorded one is bound by its program")
 	}
@@ -116,6 +104,30 @@ func (r *Registry) checkReserve(c Caller, req ReserveRequest) ([]PortRange, erro
 		}
 	}
 	return named, nil
+}
+
+// checkSize refuses what is nothing, or too much to do anything for.
+func checkSize(spec Spec) error {
+	if len(spec.Endpoints) == 0 {
+		return invalid("spec.endpoints", "is empty; at least one is wanted")
+	}
+	n, ports := 0, 0
+	for _, s := range spec.Endpoints {
+		each := max(len(s.Protos), 1) * max(len(s.Addrs), 1)
+		n += each
+		if s.Any != nil {
+			ports += each * min(max(s.Any.Count, 1), maxChosen) // more of them checkSpec refuses
+		} else {
+			ports += each * max(int(s.Exact.Last)-int(s.Exact.First)+1, 1)
+		}
+	}
+	if n > maxEndpoints {
+		return invalid("spec.endpoints", "are %d, protocols times addresses; allowed are %d", n, maxEndpoints)
+	}
+	if ports > maxPorts {
+		return invalid("spec.endpoints", "have %d ports in all; allowed are %d in one reservation", ports, maxPorts)
+	}
+	return nil
 }
 
 func checkLabels(labels map[string]string) error {
