@@ -15,7 +15,8 @@ const looks = 2
 
 // Gone are those of the kept ones in which no process has a thread any more, and that no name and no mount leads to. It is
 // meant to be asked every second or so, and says of none that it is gone the first time that it sees nobody there. Where it
-// cannot look it says so in the log, and of none that it is gone.
+// cannot look it says so in the log, and of none that it is gone; where portd does not see every process, of none in which it has
+// never seen anybody.
 func (h *Host) Gone(names []string) (gone []string) {
 	left := map[uint64]string{} // of those not seen yet, by inode
 	h.mu.Lock()
@@ -27,9 +28,12 @@ func (h *Host) Gone(names []string) (gone []string) {
 	h.mu.Unlock()
 	all := maps.Clone(left)
 	if err := (&lookout{h: h, left: left}).look(); err != nil {
-		h.cannotLook(err)
+		h.mu.Lock()
+		h.cannotLookLocked(err)
+		h.mu.Unlock()
 		clear(left)
 	}
+	hidden := outOfSight()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for inode, name := range all {
@@ -38,6 +42,9 @@ func (h *Host) Gone(names []string) (gone []string) {
 		case k == nil || k.Inode != inode: // dropped meanwhile
 		case !unseen:
 			delete(h.unseen, name)
+			k.seen = true
+		case hidden != nil && !k.seen:
+			h.cannotLookLocked(hidden)
 		default:
 			if h.unseen[name]++; h.unseen[name] >= looks {
 				gone = append(gone, name)
@@ -131,10 +138,26 @@ func unlessGone(err error) error {
 	return err
 }
 
-// cannotLook tells the log once.
-func (h *Host) cannotLook(err error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+// initPIDs is the inode number of the pid namespace that all others are in (PROC_PID_INIT_INO in the kernel).
+const initPIDs = 0xEFFFFFFC
+
+// outOfSight says why there may be processes that this /proc does not show, or nil.
+func outOfSight() error {
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/pid", &st); err != nil {
+		return err
+	}
+	if st.Ino != initPIDs {
+		return errors.New("portd is in a pid namespace, and sees no process outside of it")
+	}
+	if err := unix.Stat("/proc/1", &st); err != nil {
+		return errors.New("/proc hides processes (hidepid, see proc(5)), and portd lacks CAP_SYS_PTRACE")
+	}
+	return nil
+}
+
+// cannotLookLocked tells the log once.
+func (h *Host) cannotLookLocked(err error) {
 	if !h.blind {
 		h.blind = true
 		h.log.Warn("cannot see whether anybody is left in a network namespace; its reservations go on", "err", err)

@@ -41,6 +41,7 @@ type kept struct {
 	owner uint32
 	fd    int
 	uses  int
+	seen  bool // somebody was in it at some look
 }
 
 // New makes a Host of the calling thread's namespace. bootID is this boot's.
