@@ -154,7 +154,7 @@ func (r *Registry) adopt(ctx context.Context, c Caller, req AdoptRequest, want A
 			r.cfg.Log.Error("cannot give a socket back", "endpoint", got.Endpoint, "err", rerr)
 		}
 	}()
-	if err := r.cfg.Policy.Reserve(c, got.Endpoint, got.Bind); err != nil {
+	if err := r.policyIn(c, got.Endpoint.Netns).Reserve(c, got.Endpoint, got.Bind); err != nil {
 		return Adopted{}, err
 	}
 	res.Spec = Spec{Endpoints: []EndpointSpec{specOf(got.Endpoint)}, Options: got.Bind}

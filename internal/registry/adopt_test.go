@@ -18,6 +18,9 @@ import (
 )
 
 func (p *pegboard) Adopt(context.Context, registry.Adopt) (a registry.Adoption, _ error) {
+	if p.adoption != nil {
+		return *p.adoption, nil
+	}
 	return a, errors.New("no process has a socket here")
 }
 
@@ -242,5 +245,21 @@ func TestAdoptReadsBack(t *testing.T) {
 	}
 	if want := (registry.BindOptions{Freebind: true}); got.Reservation.Spec.Options != want {
 		t.Errorf("bound with %+v, want %+v", got.Reservation.Spec.Options, want)
+	}
+}
+
+// Who owns a network namespace adopts there what he may reserve there.
+func TestAdoptInOwnNetns(t *testing.T) {
+	t.Parallel()
+	store, pegs := newStandIns()
+	r, _ := start(t, store, pegs, registry.Config{Netns: newSpaces()})
+	s := spec(t, "tcp/81").Endpoints[0]
+	ep := hostEndpoint(t, "tcp/81")
+	for ns, want := range map[string]error{"green": nil, "host": registry.ErrDenied} {
+		s.Netns, ep.Netns = ns, ns
+		pegs.adoption = &registry.Adoption{Endpoint: ep}
+		if _, err := r.Adopt(t.Context(), alice, registry.AdoptRequest{Endpoint: s, PID: 812}); !errors.Is(err, want) {
+			t.Errorf("%v: got %v, want %v", ep, err, want)
+		}
 	}
 }

@@ -97,6 +97,7 @@ type pegboard struct {
 	mu        sync.Mutex
 	bound     map[registry.SocketKey][]registry.Endpoint
 	releasing func() // called before a key is let go; may be nil
+	adoption  *registry.Adoption
 }
 
 func (p *pegboard) Bind(ctx context.Context, b registry.Bind) error {
