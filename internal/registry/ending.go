@@ -3,6 +3,7 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -55,11 +56,15 @@ func (r *Registry) Ending(lease string) Ending {
 	return e
 }
 
-// withEndings adds to an error that names reservations what will end them. No lock is held: a process's name is in a file.
-func (r *Registry) withEndings(err error) error {
+// explained adds to an error that says what is taken what the service registry has the port for, and what will end the
+// reservations that it names. No lock is held: a process's name is in a file.
+func (r *Registry) explained(err error) error {
 	var taken *TakenError
 	if !errors.As(err, &taken) || taken.Ends != nil {
 		return err
+	}
+	if proto, known := ianaProtocol(taken.Want.Proto); known && taken.Name == "" && taken.Want.Ports() == 1 {
+		taken.Services = slices.Collect(r.Services().Names(taken.Want.First, proto))
 	}
 	for _, res := range taken.By {
 		if e := r.Ending(res.Lease); e != (Ending{}) {

@@ -50,7 +50,11 @@ func TestTakenSaysForHowLong(t *testing.T) {
 			if !errors.Is(err, registry.ErrTaken) {
 				t.Fatalf("%s of %s: got %v, want ErrTaken", what, text, err)
 			}
-			want := fmt.Sprintf(`is taken: reserved by "n%d" \(%s, .*\) since %s%s$`, i, res.ID, at, tt.want)
+			assigned := "; assigned to " + [...]string{"http-alt", "sunproxyadmin", "us-cli", "us-srv"}[i] + " in the service registry"
+			if what == "name" {
+				assigned = ""
+			}
+			want := fmt.Sprintf(`is taken: reserved by "n%d" \(%s, .*\) since %s%s%s$`, i, res.ID, at, tt.want, assigned)
 			if !regexp.MustCompile(want).MatchString(err.Error()) {
 				t.Errorf("%s of %s:\n%v\nwant …%s", what, text, err, want)
 			}

@@ -47,6 +47,8 @@ type TakenError struct {
 	Kept *Former           // in quarantine for its owner; nil where it is not
 	// Holders are sockets that portd does not own. All may be empty: the kernel refused, and nothing shows why.
 	Holders []Holder
+	// Services that the service registry assigns the port to, whoever has it; none where Want is not one port.
+	Services []string
 }
 
 func (e *TakenError) Is(target error) bool { return target == ErrTaken }
@@ -71,6 +73,9 @@ func (e *TakenError) Error() string {
 	}
 	if e.Name != "" {
 		return fmt.Sprintf("the name %q is taken: %s", e.Name, strings.Join(why, "; "))
+	}
+	if len(e.Services) > 0 {
+		why = append(why, "assigned to "+strings.Join(e.Services, ", ")+" in the service registry")
 	}
 	return fmt.Sprintf("%v is taken: %s", e.Want, strings.Join(why, "; "))
 }

@@ -22,7 +22,7 @@ type request struct {
 // nil where there is no request id; a failure forgets the id. Where the id was answered before, its record is returned.
 func (r *Registry) once(ctx context.Context, c Caller, method, id string, content any, do func(*Request) error) (*Request, error) {
 	if id == "" {
-		return nil, r.withEndings(do(nil))
+		return nil, r.explained(do(nil))
 	}
 	if len(id) > 128 || !plain(id) {
 		return nil, invalid("request_id", "allowed are up to 128 printable ASCII characters without blanks")
@@ -57,7 +57,7 @@ func (r *Registry) once(ctx context.Context, c Caller, method, id string, conten
 	r.requests[key] = mine
 	r.mu.Unlock()
 
-	err = r.withEndings(do(rec))
+	err = r.explained(do(rec))
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err != nil || rec.Revision == 0 { // nothing was committed: nothing to remember

@@ -181,7 +181,7 @@ func takenMetadata(e *registry.TakenError) map[string]string {
 }
 
 func fromTaken(e *registry.TakenError, me registry.Principal) *pb.PortConflict {
-	conflict := &pb.PortConflict{}
+	conflict := &pb.PortConflict{Services: e.Services}
 	if e.Name == "" {
 		conflict.Wanted = fromEndpoint(e.Want)
 	}

@@ -791,8 +791,10 @@ func (x *Process) GetUnit() string {
 type PortConflict struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What was wanted.
-	Wanted        *Endpoint  `protobuf:"bytes,1,opt,name=wanted,proto3" json:"wanted,omitempty"`
-	Uses          []*PortUse `protobuf:"bytes,2,rep,name=uses,proto3" json:"uses,omitempty"`
+	Wanted *Endpoint  `protobuf:"bytes,1,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	Uses   []*PortUse `protobuf:"bytes,2,rep,name=uses,proto3" json:"uses,omitempty"`
+	// Services that the service registry assigns the wanted port to, whoever has it; none where more ports than one were wanted.
+	Services      []string `protobuf:"bytes,3,rep,name=services,proto3" json:"services,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -837,6 +839,13 @@ func (x *PortConflict) GetWanted() *Endpoint {
 func (x *PortConflict) GetUses() []*PortUse {
 	if x != nil {
 		return x.Uses
+	}
+	return nil
+}
+
+func (x *PortConflict) GetServices() []string {
+	if x != nil {
+		return x.Services
 	}
 	return nil
 }
@@ -1490,10 +1499,11 @@ const file_portd_v1_port_proto_rawDesc = "" +
 	"\x06cgroup\x18\x05 \x01(\tR\x06cgroup\x12\x1c\n" +
 	"\tcontainer\x18\x06 \x01(\tR\tcontainer\x12\x12\n" +
 	"\x04unit\x18\a \x01(\tR\x04unitB\x06\n" +
-	"\x04_uid\"a\n" +
+	"\x04_uid\"}\n" +
 	"\fPortConflict\x12*\n" +
 	"\x06wanted\x18\x01 \x01(\v2\x12.portd.v1.EndpointR\x06wanted\x12%\n" +
-	"\x04uses\x18\x02 \x03(\v2\x11.portd.v1.PortUseR\x04uses\"\xa1\x01\n" +
+	"\x04uses\x18\x02 \x03(\v2\x11.portd.v1.PortUseR\x04uses\x12\x1a\n" +
+	"\bservices\x18\x03 \x03(\tR\bservices\"\xa1\x01\n" +
 	"\x14ListFreePortsRequest\x120\n" +
 	"\tprotocols\x18\x01 \x03(\x0e2\x12.portd.v1.ProtocolR\tprotocols\x12+\n" +
 	"\x06within\x18\x02 \x01(\v2\x13.portd.v1.PortRangeR\x06within\x12\x14\n" +
