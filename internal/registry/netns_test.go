@@ -134,6 +134,45 @@ func TestEnterNetns(t *testing.T) {
 	}
 }
 
+// Everybody sees the reservations of a namespace, and who stands in their way is for those who may enter it.
+func TestHoldersThere(t *testing.T) {
+	store, pegs := newStandIns()
+	r, _ := start(t, store, pegs, registry.Config{Netns: newSpaces()})
+	var eps []registry.Endpoint
+	for _, ns := range []string{"host", "blue", "green"} {
+		s := spec(t, "tcp/8080")
+		s.Mode, s.Endpoints[0].Netns = registry.Recorded, ns
+		res, err := r.Reserve(t.Context(), root, registry.ReserveRequest{Spec: s})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ep := res.Assigned[0].Endpoint
+		eps, pegs.bound[foreign] = append(eps, ep), append(pegs.bound[foreign], ep)
+	}
+	for _, tt := range []struct {
+		c    registry.Caller
+		want []string
+	}{
+		{root, []string{"host", "blue", "green"}},
+		{alice, []string{"host", "green"}}, // is the owner
+		{bob, []string{"host"}},
+		{registry.Caller{UID: bob.UID, Netns: "blue"}, []string{"blue"}},
+		{registry.Caller{UID: bob.UID, Netns: registry.UnknownNetns}, nil},
+	} {
+		holders, err := r.HoldersThere(t.Context(), tt.c, eps...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, h := range holders {
+			got = append(got, h.Endpoint.Netns)
+		}
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("%+v sees sockets in %v, want %v", tt.c, got, tt.want)
+		}
+	}
+}
+
 // A namespace is kept once for all that is reserved in it, and what is reserved in it ends with it, by itself and with a lease that
 // was its own.
 func TestNetnsGone(t *testing.T) {

@@ -125,6 +125,24 @@ func (r *Registry) Holders(ctx context.Context, c Caller, eps ...Endpoint) ([]Ho
 	return r.showing(c, holders), err
 }
 
+// HoldersThere are the Holders in those network namespaces that the caller may enter. Whoever looks at a reservation, which everybody
+// may, learns nothing else of the namespace that it is in.
+func (r *Registry) HoldersThere(ctx context.Context, c Caller, eps ...Endpoint) ([]Holder, error) {
+	r.mu.RLock()
+	eps = slices.DeleteFunc(slices.Clone(eps), func(ep Endpoint) bool {
+		owner := uint32(0)
+		if u := r.netns[ep.Netns]; u != nil {
+			owner = u.owner
+		}
+		return r.cfg.Policy.Enter(c, ep.Netns, owner) != nil
+	})
+	r.mu.RUnlock()
+	if len(eps) == 0 {
+		return nil, nil
+	}
+	return r.Holders(ctx, c, eps...)
+}
+
 // showing hides the processes that the caller may not see, and says who may.
 func (r *Registry) showing(c Caller, holders []Holder) []Holder {
 	for i := range holders {

@@ -18,7 +18,7 @@ func (s *reservations) boundBy(ctx context.Context, r *registry.Reservation, out
 	for i, a := range r.Assigned {
 		eps[i] = a.Endpoint
 	}
-	holders, err := s.reg.Holders(ctx, callerOf(ctx), eps...)
+	holders, err := s.reg.HoldersThere(ctx, callerOf(ctx), eps...)
 	if err != nil {
 		s.log.Warn("cannot see who has the recorded ports", "err", err)
 		return out

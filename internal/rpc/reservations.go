@@ -86,7 +86,7 @@ func (s *reservations) culprits(ctx context.Context, rs ...*registry.Reservation
 	if len(lost) == 0 {
 		return nil
 	}
-	holders, err := s.reg.Holders(ctx, callerOf(ctx), lost...)
+	holders, err := s.reg.HoldersThere(ctx, callerOf(ctx), lost...)
 	if err != nil {
 		s.log.Warn("cannot see who has the lost ports", "err", err)
 	}
