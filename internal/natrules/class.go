@@ -81,10 +81,14 @@ func both(xs, ys []class) (out []class) {
 }
 
 // without is what is in one of the xs and in none of the ys. Where that is no list of classes, for a y has an address only of
-// what an x has, exact is false, and out has too much.
+// what an x has, or it takes too long to say, exact is false, and out has too much.
 func without(xs, ys []class) (out []class, exact bool) {
 	out, exact = slices.Clone(xs), true
+	steps := 0
 	for _, y := range ys {
+		if steps += len(out); steps > maxSteps {
+			return slices.Clone(xs), false
+		}
 		var left []class
 		for _, x := range out {
 			cut, some := x.and(y)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -20,7 +21,7 @@ func (r *Reader) nftables(ctx context.Context, gen uint32) (found []target, cut 
 		if err := ctx.Err(); err != nil {
 			return nil, false, 0, err
 		}
-		found, cut, err = r.nftablesOnce()
+		found, cut, err = r.nftablesOnce(ctx)
 		if err != nil && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ENOENT) { // ENOENT: a set is gone
 			return nil, false, 0, err
 		}
@@ -39,7 +40,7 @@ type place struct {
 	table  string
 }
 
-func (r *Reader) nftablesOnce() (found []target, cut bool, err error) {
+func (r *Reader) nftablesOnce(ctx context.Context) (found []target, cut bool, err error) {
 	tables, err := r.bases()
 	if err != nil || len(tables) == 0 {
 		return nil, false, err // nothing is redirected without a chain that the kernel asks
@@ -61,6 +62,9 @@ func (r *Reader) nftablesOnce() (found []target, cut bool, err error) {
 			return nil, false, err
 		}
 		for _, rr := range raw[at] {
+			if err := ctx.Err(); err != nil {
+				return nil, false, fmt.Errorf("following the rules of %s: %w", t.name, err)
+			}
 			rule, err := parseRule(rr.expressions, sets, at.family == unix.NFPROTO_IPV6)
 			if err != nil {
 				return nil, false, fmt.Errorf("a rule of %s %s: %w", t.name, rr.chain, err)
@@ -196,6 +200,10 @@ func text(kind uint16, value string) []byte {
 // each calls yield with the family and the attributes of every message of a dump.
 func (r *Reader) each(msg uint16, family uint8, attrs []byte, yield func(family uint8, m []byte) error) error {
 	req := request(msg, family, netlink.Dump, attrs)
+	// A new one for each: an answer that is given up half read would be taken for the next one's.
+	if err := r.conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
 	if _, err := r.conn.Send(req); err != nil {
 		return err
 	}

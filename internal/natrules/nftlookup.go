@@ -27,11 +27,14 @@ func (m *machine) lookup(e expression, rest []expression, t thread) error {
 		return m.run(rest, t)
 	}
 	for _, el := range s.elements {
-		t := t.clone()
-		match, some := t.element(s, sreg, el)
-		if !t.narrow(match, some) {
+		if err := m.step(); err != nil {
+			return err
+		}
+		t := t
+		if !t.narrow(t.element(s, sreg, el)) {
 			continue
 		}
+		t = t.clone()
 		if el.verdict != nil {
 			m.verdict(t, *el.verdict)
 			continue

@@ -103,8 +103,8 @@ func (m *machine) say(t thread, does action, to string) {
 // run goes on with t until it ends, or is told by a map to become several.
 func (m *machine) run(rest []expression, t thread) error {
 	for i, e := range rest {
-		if m.steps++; m.steps > maxElements {
-			return fmt.Errorf("a rule of more than %d steps", maxElements)
+		if err := m.step(); err != nil {
+			return err
 		}
 		more := true
 		switch e.name {
@@ -166,6 +166,16 @@ func (m *machine) run(rest []expression, t thread) error {
 		if !more {
 			return nil
 		}
+	}
+	return nil
+}
+
+// maxRuleSteps is more than a rule takes that asks one map of maxElements, and takes a second or so.
+const maxRuleSteps = 4 * maxElements
+
+func (m *machine) step() error {
+	if m.steps++; m.steps > maxRuleSteps {
+		return fmt.Errorf("a rule of more than %d steps", maxRuleSteps)
 	}
 	return nil
 }

@@ -18,7 +18,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -119,13 +118,13 @@ func (r *Reader) all(ctx context.Context) (all []target, cut bool, err error) {
 	if quiet := r.gens.quiet(); r.loaded && (r.gen == 0 || !quiet) {
 		gen, has, err := r.gens.ask()
 		if err != nil {
+			r.gen = 0 // the change that was told of is not told of again
 			return nil, false, err
 		}
 		if has && gen != r.gen {
 			r.gen = 0
-			if err := r.conn.SetDeadline(time.Now().Add(patience)); err != nil {
-				return nil, false, err
-			}
+			ctx, stop := context.WithTimeout(ctx, patience)
+			defer stop()
 			found, cut, of, err := r.nftables(ctx, gen)
 			if err != nil {
 				return nil, false, err

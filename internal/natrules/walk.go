@@ -98,6 +98,10 @@ func (w *walker) chain(name string, in []class, depth int) (out []class) {
 			if b.some || len(in) > maxClasses {
 				continue
 			}
+			// What is left can be as many classes as are taken away; a step here is a small one.
+			if w.steps += len(meant) * (len(in) + len(meant)) / 32; w.steps > maxSteps {
+				continue
+			}
 			if rest, exact := without(in, meant); exact {
 				in = append(rest, back...)
 			}
