@@ -6,6 +6,7 @@ package binder
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -113,7 +114,8 @@ func (b *Binder) HasIPv6() bool { return b.ipv6 }
 // Release tells the Observer if the key listens or is lent, then shuts its sockets down, so that a duplicate in another
 // process serves nothing any more, and closes them. An adopted socket goes back to the program that it was adopted from, which
 // serves on if it still runs; unless portd has stopped it or has lent it out. The error is ErrExhausted where a socket that is
-// parked with others cannot be got at for want of descriptors; the key has its sockets still then.
+// parked with others cannot be got at, although descriptors are kept back for that (KeepBack); the key has its sockets still then,
+// or those of them that are left.
 func (b *Binder) Release(key registry.SocketKey) error {
 	h, err := b.remove(key)
 	if h == nil || err != nil {
@@ -189,21 +191,35 @@ func (b *Binder) remove(key registry.SocketKey) (*holding, error) {
 	if h == nil {
 		return nil, nil
 	}
-	if err := b.extractLocked(h); err != nil {
+	err := b.extractLocked(h)
+	if errors.Is(err, registry.ErrExhausted) {
+		withKeptBack(func() {
+			if err = b.closeParkedLocked(h); err == nil {
+				err = b.extractLocked(h) // of no more than bags of its own
+			}
+		})
+	}
+	if err != nil {
+		b.settleLocked(h)
 		return nil, err
 	}
 	delete(b.held, key)
 	for _, s := range h.sockets {
-		if s.bag == nil {
-			b.parking.open--
-		}
-		there := spotOf(s.ep)
-		b.at[there] = slices.DeleteFunc(b.at[there], func(o *socket) bool { return o == s })
-		if len(b.at[there]) == 0 {
-			delete(b.at, there)
-		}
+		b.forgetLocked(s)
 	}
 	return h, nil
+}
+
+// forgetLocked takes out of the Binder's books a socket that is about to be closed.
+func (b *Binder) forgetLocked(s *socket) {
+	if s.bag == nil {
+		b.parking.open--
+	}
+	there := spotOf(s.ep)
+	b.at[there] = slices.DeleteFunc(b.at[there], func(o *socket) bool { return o == s })
+	if len(b.at[there]) == 0 {
+		delete(b.at, there)
+	}
 }
 
 // use is what the key has, with a copy of its sockets, which keep their descriptors until leave. ErrNotFound where it has none,

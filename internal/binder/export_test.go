@@ -8,3 +8,9 @@ func (b *Binder) Without(ipv6, fallback bool) {
 	b.ipv6 = b.ipv6 && !ipv6
 	b.fallback = b.fallback && !fallback
 }
+
+// MaxDescriptors is the soft RLIMIT_NOFILE.
+func MaxDescriptors() int {
+	n, _ := maxDescriptors()
+	return n
+}

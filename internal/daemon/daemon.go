@@ -283,6 +283,9 @@ func (cfg Config) introduce(store registry.Store, settings registry.Settings) (_
 	if p.pool, err = handoff.New(handoff.Config{Attacher: asks, Lender: lends, Join: p.netns.Join, Log: log("handoff")}); err != nil {
 		return nil, err
 	}
+	if err := binder.KeepBack(); err != nil {
+		return nil, err
+	}
 	if p.binder, err = binder.New(binder.Config{Log: log("binder"), Observer: p.pool, Enter: p.netns.Enter}); err != nil {
 		return nil, err
 	}
