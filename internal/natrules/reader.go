@@ -27,8 +27,8 @@ import (
 
 // A Reader reads the rules of one network namespace. It must be closed. Its methods may be called at the same time.
 type Reader struct {
-	mu   sync.Mutex // guards all below
-	conn *netlink.Conn
+	mu   sync.Mutex    // guards all below
+	conn *netlink.Conn // nil where the kernel has no nfnetlink, and so no nftables; gens likewise
 	gens *generations
 	old  []*oldTable
 	// loaded is true once the kernel has nftables.
@@ -42,6 +42,9 @@ type Reader struct {
 // Open makes a Reader for the network namespace of the calling thread.
 func Open() (*Reader, error) {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if errors.Is(err, unix.EPROTONOSUPPORT) {
+		return &Reader{old: oldTables()}, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read NAT rules: %w", err)
 	}
@@ -57,8 +60,10 @@ func Open() (*Reader, error) {
 func (r *Reader) Close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	_ = r.conn.Close()
-	r.gens.close()
+	if r.conn != nil {
+		_ = r.conn.Close()
+		r.gens.close()
+	}
 	for _, o := range r.old {
 		if o.names != nil {
 			_ = o.names.Close()
@@ -112,10 +117,10 @@ func (r *Reader) Redirects(ctx context.Context, proto registry.Protocol, ports r
 // all is what all rules do. Where those of nftables are seen the kernel's own iptables are not missed: in a user namespace nobody
 // may read which tables it has, and they are rarely used there.
 func (r *Reader) all(ctx context.Context) (all []target, cut bool, err error) {
-	if !r.loaded { // to ask a kernel in which it is a module would load that
+	if !r.loaded && r.conn != nil { // to ask a kernel in which it is a module would load that
 		r.loaded = hasModule("nf_tables")
 	}
-	if quiet := r.gens.quiet(); r.loaded && (r.gen == 0 || !quiet) {
+	if r.loaded && (!r.gens.quiet() || r.gen == 0) {
 		gen, has, err := r.gens.ask()
 		if err != nil {
 			r.gen = 0 // the change that was told of is not told of again
