@@ -187,12 +187,18 @@ func readAt(dir int, name string) (string, error) {
 		return "", err
 	}
 	defer unix.Close(fd)
-	b := make([]byte, 4096) // the kernel makes these files in one piece
-	n, err := unix.Read(fd, b)
-	if err != nil {
-		return "", err
+	b := make([]byte, 4096)
+	for n := 0; ; {
+		more, err := unix.Read(fd, b[n:])
+		if err != nil {
+			return "", err
+		}
+		// The kernel gives as much as there is room for, so that one read is mostly all.
+		if n += more; more == 0 || n < len(b) {
+			return string(b[:n]), nil
+		}
+		b = append(b, make([]byte, len(b))...) // a status of more than 4 KiB has hundreds of groups
 	}
-	return string(b[:n]), nil
 }
 
 // effectiveUID finds it in a /proc/PID/status: "Uid:", then real, effective, saved and filesystem uid. The name above it cannot imitate the

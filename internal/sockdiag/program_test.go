@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -54,6 +55,29 @@ func TestProgramRights(t *testing.T) {
 	}
 	if root := os.Geteuid() == 0; root && !r.Privileged {
 		t.Error("root's process is said to have no capabilities")
+	}
+}
+
+// A user of very many groups has a long description, at whose end the capabilities are.
+func TestProgramOfManyGroups(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to give a process groups and capabilities")
+	}
+	cmd := exec.Command("sleep", "60")
+	cred := &syscall.Credential{Uid: 65534, Gid: 65534}
+	for i := range uint32(2000) {
+		cred.Groups = append(cred.Groups, 1_000_000+i)
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred, AmbientCaps: []uintptr{unix.CAP_NET_BIND_SERVICE}}
+	if err := cmd.Start(); err != nil {
+		t.Skipf("needs a process with groups and a capability: %v", err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	if r := rights(t, openProgram(t, cmd.Process.Pid)); !r.Privileged || r.UID != 65534 {
+		t.Errorf("%+v, want a privileged process of uid 65534", r)
 	}
 }
 
