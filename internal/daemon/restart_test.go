@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -150,6 +151,16 @@ func TestLost(t *testing.T) {
 			got[ev.GetReservation().GetName()] = append(got[ev.GetReservation().GetName()], ev.GetType())
 			if ev.GetCaller() != "portd" {
 				t.Errorf("%v by %s", ev.GetType(), ev.GetCaller())
+			}
+			// All who watch read it: the user, and not the process.
+			if why := ev.GetReason(); ev.GetType() == pb.EventType_EVENT_TYPE_LOST &&
+				(!strings.Contains(why, "is taken: a process of user") && !strings.Contains(why, "is taken: a process of uid") || strings.Contains(why, "pid")) {
+				t.Errorf("lost: %s", why)
+			}
+			// Whoever watches may read it, so whose socket it is stands there, and not which process.
+			if why := ev.GetReason(); ev.GetType() == pb.EventType_EVENT_TYPE_LOST &&
+				(!strings.Contains(why, "is taken: a process of user ") || strings.Contains(why, "pid")) {
+				t.Errorf("%s is lost because %q", ev.GetReservation().GetName(), why)
 			}
 		}
 	}

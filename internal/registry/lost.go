@@ -58,13 +58,13 @@ func (r *Registry) restoreEndpoint(ctx context.Context, key SocketKey, a Assigne
 		return err
 	}
 	lose := func(ep Endpoint, err error) {
+		if atStart {
+			err = r.logLost(ep, err)
+		}
 		if why == nil {
 			why = err
 		}
 		lost = appendPort(lost, ep.First)
-		if atStart {
-			r.logLost(ep, err)
-		}
 	}
 	for _, ports := range missing {
 		ep := a.Endpoint.ports(ports)
@@ -89,7 +89,7 @@ func (r *Registry) restoreEndpoint(ctx context.Context, key SocketKey, a Assigne
 	if err == nil {
 		return lost, why
 	}
-	r.logLost(a.Endpoint, err)
+	err = r.logLost(a.Endpoint, err)
 	if !atStart && a.lostPorts() < a.Endpoint.Ports() {
 		return lost, why // the others go on listening; these are held at least
 	}
@@ -100,13 +100,25 @@ func (r *Registry) restoreEndpoint(ctx context.Context, key SocketKey, a Assigne
 	return []PortRange{{a.Endpoint.First, a.Endpoint.Last}}, err
 }
 
-func (r *Registry) logLost(ep Endpoint, err error) {
+// logLost logs that a port is lost, and who has it. It returns why, for everybody's eyes: the users are named, but not the
+// processes, which not everybody may see.
+func (r *Registry) logLost(ep Endpoint, err error) error {
+	taken := &TakenError{Want: ep}
 	if errors.Is(err, ErrTaken) {
 		if holders, herr := r.cfg.Binder.Holders(context.Background(), ep); herr == nil {
-			err = &TakenError{Want: ep, Holders: holders}
+			taken.Holders = holders
+			err = taken
 		}
 	}
 	r.cfg.Log.Warn("a reserved port is lost; portd takes it again when it is free", "endpoint", ep, "err", err)
+	if err != taken {
+		return err
+	}
+	public := &TakenError{Want: ep, Holders: slices.Clone(taken.Holders)}
+	for i := range public.Holders {
+		public.Holders[i].Processes = nil
+	}
+	return public
 }
 
 func appendPort(rs []PortRange, p uint16) []PortRange {
