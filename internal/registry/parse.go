@@ -35,6 +35,9 @@ func ParseSpec(s string) (EndpointSpec, error) {
 		if _, err := parsePorts(rest); err == nil {
 			return EndpointSpec{}, invalid("protocol", "%q has none; write tcp/%s or udp/%s (known are %s)", s, rest, rest, protocolNames())
 		}
+		if areProtocols(rest) {
+			return EndpointSpec{}, invalid("endpoint", "%q has no port; write %s/8080, or %s/any for one of portd's choice", s, rest, rest)
+		}
 		return EndpointSpec{}, invalid("endpoint", "%q names no protocol; write it like tcp/8080, udp/127.0.0.1:53 or tcp/https (known are %s)", s, protocolNames())
 	}
 	var spec EndpointSpec

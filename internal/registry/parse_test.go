@@ -57,6 +57,8 @@ func TestParseSpecRefuses(t *testing.T) {
 		"":                   "no protocol",
 		"8080":               "write tcp/8080 or udp/8080",
 		"https":              "names no protocol",
+		"tcp":                "has no port; write tcp/8080, or tcp/any",
+		"tcp,udp6":           "has no port; write tcp,udp6/8080, or tcp,udp6/any",
 		"tcpp/80":            "names no protocol",
 		"cl/1":               "names no protocol",
 		"tcp/0":              "not a port",
