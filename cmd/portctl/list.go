@@ -144,7 +144,7 @@ func (c *ctl) list(ctx context.Context, args []string, f listFlags) error {
 		for _, a := range res.GetAssigned() {
 			t.row(a.GetEndpoint().GetText(), word(a.GetState()), owner, since, until, res.GetName(), res.GetId())
 			for _, ex := range exceptions(a) {
-				t.row("  "+ex.ports, ex.state)
+				t.remark("  " + ex.ports + "  " + ex.state)
 			}
 		}
 	}

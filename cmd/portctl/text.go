@@ -24,10 +24,13 @@ type table struct {
 	w    *tabwriter.Writer
 	text *bytes.Buffer
 	out  io.Writer
+	rows *int
+	// remarks stand below the row with their number, and outside of the columns.
+	remarks map[int][]string
 }
 
 func (c *ctl) table(header ...string) table {
-	t := table{text: &bytes.Buffer{}, out: c.out}
+	t := table{text: &bytes.Buffer{}, out: c.out, rows: new(int), remarks: map[int][]string{}}
 	t.w = tabwriter.NewWriter(t.text, 0, 8, 2, ' ', 0)
 	if len(header) > 0 {
 		t.row(header...)
@@ -56,6 +59,12 @@ func (t table) row(cells ...string) {
 		}
 	}
 	fmt.Fprintln(t.w, strings.Join(cells, "\t"))
+	*t.rows++
+}
+
+// remark puts a line below the last row that is as long as it is, whatever the columns are.
+func (t table) remark(line string) {
+	t.remarks[*t.rows] = append(t.remarks[*t.rows], printable(line))
 }
 
 // flush prints the table, and no blanks at the ends of its lines.
@@ -63,12 +72,18 @@ func (t table) flush() error {
 	if err := t.w.Flush(); err != nil {
 		return err
 	}
+	n := 0
 	for line := range strings.Lines(t.text.String()) {
-		if _, err := fmt.Fprintln(t.out, strings.TrimRight(line, " \n")); err != nil {
-			return err
+		n++
+		for _, l := range append([]string{line}, t.remarks[n]...) {
+			if _, err := fmt.Fprintln(t.out, strings.TrimRight(l, " \n")); err != nil {
+				return err
+			}
 		}
 	}
 	t.text.Reset()
+	clear(t.remarks)
+	*t.rows = 0
 	return nil
 }
 

@@ -69,3 +69,28 @@ func TestTalkAfterData(t *testing.T) {
 		at += i
 	}
 }
+
+// A remark is as long as it is; the columns of the rows around it stay one below the other.
+func TestRemark(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	c := &ctl{out: bufio.NewWriter(&out)}
+	table := c.table("ENDPOINT", "STATE", "NAME")
+	table.row("tcp/8901", "lost", "")
+	table.remark("  8901  lost: python3 (pid 11821, user root) is listening on 0.0.0.0:8901")
+	table.row("tcp/127.0.0.1:8902", "listening", "web")
+	for range 2 { // the second time there is nothing left
+		if err := table.flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.out.Flush()
+	const want = `ENDPOINT            STATE      NAME
+tcp/8901            lost
+  8901  lost: python3 (pid 11821, user root) is listening on 0.0.0.0:8901
+tcp/127.0.0.1:8902  listening  web
+`
+	if out.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", &out, want)
+	}
+}
