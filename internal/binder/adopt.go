@@ -62,7 +62,7 @@ func (b *Binder) Adopt(ctx context.Context, want registry.Adopt) (got registry.A
 	if err := s.reuse(true); err != nil {
 		return got, err
 	}
-	s.listening, s.opt = true, got.Listen
+	s.listening, s.opt, s.before.opt = true, got.Listen, got.Listen
 	b.add(want.Key, []*socket{s})
 	b.observer.Listening(want.Key, []registry.Socket{{Endpoint: s.ep, FD: s.fd, Adopted: true}})
 	return got, nil
@@ -187,11 +187,15 @@ func (s *socket) isAdopted(one found, want registry.Adopt) error {
 			Code: "REUSEPORT",
 		}
 	}
-	before, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR)
+	reused, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR)
 	if err != nil {
 		return fmt.Errorf("SO_REUSEADDR of %v: %w", s.ep, err)
 	}
-	s.adopted, s.reused = true, before != 0
+	flags, err := unix.FcntlInt(uintptr(s.fd), unix.F_GETFL, 0)
+	if err != nil {
+		return fmt.Errorf("flags of %v: %w", s.ep, err)
+	}
+	s.adopted, s.before.reused, s.before.blocks = true, reused != 0, flags&unix.O_NONBLOCK == 0
 	return nil
 }
 
@@ -231,8 +235,23 @@ func (s *socket) hasIP(domain, v4, v6 int) (bool, error) {
 	return n != 0, err
 }
 
+// before is how a program had the socket that was adopted from it, as far as portd changes that.
+type before struct {
+	reused, blocks bool // SO_REUSEADDR; no O_NONBLOCK
+	opt            registry.ListenOptions
+}
+
 // giveBack leaves an adopted socket as if it had never been adopted: the program that has it goes on.
-func (s *socket) giveBack() { _ = s.reuse(s.reused) }
+func (s *socket) giveBack() {
+	_ = s.reuse(s.before.reused)
+	if s.exposed {
+		_ = unix.SetNonblock(s.fd, !s.before.blocks)
+	}
+	if s.opt != s.before.opt {
+		_ = s.inherit(s.before.opt)
+		_ = s.listen(s.before.opt)
+	}
+}
 
 // bindAgain has an adopted socket hold its port after it has listened. If the program let the kernel choose the port (bind of
 // port 0) the socket lost it when it stopped listening; said by its number it is held. If not, it is bound already.

@@ -203,6 +203,11 @@ func TestReleaseGivesBack(t *testing.T) {
 			unix.Close(lendOne(t, b, ep))
 			b.Return(key(ep))
 		}, true},
+		{"listening with other options", func(t testing.TB, b *binder.Binder, ep registry.Endpoint) {
+			if err := b.Listen(t.Context(), key(ep), registry.ListenOptions{Backlog: 3}); err != nil {
+				t.Fatal(err)
+			}
+		}, true},
 		{"lent", func(t testing.TB, b *binder.Binder, ep registry.Endpoint) { unix.Close(lendOne(t, b, ep)) }, false},
 		{"stopped", func(t testing.TB, b *binder.Binder, ep registry.Endpoint) {
 			if err := b.Unlisten(key(ep)); err != nil {
@@ -228,6 +233,12 @@ func TestReleaseGivesBack(t *testing.T) {
 			answers(t, to)
 			if ra, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR); err != nil || ra != 0 {
 				t.Errorf("SO_REUSEADDR is %d, %v; the program had it off", ra, err)
+			}
+			if ka, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE); err != nil || ka != 0 {
+				t.Errorf("SO_KEEPALIVE is %d, %v; the program had it off", ka, err)
+			}
+			if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK != 0 {
+				t.Errorf("the program's accept no longer waits: %x, %v", flags, err)
 			}
 			if len(holders(t, b, ep)) == 0 {
 				t.Error("the program's socket is still taken for portd's")

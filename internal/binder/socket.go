@@ -16,9 +16,9 @@ type socket struct {
 	inode uint64
 	ep    registry.Endpoint // one port
 
-	// adopted sockets are a program's, which portd has too; reused is their SO_REUSEADDR as the program had it.
-	adopted, reused bool
-	exposed         bool // was ever lent: a program may have let others onto its port; guarded by Binder.mu
+	adopted bool   // it is a program's, which portd has too
+	before  before // of an adopted one
+	exposed bool   // was ever lent: a program may have let others onto its port; guarded by Binder.mu
 
 	// Guarded by Binder.mu: Bind and Listen write them, for one key one at a time; others read them.
 	listening bool
