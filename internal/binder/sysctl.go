@@ -18,13 +18,14 @@ func (b *Binder) Ephemeral(netns string) registry.PortRange {
 	if netns == registry.HostNetns {
 		return b.ephemeral
 	}
-	r := registry.PortRange{First: 32768, Last: 60999}
+	var r registry.PortRange
 	err := b.in(netns, func() (err error) {
 		r, err = ephemeralRange()
 		return err
 	})
 	if err != nil {
 		b.log.Warn("cannot read the range of ephemeral ports", "netns", netns, "err", err)
+		return registry.PortRange{First: 32768, Last: 60999}
 	}
 	return r
 }
