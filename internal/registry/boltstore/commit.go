@@ -49,21 +49,22 @@ type batch struct {
 }
 
 func encode(base registry.Revision, changes []registry.Change) (*batch, error) {
-	b := &batch{last: base}
+	b := &batch{last: base, ops: make([]op, 0, 2*len(changes))}
 	add := func(o op, err error) error {
 		b.ops = append(b.ops, o)
 		return err
 	}
 	for _, c := range changes {
+		var to toStored
 		b.last++
 		if c.Revision != b.last {
 			return nil, fmt.Errorf("commit on revision %d: a change has revision %d, not %d", base, c.Revision, b.last)
 		}
-		if err := add(putChange(c)); err != nil {
+		if err := add(to.putChange(c)); err != nil {
 			return nil, fmt.Errorf("commit revision %d: %w", c.Revision, err)
 		}
 		for _, r := range c.Put {
-			if err := add(putRecord(r)); err != nil {
+			if err := add(to.putRecord(r)); err != nil {
 				return nil, fmt.Errorf("commit revision %d: %w", c.Revision, err)
 			}
 		}
@@ -122,6 +123,7 @@ func (b *batch) write(tx *bolt.Tx, m *storepb.Meta) (undo []op, err error) {
 	next := proto.CloneOf(m)
 	next.Revision = int64(b.last)
 	next.Oldest = max(next.Oldest, int64(b.oldest))
+	undo = make([]op, 0, len(b.ops)+1)
 	apply := func(o op) error {
 		before := bytes.Clone(tx.Bucket(o.bucket).Get(o.key))
 		undo = append(undo, op{o.bucket, o.key, before})

@@ -73,11 +73,20 @@ func (e enum[T, S]) meaning(s S) (T, error) {
 
 // toStored makes what is written of the registry's types. It keeps the first error and goes on, so that the types can
 // be written down as they are.
-type toStored struct{ err error }
+type toStored struct {
+	err error
+
+	// A change has a new reservation twice, as a record and in the event that tells of it.
+	last *registry.Reservation
+	made *storepb.Reservation
+}
 
 func (c *toStored) reservation(r *registry.Reservation) *storepb.Reservation {
-	if r == nil {
+	switch r {
+	case nil:
 		return nil
+	case c.last:
+		return c.made
 	}
 	m := &storepb.Reservation{
 		Id:             r.ID,
@@ -93,6 +102,7 @@ func (c *toStored) reservation(r *registry.Reservation) *storepb.Reservation {
 	for _, a := range r.Assigned {
 		m.Assigned = append(m.Assigned, c.assigned(a))
 	}
+	c.last, c.made = r, m
 	return m
 }
 

@@ -53,12 +53,11 @@ func place(k registry.Key) (bucket, key []byte, err error) {
 	return bucket, []byte(k.ID), nil
 }
 
-func putRecord(r registry.Record) (op, error) {
+func (c *toStored) putRecord(r registry.Record) (op, error) {
 	bucket, key, err := place(r.Key())
 	if err != nil {
 		return op{}, err
 	}
-	var c toStored
 	var m proto.Message
 	switch r := r.(type) {
 	case *registry.Reservation:
@@ -91,8 +90,7 @@ func deleteRecord(k registry.Key) (op, error) {
 	return op{bucket: bucket, key: key}, err
 }
 
-func putChange(ch registry.Change) (op, error) {
-	var c toStored
+func (c *toStored) putChange(ch registry.Change) (op, error) {
 	m := c.change(ch)
 	if c.err != nil {
 		return op{}, fmt.Errorf("%s %d: %w", bucketEvent, ch.Revision, c.err)
