@@ -194,6 +194,13 @@ func (r *Registry) checkSpec(c Caller, s EndpointSpec, try PortRange, opt BindOp
 	if s.Any == nil {
 		return nil
 	}
+	return r.checkChoosable(c, s, opt)
+}
+
+// checkChoosable is apart from checkSpec, and stays so: a set of ports is 8 KB of stack, for which every call's would have to grow.
+//
+//go:noinline
+func (r *Registry) checkChoosable(c Caller, s EndpointSpec, opt BindOptions) error {
 	_, _, err := r.choosable(c, s, opt)
 	return err
 }
