@@ -48,11 +48,7 @@ func (c *commit) update(e *entry, after *Reservation, ev Event) {
 // to whoever holds a port for it.
 func (r *Registry) commit(c *commit) error {
 	done := c.done()
-	select {
-	case r.queue <- c:
-	case <-r.stopped:
-		return failed(ErrUnavailable, "portd is stopping")
-	}
+	r.queue.add(c)
 	select {
 	case err := <-done:
 		return err
@@ -67,27 +63,17 @@ func (r *Registry) commit(c *commit) error {
 	}
 }
 
-// commitLoop writes whatever is waiting as one batch, again and again. It never waits for more: batches form by
-// themselves while the disk is busy.
+// commitLoop writes whatever is waiting as one batch, again and again: batches form while the disk is busy.
 func (r *Registry) commitLoop(stop <-chan struct{}) {
 	defer close(r.stopped)
 	for {
-		select {
-		case <-stop:
+		batch := r.queue.take(stop)
+		if batch == nil {
 			return
-		case c := <-r.queue:
-			batch := []*commit{c}
-		more:
-			for len(batch) < maxBatch {
-				select {
-				case c := <-r.queue:
-					batch = append(batch, c)
-				default:
-					break more
-				}
-			}
-			r.commitBatch(batch)
 		}
+		begin := time.Now()
+		r.commitBatch(batch)
+		r.queue.wrote(len(batch), time.Since(begin))
 	}
 }
 

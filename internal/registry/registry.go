@@ -45,7 +45,7 @@ type Registry struct {
 	storeID string
 	schema  uint32
 
-	queue   chan *commit  // to the committing goroutine
+	queue   *queue        // to the committing goroutine
 	stopped chan struct{} // closed when nobody commits any more
 	swept   time.Time     // when old request ids were last looked for; the committing goroutine's
 	rearm   chan struct{} // tells the lease keeper of a new deadline; capacity 1
@@ -101,7 +101,7 @@ func New(cfg Config) *Registry {
 	}
 	r := &Registry{
 		cfg:      cfg,
-		queue:    make(chan *commit, maxBatch),
+		queue:    newQueue(),
 		stopped:  make(chan struct{}),
 		rearm:    make(chan struct{}, 1),
 		changing: make(chan struct{}, 1),
