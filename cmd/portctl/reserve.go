@@ -40,6 +40,7 @@ type reserveFlags struct {
 	ttl                   time.Duration
 	pid                   int32
 	recordOnly, listenToo bool
+	bind                  struct{ free, transparent, mptcp bool }
 }
 
 func (c *ctl) reserveCommand() *cobra.Command {
@@ -55,6 +56,7 @@ func (c *ctl) reserveCommand() *cobra.Command {
   P=$(portctl reserve -q tcp any --range 20000-20999)
   portctl reserve tcp any --pool ci --prefer 8080
   portctl reserve tcp 5432 --record-only
+  portctl reserve tcp/192.0.2.7:443 --freebind
   portctl reserve tcp any --ttl 10m
   portctl reserve tcp any --pid $$
   portctl reserve tcp 8080 --netns blue`,
@@ -86,6 +88,9 @@ func (c *ctl) reserveCommand() *cobra.Command {
 	c.netnsFlag(cmd)
 	flags.BoolVar(&f.recordOnly, "record-only", false, "do not bind: the program binds the port itself")
 	flags.BoolVar(&f.listenToo, "listen", false, "listen at once: connections wait for a program to take them")
+	flags.BoolVar(&f.bind.free, "freebind", false, "on addresses too that this host does not have yet")
+	flags.BoolVar(&f.bind.transparent, "transparent", false, "for traffic to foreign addresses (IP_TRANSPARENT)")
+	flags.BoolVar(&f.bind.mptcp, "mptcp", false, "also for Multipath TCP")
 	flags.DurationVar(&f.ttl, "ttl", 0, "give them back after this `time`, unless they are renewed: 1s to 720h")
 	flags.Int32Var(&f.pid, "pid", 0, "give them back when this process of yours ends")
 	flags.StringVar(&f.lease, "lease", "", "give them back when this `lease` ends: the id of one that is there")
@@ -151,6 +156,12 @@ func (f reserveFlags) toRequest(endpoints []string) (*pb.ReserveRequest, error) 
 	if f.recordOnly {
 		req.Spec.Mode = pb.Mode_MODE_RECORDED
 	}
+	if b := f.bind; b.free || b.transparent || b.mptcp {
+		if f.recordOnly {
+			return nil, usagef("--freebind, --transparent and --mptcp are about binding, and with --record-only portd does not bind")
+		}
+		req.Spec.BindOptions = &pb.BindOptions{Freebind: b.free, Transparent: b.transparent, Mptcp: b.mptcp}
+	}
 	if f.name != "" {
 		if err := registry.ValidateName(f.name); err != nil {
 			return nil, err
@@ -186,7 +197,7 @@ func reserveHint(err error, req *pb.ReserveRequest) error {
 		return try(err, "portctl show "+req.GetName())
 	case errors.Is(err, client.ErrTaken) && why != nil && yours(why.Conflict) != "":
 		return try(err, "portctl show "+yours(why.Conflict))
-	case errors.Is(err, client.ErrNotFound) && req.GetNewLease().GetProcess() != nil, why != nil && why.Reason == "PID_NAMESPACE":
+	case req.GetNewLease().GetProcess() != nil && (errors.Is(err, client.ErrNotFound) || errors.Is(err, client.ErrDenied)), why != nil && why.Reason == "PID_NAMESPACE":
 		return try(err, "portctl reserve "+strings.Join(protos, ",")+" any --ttl 10m")
 	case errors.Is(err, client.ErrNotFound) && req.GetLeaseId() != "":
 		return try(err, "portctl leases --mine")
