@@ -8,31 +8,46 @@ import (
 
 // A reservation is named by its id, its name, or an endpoint of it with the protocol.
 
+// A reference is the text that names a reservation, and the endpoint that it stands for where it has the form of one.
+type reference struct {
+	text string
+	want Endpoint
+	err  error // why it is not one
+}
+
+// refer reads a text for find. mu is not held: to find out which network namespace an endpoint is in takes system calls.
+func (r *Registry) refer(c Caller, text string) reference {
+	ref := reference{text: text}
+	if ref.endpoint() {
+		ref.want, ref.err = r.resolve(c, text)
+	}
+	return ref
+}
+
+// endpoint says whether ref has the form of an endpoint, which no id and no name has.
+func (ref reference) endpoint() bool { return strings.ContainsAny(ref.text, "/ ") }
+
 // find names the one reservation that ref means; mu is held. A reservation that is not committed yet is found too when
 // it is busy, so that acquire waits for it.
-func (r *Registry) find(c Caller, ref string) (*entry, error) {
-	if e := r.entries[ref]; e != nil {
-		return e, nil
+func (r *Registry) find(ref reference) (*entry, error) {
+	switch {
+	case ref.err != nil:
+		return nil, ref.err
+	case ref.endpoint():
+		return r.findEndpoint(ref.want)
+	case r.entries[ref.text] != nil:
+		return r.entries[ref.text], nil
+	case ref.text == "":
+		return nil, invalid("reservation", "is empty; an id, a name, or an endpoint like tcp/8080 is wanted")
+	case r.names[ref.text] != nil:
+		return r.names[ref.text], nil
 	}
-	if e := r.names[ref]; e != nil {
-		return e, nil
-	}
-	if !strings.ContainsAny(ref, "/ ") {
-		if ref == "" {
-			return nil, invalid("reservation", "is empty; an id, a name, or an endpoint like tcp/8080 is wanted")
-		}
-		return nil, failed(ErrNotFound, "no reservation has the id or name %q", ref)
-	}
-	return r.findEndpoint(c, ref)
+	return nil, failed(ErrNotFound, "no reservation has the id or name %q", ref.text)
 }
 
 // findEndpoint names the reservation that has the endpoint just so, else the only one that has all its ports on an
 // address that overlaps: tcp/8080 finds what is held on tcp/127.0.0.1:8080.
-func (r *Registry) findEndpoint(c Caller, ref string) (*entry, error) {
-	want, err := r.resolve(c, ref)
-	if err != nil {
-		return nil, err
-	}
+func (r *Registry) findEndpoint(want Endpoint) (*entry, error) {
 	var near []*entry
 	for _, e := range r.claims.overlapping(want) {
 		if e.res == nil { // busy being reserved; it will be looked at again
@@ -63,7 +78,7 @@ func (r *Registry) findEndpoint(c Caller, ref string) (*entry, error) {
 	return nil, invalid("reservation", "%v could be any of %s; say which", want, strings.Join(which, ", "))
 }
 
-// resolve turns the text of an endpoint into one, service names included; mu is held.
+// resolve turns the text of an endpoint into one, service names included. mu is not held.
 func (r *Registry) resolve(c Caller, ref string) (Endpoint, error) {
 	spec, err := ParseSpec(ref)
 	if err != nil {
@@ -84,9 +99,7 @@ func (r *Registry) whole(c Caller, ref string, res *Reservation) error {
 	if ref == res.ID || ref == res.Name {
 		return nil
 	}
-	r.mu.RLock()
 	want, err := r.resolve(c, ref)
-	r.mu.RUnlock()
 	if err != nil {
 		return err
 	}

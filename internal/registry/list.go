@@ -135,9 +135,10 @@ func (r *Registry) created(after Revision) []*Reservation {
 
 // Get is the reservation that ref means: an id, a name, or an endpoint with its protocol.
 func (r *Registry) Get(_ context.Context, c Caller, ref string) (*Reservation, error) {
+	at := r.refer(c, ref)
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	e, err := r.find(c, ref)
+	e, err := r.find(at)
 	if err != nil {
 		return nil, err
 	}

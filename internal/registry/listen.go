@@ -158,9 +158,10 @@ func (r *Registry) commitUpdate(c Caller, e *entry, after *Reservation, typ Even
 
 // Attach says which reservation a worker may attach to.
 func (r *Registry) Attach(_ context.Context, c Caller, ref string) (*Reservation, error) {
+	at := r.refer(c, ref)
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	e, err := r.find(c, ref)
+	e, err := r.find(at)
 	if err != nil {
 		return nil, err
 	}
@@ -193,6 +194,7 @@ func (r *Registry) Listeners(_ context.Context, c Caller, ref string) ([]Listene
 			}
 		}
 	}
+	at := r.refer(c, ref)
 	err := func() error {
 		r.mu.RLock()
 		defer r.mu.RUnlock()
@@ -202,7 +204,7 @@ func (r *Registry) Listeners(_ context.Context, c Caller, ref string) ([]Listene
 			}
 			return nil
 		}
-		e, err := r.find(c, ref)
+		e, err := r.find(at)
 		if err != nil {
 			return err
 		}

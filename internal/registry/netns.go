@@ -105,7 +105,7 @@ func (r *Registry) visitAll(c Caller, specs []EndpointSpec) (leave func(), err e
 }
 
 // nameNetns fills in an empty network namespace and gives any other the name that endpoints have of it, for those who look
-// into the table only. One that is not there any more may still have reservations, and keeps its name. mu is held.
+// into the table only. One that is not there any more may still have reservations, and keeps its name. mu is not held.
 func (r *Registry) nameNetns(c Caller, ns *string) error {
 	*ns = cmp.Or(*ns, c.home())
 	if *ns == HostNetns {
@@ -118,7 +118,13 @@ func (r *Registry) nameNetns(c Caller, ns *string) error {
 	switch {
 	case err == nil:
 		*ns = name
-	case !errors.Is(err, ErrNotFound) || r.netns[*ns] == nil:
+		return nil
+	case !errors.Is(err, ErrNotFound):
+		return err
+	}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if r.netns[*ns] == nil {
 		return err
 	}
 	return nil

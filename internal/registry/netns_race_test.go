@@ -85,3 +85,55 @@ func TestNetnsForgottenMeanwhile(t *testing.T) {
 		stop()
 	})
 }
+
+// namingSpaces take their time to say how a namespace is called.
+type namingSpaces struct {
+	*spaces
+	asked, answer chan struct{}
+}
+
+func (s *namingSpaces) Name(c registry.Caller, text string) (string, error) {
+	s.asked <- struct{}{}
+	<-s.answer
+	return s.spaces.Name(c, text)
+}
+
+// Whoever names an endpoint in another namespace keeps nobody waiting while portd looks which one that is.
+func TestNamingHoldsNobodyUp(t *testing.T) {
+	t.Parallel()
+	all := &namingSpaces{newSpaces(), make(chan struct{}), make(chan struct{})}
+	store, pegs := newStandIns()
+	r, _ := start(t, store, pegs, registry.Config{Netns: all})
+	const ref = "tcp/80@blue"
+	for what, look := range map[string]func() error{
+		"get":       func() error { _, err := r.Get(t.Context(), alice, ref); return err },
+		"release":   func() error { _, err := r.Release(t.Context(), alice, ref, ""); return err },
+		"attach":    func() error { _, err := r.Attach(t.Context(), alice, ref); return err },
+		"listeners": func() error { _, err := r.Listeners(t.Context(), alice, ref); return err },
+	} {
+		found, done := make(chan error, 1), make(chan error, 1)
+		go func() { found <- look() }()
+		<-all.asked
+		go func() {
+			res, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "udp/8080")})
+			if err == nil {
+				_, err = r.Release(t.Context(), alice, res.ID, "")
+			}
+			done <- err
+		}()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+			all.answer <- struct{}{}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s: others wait for it", what)
+			all.answer <- struct{}{}
+			<-done
+		}
+		if err := <-found; !errors.Is(err, registry.ErrNotFound) {
+			t.Errorf("%s: got %v, want ErrNotFound", what, err)
+		}
+	}
+}

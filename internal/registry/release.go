@@ -65,8 +65,9 @@ func (r *Registry) release(ctx context.Context, c Caller, at target, rec *Reques
 
 // acquireTarget acquires the reservation that is aimed at, if c may change it and it is as c expects.
 func (r *Registry) acquireTarget(ctx context.Context, c Caller, at target, act string) (*entry, error) {
+	ref := r.refer(c, at.Ref)
 	e, err := r.acquire(ctx, func() (*entry, error) {
-		e, err := r.find(c, at.Ref)
+		e, err := r.find(ref)
 		switch {
 		case err != nil:
 			return nil, err
