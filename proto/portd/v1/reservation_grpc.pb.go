@@ -47,7 +47,8 @@ const (
 // answered again.
 type ReservationServiceClient interface {
 	// Reserve takes all the endpoints of a spec, or none. A taken port is ALREADY_EXISTS with an ErrorInfo whose reason
-	// is RESERVED or IN_USE, and a PortConflict that names the holder. Reserving again with the name, owner and spec of
+	// is RESERVED, IN_USE, or, where it rests for another owner, QUARANTINED with "until" in its metadata, and a PortConflict
+	// that names the holder. Reserving again with the name, owner and spec of
 	// a reservation that is there returns that one.
 	Reserve(ctx context.Context, in *ReserveRequest, opts ...grpc.CallOption) (*ReserveResponse, error)
 	// Adopt takes a duplicate of a listening socket from a program that runs, which the kernel must permit, and makes it a
@@ -192,7 +193,8 @@ func (c *reservationServiceClient) Close(ctx context.Context, in *CloseRequest, 
 // answered again.
 type ReservationServiceServer interface {
 	// Reserve takes all the endpoints of a spec, or none. A taken port is ALREADY_EXISTS with an ErrorInfo whose reason
-	// is RESERVED or IN_USE, and a PortConflict that names the holder. Reserving again with the name, owner and spec of
+	// is RESERVED, IN_USE, or, where it rests for another owner, QUARANTINED with "until" in its metadata, and a PortConflict
+	// that names the holder. Reserving again with the name, owner and spec of
 	// a reservation that is there returns that one.
 	Reserve(context.Context, *ReserveRequest) (*ReserveResponse, error)
 	// Adopt takes a duplicate of a listening socket from a program that runs, which the kernel must permit, and makes it a
