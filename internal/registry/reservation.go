@@ -24,11 +24,11 @@ func (m Mode) String() string { return [...]string{"held", "recorded"}[m] }
 // A PortRange is the ports First to Last, both included. The zero PortRange is no ports.
 type PortRange struct{ First, Last uint16 }
 
-// AnyPorts leaves the choice of ports to portd: Count contiguous ones from Within, or, where that is zero, from 1024 up,
-// outside the kernel's ephemeral range and 30000–32767, unassigned by IANA.
+// AnyPorts leaves the choice of ports to portd: Count contiguous ones of Pool, as far as they lie in Within. With Within and no
+// pool they come from there, whatever they are otherwise for. First of all portd tries what is preferred, then what the name had.
 type AnyPorts struct {
-	Within PortRange
-	Count  int // 0 means 1
+	Within PortRange // zero: the whole pool
+	Count  int       // 0 means 1
 	// Pool is the name of a pool; empty: DefaultPool, or, with Within, none.
 	Pool string
 	// Tried first, one of the two at most: the port of a service, or the first port by its number.
