@@ -133,6 +133,7 @@ func (c *ctl) reserve(ctx context.Context, endpoints []string, f reserveFlags) e
 		c.sayPassedOver(answer)
 		c.sayReserved(res, answer.GetExisted())
 		c.sayLease(res, req.GetNewLease())
+		c.sayInTheWay(ctx, cl, res)
 	}
 	return errors.Join(err, listenErr)
 }
