@@ -89,16 +89,8 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	parts.policy = policy
-	defer parts.binder.Close()
-	defer parts.netns.Close()
-	defer parts.nat.Close()
-	defer parts.pids.Close()
 	served := false
-	defer func() {
-		if !served {
-			_ = parts.pool.Run(ended()) // puts away what it has
-		}
-	}()
+	defer func() { parts.close(served) }()
 	features := parts.features()
 	tellWeaknesses(cfg.Log, features)
 	if err := parts.registry.Start(ctx); err != nil {
@@ -270,6 +262,11 @@ type parts struct {
 // introduce makes the parts and lets each know those it needs.
 func (cfg Config) introduce(store registry.Store, settings registry.Settings) (_ *parts, err error) {
 	p := &parts{}
+	defer func() {
+		if err != nil {
+			p.close(false)
+		}
+	}()
 	log := func(part string) *slog.Logger { return cfg.Log.With("part", part) }
 	asks := &attacher{}
 	lends := &lender{}
@@ -314,6 +311,25 @@ func (cfg Config) introduce(store registry.Store, settings registry.Settings) (_
 	})
 	asks.Registry = p.registry
 	return p, nil
+}
+
+// close puts away the parts that there are. ran says that the pool has been, by its Run.
+func (p *parts) close(ran bool) {
+	if p.pool != nil && !ran {
+		_ = p.pool.Run(ended())
+	}
+	if p.pids != nil {
+		_ = p.pids.Close()
+	}
+	if p.nat != nil {
+		p.nat.Close()
+	}
+	if p.netns != nil {
+		p.netns.Close()
+	}
+	if p.binder != nil {
+		p.binder.Close()
+	}
 }
 
 // attacher is the registry as the hand-off asks it. The hand-off is made first, so it gets the registry later.
