@@ -124,6 +124,9 @@ func (r *Registry) checkAdopt(c Caller, req AdoptRequest) (want Adopt, err error
 	case s.Protos[0] != TCP:
 		return want, &UnsupportedError{"adopt " + s.Protos[0].String(), "the kernel is not asked for its sockets (sock_diag); tcp only", "UNSUPPORTED"}
 	}
+	if err := r.samePIDs(c, req.PID); err != nil {
+		return want, err
+	}
 	named, err := r.checkReserve(c, ReserveRequest{
 		Spec: Spec{Endpoints: []EndpointSpec{s}}, Name: req.Name, Labels: req.Labels, Lease: req.Lease, NewLease: req.NewLease,
 	})
@@ -135,6 +138,21 @@ func (r *Registry) checkAdopt(c Caller, req AdoptRequest) (want Adopt, err error
 	want.AnyAddr = len(s.Addrs) == 0 && s.Device == ""
 	want.May = func(p Program) error { return r.cfg.Policy.Adopt(c, p, want.Endpoint) }
 	return want, nil
+}
+
+// samePIDs refuses callers to whom a pid means another process than to portd.
+func (r *Registry) samePIDs(c Caller, pid int32) error {
+	if r.cfg.Processes == nil {
+		return nil
+	}
+	_, _, err := r.cfg.Processes.Find(c, pid)
+	if other := (*UnsupportedError)(nil); errors.As(err, &other) {
+		return &UnsupportedError{
+			fmt.Sprintf("adopt from process %d", pid),
+			"you are in another pid namespace than portd, where your pids mean other processes; adopt it from outside, by the pid that it has there", other.Code,
+		}
+	}
+	return nil // whether it runs, and has the socket, shows when it is looked for
 }
 
 func (r *Registry) adopt(ctx context.Context, c Caller, req AdoptRequest, want Adopt, rec *Request) (_ Adopted, err error) {

@@ -263,3 +263,23 @@ func TestAdoptInOwnNetns(t *testing.T) {
 		}
 	}
 }
+
+// A pid of another pid namespace is not taken for portd's process of that number.
+func TestAdoptByForeignPID(t *testing.T) {
+	t.Parallel()
+	store, pegs := newStandIns()
+	r, _ := start(t, store, pegs, registry.Config{Processes: watcher(t)})
+	pegs.adoption = &registry.Adoption{Endpoint: hostEndpoint(t, "tcp/8080")}
+	req := registry.AdoptRequest{Endpoint: spec(t, "tcp/8080").Endpoints[0], PID: int32(os.Getpid())}
+	unseen := alice // whose pid the kernel does not show to portd
+	unseen.PID = 0
+	var refused *registry.UnsupportedError
+	if _, err := r.Adopt(t.Context(), unseen, req); !errors.As(err, &refused) || refused.Code != "PID_NAMESPACE" {
+		t.Errorf("got %v, want that pids are others there", err)
+	}
+	here := alice
+	here.PID = int32(os.Getpid())
+	if _, err := r.Adopt(t.Context(), here, req); err != nil {
+		t.Errorf("beside portd: %v", err)
+	}
+}
