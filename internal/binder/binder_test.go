@@ -96,6 +96,22 @@ func TestDualStackBySysctl(t *testing.T) {
 	}
 }
 
+// After a SIGKILL all that the kernel would give out may still be reserved: what is tried out goes by other ports.
+func TestFeaturesWithoutPorts(t *testing.T) {
+	available := func() []bool {
+		var all []bool
+		for _, f := range open(t, binder.Config{}).Features() {
+			all = append(all, f.Available)
+		}
+		return all
+	}
+	want := available()
+	setSysctl(t, "net/ipv4/ip_local_reserved_ports", "1024-65535")
+	if diff := cmp.Diff(want, available()); diff != "" {
+		t.Errorf("features where all ports are reserved (-want +got):\n%s", diff)
+	}
+}
+
 // setSysctl is for the test's own network namespace, until the test ends.
 func setSysctl(t testing.TB, name, value string) {
 	t.Helper()

@@ -70,7 +70,7 @@ func (t *trial) end() {
 	*t = nil
 }
 
-// socket is bound to port of loopback, or to one of the kernel's choice where that is 0.
+// socket is bound to port of loopback, or to any where that is 0.
 func (t *trial) socket(port uint16, reuse bool) (*socket, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP)
 	if err != nil {
@@ -81,7 +81,12 @@ func (t *trial) socket(port uint16, reuse bool) (*socket, error) {
 	if err := s.reuse(reuse); err != nil {
 		return nil, err
 	}
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: loopback.As4(), Port: int(port)}); err != nil {
+	if port == 0 {
+		err = sockdiag.BindLoopback(fd)
+	} else {
+		err = unix.Bind(fd, &unix.SockaddrInet4{Addr: loopback.As4(), Port: int(port)})
+	}
+	if err != nil {
 		return nil, err
 	}
 	at, err := unix.Getsockname(fd)

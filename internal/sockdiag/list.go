@@ -119,7 +119,7 @@ func BoundOnlyVisible(ctx context.Context) (bool, error) {
 		return false, fmt.Errorf("probe bound sockets: %w", err)
 	}
 	defer unix.Close(fd)
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+	if err := BindLoopback(fd); err != nil {
 		return false, fmt.Errorf("probe bound sockets: %w", err)
 	}
 	addr, err := unix.Getsockname(fd)
