@@ -108,6 +108,9 @@ func (r *ring) accept(fd int, from *unix.RawSockaddrInet6) (int, syscall.Errno) 
 		if errno == unix.EINTR {
 			continue
 		}
+		if errno == unix.EAGAIN {
+			errno = unix.ENOMEM // there is none for the request; EAGAIN of accept4 is another thing
+		}
 		if errno != 0 {
 			return -1, errno
 		}
