@@ -49,8 +49,11 @@ func useText(r *pb.ReservationUse) string {
 		whose = ownerName(r.GetOwner()) + "'s"
 	}
 	text := fmt.Sprintf("%s, %s since %s", whose, r.GetState(), when(r.GetCreateTime()))
-	if r.GetState() == "listening" { // since when it listens is not known
+	switch r.GetState() { // since when it listens, or is lost, is not known
+	case "listening":
 		text = fmt.Sprintf("%s, listening, held since %s", whose, when(r.GetCreateTime()))
+	case "lost":
+		text = fmt.Sprintf("%s since %s, but lost", whose, when(r.GetCreateTime()))
 	}
 	if r.GetLease() != "" {
 		text += ", " + r.GetLease() + untilClause(r)
