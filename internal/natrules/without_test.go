@@ -1,6 +1,7 @@
 package natrules_test
 
 import (
+	"os"
 	"runtime"
 	"testing"
 	"unsafe"
@@ -29,7 +30,9 @@ func TestKernelWithoutNfnetlink(t *testing.T) {
 			return
 		}
 		defer r.Close()
-		compare(t, nil, seen(t, r, 0, 1, 65535))
+		if os.Geteuid() == 0 { // anybody else may not see which tables the kernel's own iptables have
+			compare(t, nil, seen(t, r, 0, 1, 65535))
+		}
 	}()
 	<-done
 }
