@@ -128,6 +128,10 @@ func (c *ctl) reserve(ctx context.Context, endpoints []string, f reserveFlags) e
 		err = c.printJSON(answer)
 	case c.quiet:
 		c.printPorts(res)
+	case f.request != "" && isGone(ctx, cl, res):
+		err = c.printReservation(res, "released")
+		c.say("that was the answer to the first call with this --request-id; what it gave has been given back since")
+		c.say("to reserve again, use another one")
 	default:
 		err = c.printReservation(res, "")
 		c.sayPassedOver(answer)
@@ -136,6 +140,12 @@ func (c *ctl) reserve(ctx context.Context, endpoints []string, f reserveFlags) e
 		c.sayInTheWay(ctx, cl, res)
 	}
 	return errors.Join(err, listenErr)
+}
+
+// isGone says that an answer is about a reservation that is no more, as that of a repeated call may be.
+func isGone(ctx context.Context, cl *client.Client, res *pb.Reservation) bool {
+	_, err := cl.Reservations.GetReservation(ctx, &pb.GetReservationRequest{Reservation: res.GetId()})
+	return errors.Is(err, client.ErrNotFound)
 }
 
 func (f reserveFlags) toRequest(endpoints []string) (*pb.ReserveRequest, error) {
