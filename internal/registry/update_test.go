@@ -309,3 +309,51 @@ func TestNamesAreSwapped(t *testing.T) {
 		}
 	}
 }
+
+// A watch that is filtered by labels is told when a reservation's are others.
+func TestUpdateLeadsOutOfAFilter(t *testing.T) {
+	t.Parallel()
+	store, pegs := newStandIns()
+	r, _ := start(t, store, pegs, registry.Config{})
+	from := r.Status().Revision + 1
+	label := func(team string) registry.Update { return registry.Update{Labels: map[string]string{"team": team}} }
+	reserveNamed(t, r, alice, "tcp/8080", "web")
+	for _, team := range []string{"a", "b", "c"} {
+		if _, err := r.Update(t.Context(), alice, "web", label(team), ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := r.Release(t.Context(), alice, "web", ""); err != nil {
+		t.Fatal(err)
+	}
+	last := r.Status().Revision
+	for _, tt := range []struct {
+		filter registry.Filter
+		want   []string
+	}{
+		{registry.Filter{Labels: map[string]string{"team": "a"}}, []string{"a", "b", "c"}},
+		{registry.Filter{Labels: map[string]string{"team": "a"}, Owner: bob.Principal()}, nil},
+		{registry.Filter{Lease: "lse_1"}, []string{"a", "b", "c"}},
+		{registry.Filter{Proto: registry.UDP}, nil},
+	} {
+		var got []string
+		done := errors.New("all seen")
+		err := r.Watch(t.Context(), alice, registry.WatchRequest{From: from, Filter: tt.filter, Progress: 1}, func(_ string, ch registry.Change) error {
+			for _, ev := range ch.Events {
+				if ev.Type == registry.EventUpdated {
+					got = append(got, ev.Reservation.Labels["team"])
+				}
+			}
+			if ch.Revision >= last {
+				return done
+			}
+			return nil
+		})
+		if !errors.Is(err, done) {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%+v (-want +got):\n%s", tt.filter, diff)
+		}
+	}
+}

@@ -141,6 +141,11 @@ func (r *Registry) events(c Caller, f *Filter, all []Event) []Event {
 
 func (r *Registry) shows(c Caller, f *Filter, ev *Event) bool {
 	switch {
+	case ev.Reservation != nil && ev.Type == EventUpdated:
+		// It may be the labels or the lease that have changed: who saw the reservation before is told that it is no longer his.
+		but := *f
+		but.Labels, but.Lease = nil, ""
+		return but.Match(ev.Reservation)
 	case ev.Reservation != nil:
 		return f.Owner == "" && f.Lease == "" && f.anyEndpoint() || f.Match(ev.Reservation)
 	case ev.Lease != nil:

@@ -215,7 +215,7 @@ const (
 	EventType_EVENT_TYPE_SERVICE_REMOVED EventType = 12
 	// Another edition of the IANA registry answers: an import, its undoing, or a newer portd.
 	EventType_EVENT_TYPE_REGISTRY_REPLACED EventType = 13
-	// A reservation's name, labels or lease.
+	// A reservation's name, labels or lease. A filter by labels or lease lets it pass always: it may have led out of it.
 	EventType_EVENT_TYPE_UPDATED EventType = 14
 )
 
