@@ -59,6 +59,9 @@ func (p *policy) read() (s registry.Settings, found bool, err error) {
 		return s, true, nil
 	case errors.Is(err, fs.ErrNotExist) && !p.must:
 		return registry.Settings{}, false, nil
+	case errors.Is(err, fs.ErrPermission) && !p.must:
+		// Of another user's home, often: a program that became another user and kept HOME.
+		return s, false, fmt.Errorf("%w; say which by --policy, or set HOME to your own", err)
 	}
 	return s, false, err // names the file
 }
