@@ -170,7 +170,7 @@ func TestParkedByMany(t *testing.T) {
 			state := map[uint16]bool{} // held, and whether it listens
 			ctx := context.WithoutCancel(t.Context())
 			for range 3000 {
-				p := uint16(10000 + 200*g + r.IntN(200))
+				p := uint16(10000 + 200*g + r.IntN(120))
 				ep := at(t, "tcp/1", p)
 				listening, held := state[p]
 				var err error
