@@ -131,6 +131,9 @@ type explained struct {
 
 func (s explained) RecvMsg(m any) error { return s.line.explain(s.ClientStream.RecvMsg(m)) }
 
+// SendMsg fails with more than io.EOF where portd goes away while gRPC tries the call again.
+func (s explained) SendMsg(m any) error { return s.line.explain(s.ClientStream.SendMsg(m)) }
+
 // identified is the request with a request id where it has room for one and none yet. The caller's own stays as it is, to be
 // used again.
 func identified(req any) any {
