@@ -123,12 +123,16 @@ func (c *ctl) reserve(ctx context.Context, endpoints []string, f reserveFlags) e
 			res = answer.GetReservation()
 		}
 	}
+	gone := f.request != "" && isGone(ctx, cl, res)
 	switch {
+	case gone && c.quiet: // a script would go on with a port that it has not
+		return try(fmt.Errorf("%s, which this --request-id reserved, has been given back since: %w", endpointsText(res), client.ErrNotFound),
+			"another --request-id")
 	case c.json():
 		err = c.printJSON(answer)
 	case c.quiet:
 		c.printPorts(res)
-	case f.request != "" && isGone(ctx, cl, res):
+	case gone:
 		err = c.printReservation(res, "released")
 		c.say("that was the answer to the first call with this --request-id; what it gave has been given back since")
 		c.say("to reserve again, use another one")
