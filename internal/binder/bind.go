@@ -16,7 +16,7 @@ func (b *Binder) Bind(ctx context.Context, want registry.Bind) error {
 	var socks []*socket
 	var err error
 	if lost := b.in(want.Endpoint.Netns, func() error {
-		socks, err = b.bind(ctx, want)
+		socks, err = b.bind(ctx, &want)
 		return nil
 	}); lost != nil {
 		return fmt.Errorf("bind %v: %w", want.Endpoint, lost)
@@ -31,7 +31,7 @@ func (b *Binder) Bind(ctx context.Context, want registry.Bind) error {
 // manyRefused is how many sockets wait for their second try together, each with a descriptor.
 const manyRefused = 64
 
-func (b *Binder) bind(ctx context.Context, want registry.Bind) (_ []*socket, err error) {
+func (b *Binder) bind(ctx context.Context, want *registry.Bind) (_ []*socket, err error) {
 	ep := want.Endpoint
 	r, err := b.recipeFor(ep, want.Options)
 	if err != nil {
@@ -82,7 +82,7 @@ func (b *Binder) bind(ctx context.Context, want registry.Bind) (_ []*socket, err
 }
 
 // mayFallBack: closed connections leave something behind in TCP only.
-func (b *Binder) mayFallBack(want registry.Bind) bool {
+func (b *Binder) mayFallBack(want *registry.Bind) bool {
 	return b.fallback && !want.Fresh && want.Endpoint.Proto == registry.TCP
 }
 
@@ -91,7 +91,7 @@ func (b *Binder) mayFallBack(want registry.Bind) bool {
 // It takes SO_REUSEADDR for a moment, which also lets us in beside a stranger's socket that has it and is bound without
 // listening, and the stranger beside us. Hence a look before, for our socket would make the stranger's listen fail; and
 // another one once SO_REUSEADDR is off: who came in between shows by then, and nobody comes later.
-func (b *Binder) overLeftovers(ctx context.Context, r recipe, refused []*socket) error {
+func (b *Binder) overLeftovers(ctx context.Context, r *recipe, refused []*socket) error {
 	b.fallbackMu.Lock()
 	defer b.fallbackMu.Unlock()
 	for _, s := range refused {
@@ -102,7 +102,7 @@ func (b *Binder) overLeftovers(ctx context.Context, r recipe, refused []*socket)
 	return nil
 }
 
-func (r recipe) bindOverLeftovers(ctx context.Context, s *socket) error {
+func (r *recipe) bindOverLeftovers(ctx context.Context, s *socket) error {
 	if err := onlyLeftovers(ctx, s); err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ func noCapability(what, why string) error {
 	return &registry.UnsupportedError{What: what, Why: why, Code: "MISSING_CAPABILITY"}
 }
 
-func (r recipe) socketError(err error) error {
+func (r *recipe) socketError(err error) error {
 	proto := r.ep.Proto.String()
 	if r.opt.MPTCP {
 		proto = "mptcp"
@@ -36,7 +36,7 @@ func (r recipe) socketError(err error) error {
 	return fmt.Errorf("make a socket: %w", ranOut(err))
 }
 
-func (r recipe) deviceError(err error) error {
+func (r *recipe) deviceError(err error) error {
 	switch {
 	case errors.Is(err, unix.ENODEV):
 		return &registry.InvalidError{Field: "device", Reason: fmt.Sprintf("this host has no device %q", r.ep.Device)}
@@ -46,7 +46,7 @@ func (r recipe) deviceError(err error) error {
 	return fmt.Errorf("bind to device %s: %w", r.ep.Device, err)
 }
 
-func (r recipe) transparentError(err error) error {
+func (r *recipe) transparentError(err error) error {
 	if errors.Is(err, unix.EPERM) {
 		return noCapability("transparent binding", "portd may not without CAP_NET_ADMIN (IP_TRANSPARENT, ip(7))")
 	}
@@ -54,7 +54,7 @@ func (r recipe) transparentError(err error) error {
 }
 
 // bindError is for all that is not EADDRINUSE, which is taken.
-func (r recipe) bindError(port uint16, err error) error {
+func (r *recipe) bindError(port uint16, err error) error {
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
 		return &registry.TakenError{Want: r.ep.At(port)}

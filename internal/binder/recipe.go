@@ -11,6 +11,7 @@ import (
 )
 
 // A recipe is how the sockets of an endpoint are made; they differ in the port only.
+// It goes by pointer: copies of it in every frame made the stack of each gRPC call grow.
 type recipe struct {
 	ep                   registry.Endpoint
 	opt                  registry.BindOptions
@@ -22,8 +23,8 @@ type recipe struct {
 
 // recipeFor is for endpoints that were validated; what only this host can know is judged here. Its errors are
 // *InvalidError and *UnsupportedError. It, and open, are called in the endpoint's network namespace.
-func (b *Binder) recipeFor(ep registry.Endpoint, opt registry.BindOptions) (recipe, error) {
-	r := recipe{ep: ep, opt: opt, addr: ep.Addr, number: int(ep.Proto)}
+func (b *Binder) recipeFor(ep registry.Endpoint, opt registry.BindOptions) (*recipe, error) {
+	r := &recipe{ep: ep, opt: opt, addr: ep.Addr, number: int(ep.Proto)}
 	if ep.Dual() && !b.ipv6 {
 		r.addr = netip.IPv4Unspecified()
 	}
@@ -81,7 +82,7 @@ func invalidAddr(format string, args ...any) error {
 
 // open makes a socket with all set that bind(2) decides on: set later it would open the port to others (docs/KERNEL.md).
 // SO_REUSEADDR is off, as it is in a new socket.
-func (r recipe) open(port uint16) (*socket, error) {
+func (r *recipe) open(port uint16) (*socket, error) {
 	fd, err := unix.Socket(r.domain, r.kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, r.number)
 	if err != nil {
 		return nil, r.socketError(err)
@@ -94,7 +95,7 @@ func (r recipe) open(port uint16) (*socket, error) {
 	return s, nil
 }
 
-func (r recipe) prepare(s *socket) error {
+func (r *recipe) prepare(s *socket) error {
 	// Descriptors are given out lowest first, so the number says how many are open.
 	if s.fd >= r.limit {
 		return exhausted(fmt.Errorf("the last of %s are kept for connections and files", openFiles()))
@@ -130,7 +131,7 @@ func (r recipe) prepare(s *socket) error {
 }
 
 // bind returns the bare errno, for EADDRINUSE is not the end yet.
-func (r recipe) bind(s *socket) error {
+func (r *recipe) bind(s *socket) error {
 	port := int(s.ep.First)
 	if r.domain == unix.AF_INET {
 		return unix.Bind(s.fd, &unix.SockaddrInet4{Port: port, Addr: r.addr.As4()})
