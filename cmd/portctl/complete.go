@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/portd/portd/client"
 	"github.com/portd/portd/internal/ianadb"
 	pb "github.com/portd/portd/proto/portd/v1"
 	"github.com/spf13/cobra"
@@ -15,19 +16,24 @@ import (
 
 const completionPatience = time.Second
 
-// completeReservations offers the names, endpoints and ids of the reservations that are there.
-func (c *ctl) completeReservations(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	ctx, cancel := context.WithTimeout(cmd.Context(), completionPatience)
+// quickly asks portd for something to complete with: the zero T where there is no answer in time, or no portd.
+func quickly[T any](ctx context.Context, c *ctl, ask func(context.Context, *client.Client) (T, error)) (answer T) {
+	ctx, cancel := context.WithTimeout(ctx, completionPatience)
 	defer cancel()
 	cl, err := c.dial(ctx)
 	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
+		return answer
 	}
 	defer cl.Close()
-	page, err := cl.Reservations.ListReservations(ctx, &pb.ListReservationsRequest{})
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
+	answer, _ = ask(ctx, cl)
+	return answer
+}
+
+// completeReservations offers the names, endpoints and ids of the reservations that are there.
+func (c *ctl) completeReservations(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	page := quickly(cmd.Context(), c, func(ctx context.Context, cl *client.Client) (*pb.ListReservationsResponse, error) {
+		return cl.Reservations.ListReservations(ctx, &pb.ListReservationsRequest{})
+	})
 	var out []string
 	add := func(word, description string) {
 		if word != "" && strings.HasPrefix(word, prefix) {
@@ -48,17 +54,9 @@ func (c *ctl) completeReservations(cmd *cobra.Command, _ []string, prefix string
 
 // completeLeases offers the ids of the leases that the caller may see.
 func (c *ctl) completeLeases(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	ctx, cancel := context.WithTimeout(cmd.Context(), completionPatience)
-	defer cancel()
-	cl, err := c.dial(ctx)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	defer cl.Close()
-	page, err := cl.Leases.ListLeases(ctx, &pb.ListLeasesRequest{})
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
+	page := quickly(cmd.Context(), c, func(ctx context.Context, cl *client.Client) (*pb.ListLeasesResponse, error) {
+		return cl.Leases.ListLeases(ctx, &pb.ListLeasesRequest{})
+	})
 	var out []string
 	for _, l := range page.GetLeases() {
 		if strings.HasPrefix(l.GetId(), prefix) {
@@ -85,17 +83,9 @@ func (c *ctl) completeServices(cmd *cobra.Command, _ []string, prefix string) ([
 
 // ownServices are the names of this host's own services, if a portd says them.
 func (c *ctl) ownServices(ctx context.Context) (names []string) {
-	ctx, cancel := context.WithTimeout(ctx, completionPatience)
-	defer cancel()
-	cl, err := c.dial(ctx)
-	if err != nil {
-		return nil
-	}
-	defer cl.Close()
-	page, err := cl.Services.ListServices(ctx, &pb.ListServicesRequest{Source: pb.EntrySource_ENTRY_SOURCE_HOST, PageSize: 1000})
-	if err != nil {
-		return nil
-	}
+	page := quickly(ctx, c, func(ctx context.Context, cl *client.Client) (*pb.ListServicesResponse, error) {
+		return cl.Services.ListServices(ctx, &pb.ListServicesRequest{Source: pb.EntrySource_ENTRY_SOURCE_HOST, PageSize: 1000})
+	})
 	for _, e := range page.GetServices() {
 		names = append(names, e.GetName())
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 
+	"github.com/portd/portd/client"
 	pb "github.com/portd/portd/proto/portd/v1"
 	"github.com/spf13/cobra"
 )
@@ -77,17 +78,9 @@ func (c *ctl) printPools(answer *pb.ListPoolsResponse) error {
 
 // completePools offers the names of the pools.
 func (c *ctl) completePools(cmd *cobra.Command, _ []string, prefix string) (names []string, _ cobra.ShellCompDirective) {
-	ctx, cancel := context.WithTimeout(cmd.Context(), completionPatience)
-	defer cancel()
-	cl, err := c.dial(ctx)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	defer cl.Close()
-	answer, err := cl.Ports.ListPools(ctx, &pb.ListPoolsRequest{})
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
+	answer := quickly(cmd.Context(), c, func(ctx context.Context, cl *client.Client) (*pb.ListPoolsResponse, error) {
+		return cl.Ports.ListPools(ctx, &pb.ListPoolsRequest{})
+	})
 	for _, p := range answer.GetPools() {
 		if strings.HasPrefix(p.GetName(), prefix) {
 			names = append(names, p.GetName())
