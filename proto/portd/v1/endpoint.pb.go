@@ -11,6 +11,7 @@ package portdv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -80,6 +81,120 @@ func (x Protocol) Number() protoreflect.EnumNumber {
 // Deprecated: Use Protocol.Descriptor instead.
 func (Protocol) EnumDescriptor() ([]byte, []int) {
 	return file_portd_v1_endpoint_proto_rawDescGZIP(), []int{0}
+}
+
+// Strategy is how a worker is chosen.
+type Strategy int32
+
+const (
+	// Least active.
+	Strategy_STRATEGY_UNSPECIFIED Strategy = 0
+	// Who has the fewest connections open, for its weight.
+	Strategy_STRATEGY_LEAST_ACTIVE Strategy = 1
+	// One after the other, by their weights.
+	Strategy_STRATEGY_ROUND_ROBIN Strategy = 2
+	// The same client address the same worker, for as long as that is attached; others keep theirs when workers come and go.
+	Strategy_STRATEGY_CLIENT_ADDRESS Strategy = 3
+)
+
+// Enum value maps for Strategy.
+var (
+	Strategy_name = map[int32]string{
+		0: "STRATEGY_UNSPECIFIED",
+		1: "STRATEGY_LEAST_ACTIVE",
+		2: "STRATEGY_ROUND_ROBIN",
+		3: "STRATEGY_CLIENT_ADDRESS",
+	}
+	Strategy_value = map[string]int32{
+		"STRATEGY_UNSPECIFIED":    0,
+		"STRATEGY_LEAST_ACTIVE":   1,
+		"STRATEGY_ROUND_ROBIN":    2,
+		"STRATEGY_CLIENT_ADDRESS": 3,
+	}
+)
+
+func (x Strategy) Enum() *Strategy {
+	p := new(Strategy)
+	*p = x
+	return p
+}
+
+func (x Strategy) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Strategy) Descriptor() protoreflect.EnumDescriptor {
+	return file_portd_v1_endpoint_proto_enumTypes[1].Descriptor()
+}
+
+func (Strategy) Type() protoreflect.EnumType {
+	return &file_portd_v1_endpoint_proto_enumTypes[1]
+}
+
+func (x Strategy) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Strategy.Descriptor instead.
+func (Strategy) EnumDescriptor() ([]byte, []int) {
+	return file_portd_v1_endpoint_proto_rawDescGZIP(), []int{1}
+}
+
+// WithoutWorker is what a listener does while it has no ready worker.
+type WithoutWorker int32
+
+const (
+	// Wait.
+	WithoutWorker_WITHOUT_WORKER_UNSPECIFIED WithoutWorker = 0
+	// Clients are connected and wait in the kernel's backlog.
+	WithoutWorker_WITHOUT_WORKER_WAIT WithoutWorker = 1
+	// Clients are refused (ECONNREFUSED), as if nobody listened.
+	WithoutWorker_WITHOUT_WORKER_REFUSE WithoutWorker = 2
+	// Nobody is answered: a client's own retries connect it once a worker is there, else it times out.
+	WithoutWorker_WITHOUT_WORKER_PARK WithoutWorker = 3
+)
+
+// Enum value maps for WithoutWorker.
+var (
+	WithoutWorker_name = map[int32]string{
+		0: "WITHOUT_WORKER_UNSPECIFIED",
+		1: "WITHOUT_WORKER_WAIT",
+		2: "WITHOUT_WORKER_REFUSE",
+		3: "WITHOUT_WORKER_PARK",
+	}
+	WithoutWorker_value = map[string]int32{
+		"WITHOUT_WORKER_UNSPECIFIED": 0,
+		"WITHOUT_WORKER_WAIT":        1,
+		"WITHOUT_WORKER_REFUSE":      2,
+		"WITHOUT_WORKER_PARK":        3,
+	}
+)
+
+func (x WithoutWorker) Enum() *WithoutWorker {
+	p := new(WithoutWorker)
+	*p = x
+	return p
+}
+
+func (x WithoutWorker) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WithoutWorker) Descriptor() protoreflect.EnumDescriptor {
+	return file_portd_v1_endpoint_proto_enumTypes[2].Descriptor()
+}
+
+func (WithoutWorker) Type() protoreflect.EnumType {
+	return &file_portd_v1_endpoint_proto_enumTypes[2]
+}
+
+func (x WithoutWorker) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WithoutWorker.Descriptor instead.
+func (WithoutWorker) EnumDescriptor() ([]byte, []int) {
+	return file_portd_v1_endpoint_proto_rawDescGZIP(), []int{2}
 }
 
 // PortRange is the ports first to last, both included. last = 0 in a request means last = first.
@@ -506,7 +621,11 @@ type BindOptions struct {
 	// Accept traffic for foreign addresses (IP_TRANSPARENT, ip(7)); portd needs CAP_NET_ADMIN for it.
 	Transparent bool `protobuf:"varint,2,opt,name=transparent,proto3" json:"transparent,omitempty"`
 	// Accept Multipath TCP (IPPROTO_MPTCP). TCP only.
-	Mptcp         bool `protobuf:"varint,3,opt,name=mptcp,proto3" json:"mptcp,omitempty"`
+	Mptcp bool `protobuf:"varint,3,opt,name=mptcp,proto3" json:"mptcp,omitempty"`
+	// UDP only: hold the port with so many sockets, 2 to 64, in a SO_REUSEPORT group among which the kernel divides clients, so that several
+	// workers can have one each. Whoever runs programs as portd's own user can join such a group and take a share of what arrives
+	// (socket(7)); 0 or 1 is one socket, which nobody can join.
+	Group         uint32 `protobuf:"varint,4,opt,name=group,proto3" json:"group,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -562,8 +681,15 @@ func (x *BindOptions) GetMptcp() bool {
 	return false
 }
 
-// ListenOptions are the socket options of a listener. In a request 0 or unset is portd's default, in an answer
-// everything is as the kernel has it.
+func (x *BindOptions) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+// ListenOptions are the socket options of a listener, and how its connections are handed over. In a request 0 or unset is portd's
+// default, in an answer everything is as the kernel has it. Durations must be a whole number of what the kernel counts in.
 type ListenOptions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How many established connections may wait; the kernel caps it at net.core.somaxconn.
@@ -571,7 +697,24 @@ type ListenOptions struct {
 	// TCP_NODELAY on accepted connections; default true, as in Go.
 	NoDelay *bool `protobuf:"varint,2,opt,name=no_delay,json=noDelay,proto3,oneof" json:"no_delay,omitempty"`
 	// SO_KEEPALIVE on accepted connections; default true, as in Go.
-	KeepAlive     *bool `protobuf:"varint,3,opt,name=keep_alive,json=keepAlive,proto3,oneof" json:"keep_alive,omitempty"`
+	KeepAlive *bool `protobuf:"varint,3,opt,name=keep_alive,json=keepAlive,proto3,oneof" json:"keep_alive,omitempty"`
+	// TCP_KEEPIDLE, TCP_KEEPINTVL (whole seconds) and TCP_KEEPCNT (tcp(7)); the default is the host's (net.ipv4.tcp_keepalive_*).
+	KeepAliveIdle     *durationpb.Duration `protobuf:"bytes,4,opt,name=keep_alive_idle,json=keepAliveIdle,proto3" json:"keep_alive_idle,omitempty"`
+	KeepAliveInterval *durationpb.Duration `protobuf:"bytes,5,opt,name=keep_alive_interval,json=keepAliveInterval,proto3" json:"keep_alive_interval,omitempty"`
+	KeepAliveProbes   uint32               `protobuf:"varint,6,opt,name=keep_alive_probes,json=keepAliveProbes,proto3" json:"keep_alive_probes,omitempty"`
+	// TCP_USER_TIMEOUT, whole milliseconds: how long sent data may stay unacknowledged before the connection ends.
+	UserTimeout *durationpb.Duration `protobuf:"bytes,7,opt,name=user_timeout,json=userTimeout,proto3" json:"user_timeout,omitempty"`
+	// TCP_DEFER_ACCEPT, whole seconds, which the kernel rounds up: a connection is accepted only when its client has sent something.
+	DeferAccept *durationpb.Duration `protobuf:"bytes,8,opt,name=defer_accept,json=deferAccept,proto3" json:"defer_accept,omitempty"`
+	// TCP_FASTOPEN: how many clients may be in the handshake with data in their SYN (RFC 7413); net.ipv4.tcp_fastopen must allow it.
+	FastOpen uint32 `protobuf:"varint,9,opt,name=fast_open,json=fastOpen,proto3" json:"fast_open,omitempty"`
+	// SO_MARK on accepted connections; callers who administer portd only, and portd needs CAP_NET_ADMIN.
+	Mark uint32 `protobuf:"varint,10,opt,name=mark,proto3" json:"mark,omitempty"`
+	// SO_RCVBUF and SO_SNDBUF of accepted connections, in bytes as the caller counts them: the kernel books twice as much, and
+	// caps it at net.core.rmem_max and wmem_max. Without them the kernel sizes buffers by itself, which is mostly better.
+	ReceiveBuffer uint32          `protobuf:"varint,11,opt,name=receive_buffer,json=receiveBuffer,proto3" json:"receive_buffer,omitempty"`
+	SendBuffer    uint32          `protobuf:"varint,12,opt,name=send_buffer,json=sendBuffer,proto3" json:"send_buffer,omitempty"`
+	Handoff       *HandoffOptions `protobuf:"bytes,13,opt,name=handoff,proto3" json:"handoff,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -627,11 +770,155 @@ func (x *ListenOptions) GetKeepAlive() bool {
 	return false
 }
 
+func (x *ListenOptions) GetKeepAliveIdle() *durationpb.Duration {
+	if x != nil {
+		return x.KeepAliveIdle
+	}
+	return nil
+}
+
+func (x *ListenOptions) GetKeepAliveInterval() *durationpb.Duration {
+	if x != nil {
+		return x.KeepAliveInterval
+	}
+	return nil
+}
+
+func (x *ListenOptions) GetKeepAliveProbes() uint32 {
+	if x != nil {
+		return x.KeepAliveProbes
+	}
+	return 0
+}
+
+func (x *ListenOptions) GetUserTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.UserTimeout
+	}
+	return nil
+}
+
+func (x *ListenOptions) GetDeferAccept() *durationpb.Duration {
+	if x != nil {
+		return x.DeferAccept
+	}
+	return nil
+}
+
+func (x *ListenOptions) GetFastOpen() uint32 {
+	if x != nil {
+		return x.FastOpen
+	}
+	return 0
+}
+
+func (x *ListenOptions) GetMark() uint32 {
+	if x != nil {
+		return x.Mark
+	}
+	return 0
+}
+
+func (x *ListenOptions) GetReceiveBuffer() uint32 {
+	if x != nil {
+		return x.ReceiveBuffer
+	}
+	return 0
+}
+
+func (x *ListenOptions) GetSendBuffer() uint32 {
+	if x != nil {
+		return x.SendBuffer
+	}
+	return 0
+}
+
+func (x *ListenOptions) GetHandoff() *HandoffOptions {
+	if x != nil {
+		return x.Handoff
+	}
+	return nil
+}
+
+// HandoffOptions say how the connections of a listener reach its workers.
+type HandoffOptions struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who gets the next connection among the workers of the highest priority that have room.
+	Strategy Strategy `protobuf:"varint,1,opt,name=strategy,proto3,enum=portd.v1.Strategy" json:"strategy,omitempty"`
+	// What happens to clients while no worker is attached and ready.
+	WithoutWorker WithoutWorker `protobuf:"varint,2,opt,name=without_worker,json=withoutWorker,proto3,enum=portd.v1.WithoutWorker" json:"without_worker,omitempty"`
+	// After so long without a ready worker, clients are refused whatever without_worker says, until there is one; 0: never.
+	RefuseAfter *durationpb.Duration `protobuf:"bytes,3,opt,name=refuse_after,json=refuseAfter,proto3" json:"refuse_after,omitempty"`
+	// A worker that leaves what was sent to it in its queue for so long is stuck: it is taken back and given to others, and
+	// the worker gets no more until it has taken something; 0: never.
+	TakeBackAfter *durationpb.Duration `protobuf:"bytes,4,opt,name=take_back_after,json=takeBackAfter,proto3" json:"take_back_after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HandoffOptions) Reset() {
+	*x = HandoffOptions{}
+	mi := &file_portd_v1_endpoint_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HandoffOptions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HandoffOptions) ProtoMessage() {}
+
+func (x *HandoffOptions) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_endpoint_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HandoffOptions.ProtoReflect.Descriptor instead.
+func (*HandoffOptions) Descriptor() ([]byte, []int) {
+	return file_portd_v1_endpoint_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *HandoffOptions) GetStrategy() Strategy {
+	if x != nil {
+		return x.Strategy
+	}
+	return Strategy_STRATEGY_UNSPECIFIED
+}
+
+func (x *HandoffOptions) GetWithoutWorker() WithoutWorker {
+	if x != nil {
+		return x.WithoutWorker
+	}
+	return WithoutWorker_WITHOUT_WORKER_UNSPECIFIED
+}
+
+func (x *HandoffOptions) GetRefuseAfter() *durationpb.Duration {
+	if x != nil {
+		return x.RefuseAfter
+	}
+	return nil
+}
+
+func (x *HandoffOptions) GetTakeBackAfter() *durationpb.Duration {
+	if x != nil {
+		return x.TakeBackAfter
+	}
+	return nil
+}
+
 var File_portd_v1_endpoint_proto protoreflect.FileDescriptor
 
 const file_portd_v1_endpoint_proto_rawDesc = "" +
 	"\n" +
-	"\x17portd/v1/endpoint.proto\x12\bportd.v1\"5\n" +
+	"\x17portd/v1/endpoint.proto\x12\bportd.v1\x1a\x1egoogle/protobuf/duration.proto\"5\n" +
 	"\tPortRange\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\rR\x04last\"\xda\x01\n" +
@@ -660,25 +947,53 @@ const file_portd_v1_endpoint_proto_rawDesc = "" +
 	"\x0eprefer_service\x18\x04 \x01(\tH\x00R\rpreferService\x12!\n" +
 	"\vprefer_port\x18\x05 \x01(\rH\x00R\n" +
 	"preferPortB\b\n" +
-	"\x06prefer\"a\n" +
+	"\x06prefer\"w\n" +
 	"\vBindOptions\x12\x1a\n" +
 	"\bfreebind\x18\x01 \x01(\bR\bfreebind\x12 \n" +
 	"\vtransparent\x18\x02 \x01(\bR\vtransparent\x12\x14\n" +
-	"\x05mptcp\x18\x03 \x01(\bR\x05mptcp\"\x89\x01\n" +
+	"\x05mptcp\x18\x03 \x01(\bR\x05mptcp\x12\x14\n" +
+	"\x05group\x18\x04 \x01(\rR\x05group\"\xec\x04\n" +
 	"\rListenOptions\x12\x18\n" +
 	"\abacklog\x18\x01 \x01(\rR\abacklog\x12\x1e\n" +
 	"\bno_delay\x18\x02 \x01(\bH\x00R\anoDelay\x88\x01\x01\x12\"\n" +
 	"\n" +
-	"keep_alive\x18\x03 \x01(\bH\x01R\tkeepAlive\x88\x01\x01B\v\n" +
+	"keep_alive\x18\x03 \x01(\bH\x01R\tkeepAlive\x88\x01\x01\x12A\n" +
+	"\x0fkeep_alive_idle\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\rkeepAliveIdle\x12I\n" +
+	"\x13keep_alive_interval\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x11keepAliveInterval\x12*\n" +
+	"\x11keep_alive_probes\x18\x06 \x01(\rR\x0fkeepAliveProbes\x12<\n" +
+	"\fuser_timeout\x18\a \x01(\v2\x19.google.protobuf.DurationR\vuserTimeout\x12<\n" +
+	"\fdefer_accept\x18\b \x01(\v2\x19.google.protobuf.DurationR\vdeferAccept\x12\x1b\n" +
+	"\tfast_open\x18\t \x01(\rR\bfastOpen\x12\x12\n" +
+	"\x04mark\x18\n" +
+	" \x01(\rR\x04mark\x12%\n" +
+	"\x0ereceive_buffer\x18\v \x01(\rR\rreceiveBuffer\x12\x1f\n" +
+	"\vsend_buffer\x18\f \x01(\rR\n" +
+	"sendBuffer\x122\n" +
+	"\ahandoff\x18\r \x01(\v2\x18.portd.v1.HandoffOptionsR\ahandoffB\v\n" +
 	"\t_no_delayB\r\n" +
-	"\v_keep_alive*\x84\x01\n" +
+	"\v_keep_alive\"\x81\x02\n" +
+	"\x0eHandoffOptions\x12.\n" +
+	"\bstrategy\x18\x01 \x01(\x0e2\x12.portd.v1.StrategyR\bstrategy\x12>\n" +
+	"\x0ewithout_worker\x18\x02 \x01(\x0e2\x17.portd.v1.WithoutWorkerR\rwithoutWorker\x12<\n" +
+	"\frefuse_after\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\vrefuseAfter\x12A\n" +
+	"\x0ftake_back_after\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\rtakeBackAfter*\x84\x01\n" +
 	"\bProtocol\x12\x18\n" +
 	"\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fPROTOCOL_TCP\x10\x01\x12\x10\n" +
 	"\fPROTOCOL_UDP\x10\x02\x12\x11\n" +
 	"\rPROTOCOL_SCTP\x10\x03\x12\x11\n" +
 	"\rPROTOCOL_DCCP\x10\x04\x12\x14\n" +
-	"\x10PROTOCOL_UDPLITE\x10\x05B/Z-github.com/portd/portd/proto/portd/v1;portdv1b\x06proto3"
+	"\x10PROTOCOL_UDPLITE\x10\x05*v\n" +
+	"\bStrategy\x12\x18\n" +
+	"\x14STRATEGY_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15STRATEGY_LEAST_ACTIVE\x10\x01\x12\x18\n" +
+	"\x14STRATEGY_ROUND_ROBIN\x10\x02\x12\x1b\n" +
+	"\x17STRATEGY_CLIENT_ADDRESS\x10\x03*|\n" +
+	"\rWithoutWorker\x12\x1e\n" +
+	"\x1aWITHOUT_WORKER_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13WITHOUT_WORKER_WAIT\x10\x01\x12\x19\n" +
+	"\x15WITHOUT_WORKER_REFUSE\x10\x02\x12\x17\n" +
+	"\x13WITHOUT_WORKER_PARK\x10\x03B/Z-github.com/portd/portd/proto/portd/v1;portdv1b\x06proto3"
 
 var (
 	file_portd_v1_endpoint_proto_rawDescOnce sync.Once
@@ -692,29 +1007,42 @@ func file_portd_v1_endpoint_proto_rawDescGZIP() []byte {
 	return file_portd_v1_endpoint_proto_rawDescData
 }
 
-var file_portd_v1_endpoint_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_portd_v1_endpoint_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_portd_v1_endpoint_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_portd_v1_endpoint_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_portd_v1_endpoint_proto_goTypes = []any{
-	(Protocol)(0),         // 0: portd.v1.Protocol
-	(*PortRange)(nil),     // 1: portd.v1.PortRange
-	(*Endpoint)(nil),      // 2: portd.v1.Endpoint
-	(*EndpointSpec)(nil),  // 3: portd.v1.EndpointSpec
-	(*AnyPorts)(nil),      // 4: portd.v1.AnyPorts
-	(*BindOptions)(nil),   // 5: portd.v1.BindOptions
-	(*ListenOptions)(nil), // 6: portd.v1.ListenOptions
+	(Protocol)(0),               // 0: portd.v1.Protocol
+	(Strategy)(0),               // 1: portd.v1.Strategy
+	(WithoutWorker)(0),          // 2: portd.v1.WithoutWorker
+	(*PortRange)(nil),           // 3: portd.v1.PortRange
+	(*Endpoint)(nil),            // 4: portd.v1.Endpoint
+	(*EndpointSpec)(nil),        // 5: portd.v1.EndpointSpec
+	(*AnyPorts)(nil),            // 6: portd.v1.AnyPorts
+	(*BindOptions)(nil),         // 7: portd.v1.BindOptions
+	(*ListenOptions)(nil),       // 8: portd.v1.ListenOptions
+	(*HandoffOptions)(nil),      // 9: portd.v1.HandoffOptions
+	(*durationpb.Duration)(nil), // 10: google.protobuf.Duration
 }
 var file_portd_v1_endpoint_proto_depIdxs = []int32{
-	0, // 0: portd.v1.Endpoint.protocol:type_name -> portd.v1.Protocol
-	1, // 1: portd.v1.Endpoint.ports:type_name -> portd.v1.PortRange
-	0, // 2: portd.v1.EndpointSpec.protocols:type_name -> portd.v1.Protocol
-	1, // 3: portd.v1.EndpointSpec.exact:type_name -> portd.v1.PortRange
-	4, // 4: portd.v1.EndpointSpec.any:type_name -> portd.v1.AnyPorts
-	1, // 5: portd.v1.AnyPorts.within:type_name -> portd.v1.PortRange
-	6, // [6:6] is the sub-list for method output_type
-	6, // [6:6] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	0,  // 0: portd.v1.Endpoint.protocol:type_name -> portd.v1.Protocol
+	3,  // 1: portd.v1.Endpoint.ports:type_name -> portd.v1.PortRange
+	0,  // 2: portd.v1.EndpointSpec.protocols:type_name -> portd.v1.Protocol
+	3,  // 3: portd.v1.EndpointSpec.exact:type_name -> portd.v1.PortRange
+	6,  // 4: portd.v1.EndpointSpec.any:type_name -> portd.v1.AnyPorts
+	3,  // 5: portd.v1.AnyPorts.within:type_name -> portd.v1.PortRange
+	10, // 6: portd.v1.ListenOptions.keep_alive_idle:type_name -> google.protobuf.Duration
+	10, // 7: portd.v1.ListenOptions.keep_alive_interval:type_name -> google.protobuf.Duration
+	10, // 8: portd.v1.ListenOptions.user_timeout:type_name -> google.protobuf.Duration
+	10, // 9: portd.v1.ListenOptions.defer_accept:type_name -> google.protobuf.Duration
+	9,  // 10: portd.v1.ListenOptions.handoff:type_name -> portd.v1.HandoffOptions
+	1,  // 11: portd.v1.HandoffOptions.strategy:type_name -> portd.v1.Strategy
+	2,  // 12: portd.v1.HandoffOptions.without_worker:type_name -> portd.v1.WithoutWorker
+	10, // 13: portd.v1.HandoffOptions.refuse_after:type_name -> google.protobuf.Duration
+	10, // 14: portd.v1.HandoffOptions.take_back_after:type_name -> google.protobuf.Duration
+	15, // [15:15] is the sub-list for method output_type
+	15, // [15:15] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_portd_v1_endpoint_proto_init() }
@@ -737,8 +1065,8 @@ func file_portd_v1_endpoint_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_portd_v1_endpoint_proto_rawDesc), len(file_portd_v1_endpoint_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   6,
+			NumEnums:      3,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

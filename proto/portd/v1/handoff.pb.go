@@ -12,6 +12,7 @@ import (
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -93,8 +94,22 @@ type Listener struct {
 	Workers uint32 `protobuf:"varint,6,opt,name=workers,proto3" json:"workers,omitempty"`
 	// Since portd started.
 	HandedOver uint64 `protobuf:"varint,7,opt,name=handed_over,json=handedOver,proto3" json:"handed_over,omitempty"`
-	// Handed over once more, after their first worker had died.
-	Redelivered   uint64 `protobuf:"varint,8,opt,name=redelivered,proto3" json:"redelivered,omitempty"`
+	// Handed over once more: their first worker had died, left, or did not take them.
+	Redelivered uint64 `protobuf:"varint,8,opt,name=redelivered,proto3" json:"redelivered,omitempty"`
+	// Of those, taken back from a worker that was stuck.
+	TakenBack uint64 `protobuf:"varint,9,opt,name=taken_back,json=takenBack,proto3" json:"taken_back,omitempty"`
+	// Accepted and not handed to anybody, through portd's fault or for want of descriptors. Should be 0.
+	Lost uint64 `protobuf:"varint,10,opt,name=lost,proto3" json:"lost,omitempty"`
+	// Refused for want of a worker, as far as portd saw them.
+	Refused uint64 `protobuf:"varint,11,opt,name=refused,proto3" json:"refused,omitempty"`
+	// In portd's hands, accepted, without a worker.
+	Held uint32 `protobuf:"varint,12,opt,name=held,proto3" json:"held,omitempty"`
+	// In the kernel's backlog at this moment.
+	Waiting uint32 `protobuf:"varint,13,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	// Handed over per second, over the last ten or so.
+	PerSecond float64 `protobuf:"fixed64,14,opt,name=per_second,json=perSecond,proto3" json:"per_second,omitempty"`
+	// How long connections waited from established to handed over; a sample of them.
+	Wait          *LatencyHistogram `protobuf:"bytes,15,opt,name=wait,proto3" json:"wait,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -185,6 +200,161 @@ func (x *Listener) GetRedelivered() uint64 {
 	return 0
 }
 
+func (x *Listener) GetTakenBack() uint64 {
+	if x != nil {
+		return x.TakenBack
+	}
+	return 0
+}
+
+func (x *Listener) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *Listener) GetRefused() uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+func (x *Listener) GetHeld() uint32 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
+func (x *Listener) GetWaiting() uint32 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+func (x *Listener) GetPerSecond() float64 {
+	if x != nil {
+		return x.PerSecond
+	}
+	return 0
+}
+
+func (x *Listener) GetWait() *LatencyHistogram {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+// LatencyHistogram counts samples by how long they took.
+type LatencyHistogram struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Buckets       []*LatencyBucket       `protobuf:"bytes,1,rep,name=buckets,proto3" json:"buckets,omitempty"`
+	Samples       uint64                 `protobuf:"varint,2,opt,name=samples,proto3" json:"samples,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LatencyHistogram) Reset() {
+	*x = LatencyHistogram{}
+	mi := &file_portd_v1_handoff_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LatencyHistogram) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LatencyHistogram) ProtoMessage() {}
+
+func (x *LatencyHistogram) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_handoff_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LatencyHistogram.ProtoReflect.Descriptor instead.
+func (*LatencyHistogram) Descriptor() ([]byte, []int) {
+	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *LatencyHistogram) GetBuckets() []*LatencyBucket {
+	if x != nil {
+		return x.Buckets
+	}
+	return nil
+}
+
+func (x *LatencyHistogram) GetSamples() uint64 {
+	if x != nil {
+		return x.Samples
+	}
+	return 0
+}
+
+// LatencyBucket counts the samples of at most this time, and more than the bucket before; the last one has no bound.
+type LatencyBucket struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AtMost        *durationpb.Duration   `protobuf:"bytes,1,opt,name=at_most,json=atMost,proto3" json:"at_most,omitempty"`
+	Count         uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LatencyBucket) Reset() {
+	*x = LatencyBucket{}
+	mi := &file_portd_v1_handoff_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LatencyBucket) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LatencyBucket) ProtoMessage() {}
+
+func (x *LatencyBucket) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_handoff_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LatencyBucket.ProtoReflect.Descriptor instead.
+func (*LatencyBucket) Descriptor() ([]byte, []int) {
+	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *LatencyBucket) GetAtMost() *durationpb.Duration {
+	if x != nil {
+		return x.AtMost
+	}
+	return nil
+}
+
+func (x *LatencyBucket) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 // Worker is a process attached to listeners.
 type Worker struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -196,16 +366,26 @@ type Worker struct {
 	Command   string            `protobuf:"bytes,4,opt,name=command,proto3" json:"command,omitempty"`
 	Listeners []*WorkerListener `protobuf:"bytes,5,rep,name=listeners,proto3" json:"listeners,omitempty"`
 	// Connections sent to it, and those of them that it said it was done with.
-	Sent          uint64                 `protobuf:"varint,6,opt,name=sent,proto3" json:"sent,omitempty"`
-	Done          uint64                 `protobuf:"varint,7,opt,name=done,proto3" json:"done,omitempty"`
-	AttachTime    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=attach_time,json=attachTime,proto3" json:"attach_time,omitempty"`
+	Sent       uint64                 `protobuf:"varint,6,opt,name=sent,proto3" json:"sent,omitempty"`
+	Done       uint64                 `protobuf:"varint,7,opt,name=done,proto3" json:"done,omitempty"`
+	AttachTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=attach_time,json=attachTime,proto3" json:"attach_time,omitempty"`
+	// As the worker calls the release or start that it belongs to; mostly empty.
+	Generation string `protobuf:"bytes,9,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Connections that it took out of its queue, as far as it says so.
+	Received uint64 `protobuf:"varint,10,opt,name=received,proto3" json:"received,omitempty"`
+	// Connections that were sent to it and went to others, because it did not take them.
+	TakenBack uint64 `protobuf:"varint,11,opt,name=taken_back,json=takenBack,proto3" json:"taken_back,omitempty"`
+	// It leaves what was sent to it in its queue, and gets nothing until it takes something.
+	Stuck bool `protobuf:"varint,12,opt,name=stuck,proto3" json:"stuck,omitempty"`
+	// Sent per second, over the last ten or so.
+	PerSecond     float64 `protobuf:"fixed64,13,opt,name=per_second,json=perSecond,proto3" json:"per_second,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_portd_v1_handoff_proto_msgTypes[1]
+	mi := &file_portd_v1_handoff_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -217,7 +397,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_handoff_proto_msgTypes[1]
+	mi := &file_portd_v1_handoff_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -230,7 +410,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{1}
+	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Worker) GetId() string {
@@ -289,6 +469,41 @@ func (x *Worker) GetAttachTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Worker) GetGeneration() string {
+	if x != nil {
+		return x.Generation
+	}
+	return ""
+}
+
+func (x *Worker) GetReceived() uint64 {
+	if x != nil {
+		return x.Received
+	}
+	return 0
+}
+
+func (x *Worker) GetTakenBack() uint64 {
+	if x != nil {
+		return x.TakenBack
+	}
+	return 0
+}
+
+func (x *Worker) GetStuck() bool {
+	if x != nil {
+		return x.Stuck
+	}
+	return false
+}
+
+func (x *Worker) GetPerSecond() float64 {
+	if x != nil {
+		return x.PerSecond
+	}
+	return 0
+}
+
 // WorkerListener is what a worker has of one listener.
 type WorkerListener struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -298,14 +513,20 @@ type WorkerListener struct {
 	// It has the socket itself rather than its connections.
 	Socket bool `protobuf:"varint,4,opt,name=socket,proto3" json:"socket,omitempty"`
 	// Messages that may wait in its queue.
-	Room          uint32 `protobuf:"varint,5,opt,name=room,proto3" json:"room,omitempty"`
+	Room uint32 `protobuf:"varint,5,opt,name=room,proto3" json:"room,omitempty"`
+	// Its share beside others of its priority, 1 where it said nothing.
+	Weight uint32 `protobuf:"varint,6,opt,name=weight,proto3" json:"weight,omitempty"`
+	// Workers of a lower priority get what those of a higher one have no room for. 0 is the highest.
+	Priority uint32 `protobuf:"varint,7,opt,name=priority,proto3" json:"priority,omitempty"`
+	// Nothing of this listener lies in its queue, and nothing more will come.
+	Drained       bool `protobuf:"varint,8,opt,name=drained,proto3" json:"drained,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkerListener) Reset() {
 	*x = WorkerListener{}
-	mi := &file_portd_v1_handoff_proto_msgTypes[2]
+	mi := &file_portd_v1_handoff_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -317,7 +538,7 @@ func (x *WorkerListener) String() string {
 func (*WorkerListener) ProtoMessage() {}
 
 func (x *WorkerListener) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_handoff_proto_msgTypes[2]
+	mi := &file_portd_v1_handoff_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -330,7 +551,7 @@ func (x *WorkerListener) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerListener.ProtoReflect.Descriptor instead.
 func (*WorkerListener) Descriptor() ([]byte, []int) {
-	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{2}
+	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *WorkerListener) GetReservationId() string {
@@ -368,6 +589,27 @@ func (x *WorkerListener) GetRoom() uint32 {
 	return 0
 }
 
+func (x *WorkerListener) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *WorkerListener) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *WorkerListener) GetDrained() bool {
+	if x != nil {
+		return x.Drained
+	}
+	return false
+}
+
 // Connection is one connection that was handed over.
 type Connection struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -376,16 +618,23 @@ type Connection struct {
 	WorkerId      string                 `protobuf:"bytes,3,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
 	WorkerPid     int32                  `protobuf:"varint,4,opt,name=worker_pid,json=workerPid,proto3" json:"worker_pid,omitempty"`
 	// "192.0.2.1:40000", "[2001:db8::1]:40000".
-	Peer          string                 `protobuf:"bytes,5,opt,name=peer,proto3" json:"peer,omitempty"`
-	AcceptTime    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=accept_time,json=acceptTime,proto3" json:"accept_time,omitempty"`
-	Redelivered   bool                   `protobuf:"varint,7,opt,name=redelivered,proto3" json:"redelivered,omitempty"`
+	Peer        string                 `protobuf:"bytes,5,opt,name=peer,proto3" json:"peer,omitempty"`
+	AcceptTime  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=accept_time,json=acceptTime,proto3" json:"accept_time,omitempty"`
+	Redelivered bool                   `protobuf:"varint,7,opt,name=redelivered,proto3" json:"redelivered,omitempty"`
+	Local       string                 `protobuf:"bytes,8,opt,name=local,proto3" json:"local,omitempty"`
+	// As in ss(8): "ESTABLISHED", "CLOSE-WAIT", …; empty where the kernel has it no longer.
+	State string `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"`
+	// Smoothed round trip time, and bytes received and acknowledged (tcp_info).
+	Rtt           *durationpb.Duration `protobuf:"bytes,10,opt,name=rtt,proto3" json:"rtt,omitempty"`
+	BytesReceived uint64               `protobuf:"varint,11,opt,name=bytes_received,json=bytesReceived,proto3" json:"bytes_received,omitempty"`
+	BytesSent     uint64               `protobuf:"varint,12,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_portd_v1_handoff_proto_msgTypes[3]
+	mi := &file_portd_v1_handoff_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -397,7 +646,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_handoff_proto_msgTypes[3]
+	mi := &file_portd_v1_handoff_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -410,7 +659,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{3}
+	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Connection) GetReservationId() string {
@@ -462,6 +711,41 @@ func (x *Connection) GetRedelivered() bool {
 	return false
 }
 
+func (x *Connection) GetLocal() string {
+	if x != nil {
+		return x.Local
+	}
+	return ""
+}
+
+func (x *Connection) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Connection) GetRtt() *durationpb.Duration {
+	if x != nil {
+		return x.Rtt
+	}
+	return nil
+}
+
+func (x *Connection) GetBytesReceived() uint64 {
+	if x != nil {
+		return x.BytesReceived
+	}
+	return 0
+}
+
+func (x *Connection) GetBytesSent() uint64 {
+	if x != nil {
+		return x.BytesSent
+	}
+	return 0
+}
+
 type ListListenersRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	PageSize  int32                  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
@@ -474,7 +758,7 @@ type ListListenersRequest struct {
 
 func (x *ListListenersRequest) Reset() {
 	*x = ListListenersRequest{}
-	mi := &file_portd_v1_handoff_proto_msgTypes[4]
+	mi := &file_portd_v1_handoff_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -486,7 +770,7 @@ func (x *ListListenersRequest) String() string {
 func (*ListListenersRequest) ProtoMessage() {}
 
 func (x *ListListenersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_handoff_proto_msgTypes[4]
+	mi := &file_portd_v1_handoff_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -499,7 +783,7 @@ func (x *ListListenersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListListenersRequest.ProtoReflect.Descriptor instead.
 func (*ListListenersRequest) Descriptor() ([]byte, []int) {
-	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{4}
+	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListListenersRequest) GetPageSize() int32 {
@@ -533,7 +817,7 @@ type ListListenersResponse struct {
 
 func (x *ListListenersResponse) Reset() {
 	*x = ListListenersResponse{}
-	mi := &file_portd_v1_handoff_proto_msgTypes[5]
+	mi := &file_portd_v1_handoff_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -545,7 +829,7 @@ func (x *ListListenersResponse) String() string {
 func (*ListListenersResponse) ProtoMessage() {}
 
 func (x *ListListenersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_handoff_proto_msgTypes[5]
+	mi := &file_portd_v1_handoff_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -558,7 +842,7 @@ func (x *ListListenersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListListenersResponse.ProtoReflect.Descriptor instead.
 func (*ListListenersResponse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{5}
+	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListListenersResponse) GetListeners() []*Listener {
@@ -586,7 +870,7 @@ type ListWorkersRequest struct {
 
 func (x *ListWorkersRequest) Reset() {
 	*x = ListWorkersRequest{}
-	mi := &file_portd_v1_handoff_proto_msgTypes[6]
+	mi := &file_portd_v1_handoff_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -598,7 +882,7 @@ func (x *ListWorkersRequest) String() string {
 func (*ListWorkersRequest) ProtoMessage() {}
 
 func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_handoff_proto_msgTypes[6]
+	mi := &file_portd_v1_handoff_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -611,7 +895,7 @@ func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkersRequest) Descriptor() ([]byte, []int) {
-	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{6}
+	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListWorkersRequest) GetPageSize() int32 {
@@ -645,7 +929,7 @@ type ListWorkersResponse struct {
 
 func (x *ListWorkersResponse) Reset() {
 	*x = ListWorkersResponse{}
-	mi := &file_portd_v1_handoff_proto_msgTypes[7]
+	mi := &file_portd_v1_handoff_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +941,7 @@ func (x *ListWorkersResponse) String() string {
 func (*ListWorkersResponse) ProtoMessage() {}
 
 func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_handoff_proto_msgTypes[7]
+	mi := &file_portd_v1_handoff_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +954,7 @@ func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkersResponse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{7}
+	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListWorkersResponse) GetWorkers() []*Worker {
@@ -688,18 +972,20 @@ func (x *ListWorkersResponse) GetNextPageToken() string {
 }
 
 type ListConnectionsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	PageSize      int32                  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	PageToken     string                 `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	Reservation   string                 `protobuf:"bytes,3,opt,name=reservation,proto3" json:"reservation,omitempty"`
-	WorkerId      string                 `protobuf:"bytes,4,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	PageSize    int32                  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken   string                 `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	Reservation string                 `protobuf:"bytes,3,opt,name=reservation,proto3" json:"reservation,omitempty"`
+	WorkerId    string                 `protobuf:"bytes,4,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	// Only those that the kernel still has.
+	Open          bool `protobuf:"varint,5,opt,name=open,proto3" json:"open,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListConnectionsRequest) Reset() {
 	*x = ListConnectionsRequest{}
-	mi := &file_portd_v1_handoff_proto_msgTypes[8]
+	mi := &file_portd_v1_handoff_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -711,7 +997,7 @@ func (x *ListConnectionsRequest) String() string {
 func (*ListConnectionsRequest) ProtoMessage() {}
 
 func (x *ListConnectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_handoff_proto_msgTypes[8]
+	mi := &file_portd_v1_handoff_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -724,7 +1010,7 @@ func (x *ListConnectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConnectionsRequest.ProtoReflect.Descriptor instead.
 func (*ListConnectionsRequest) Descriptor() ([]byte, []int) {
-	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{8}
+	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListConnectionsRequest) GetPageSize() int32 {
@@ -755,6 +1041,13 @@ func (x *ListConnectionsRequest) GetWorkerId() string {
 	return ""
 }
 
+func (x *ListConnectionsRequest) GetOpen() bool {
+	if x != nil {
+		return x.Open
+	}
+	return false
+}
+
 type ListConnectionsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Connections   []*Connection          `protobuf:"bytes,1,rep,name=connections,proto3" json:"connections,omitempty"`
@@ -765,7 +1058,7 @@ type ListConnectionsResponse struct {
 
 func (x *ListConnectionsResponse) Reset() {
 	*x = ListConnectionsResponse{}
-	mi := &file_portd_v1_handoff_proto_msgTypes[9]
+	mi := &file_portd_v1_handoff_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -777,7 +1070,7 @@ func (x *ListConnectionsResponse) String() string {
 func (*ListConnectionsResponse) ProtoMessage() {}
 
 func (x *ListConnectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_handoff_proto_msgTypes[9]
+	mi := &file_portd_v1_handoff_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -790,7 +1083,7 @@ func (x *ListConnectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConnectionsResponse.ProtoReflect.Descriptor instead.
 func (*ListConnectionsResponse) Descriptor() ([]byte, []int) {
-	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{9}
+	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListConnectionsResponse) GetConnections() []*Connection {
@@ -807,11 +1100,155 @@ func (x *ListConnectionsResponse) GetNextPageToken() string {
 	return ""
 }
 
+type DrainWorkersRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whose workers: an id, a name or an endpoint. They go on at their other listeners.
+	Reservation string `protobuf:"bytes,1,opt,name=reservation,proto3" json:"reservation,omitempty"`
+	// Only these; empty: all that generation and except_generation leave.
+	WorkerIds []string `protobuf:"bytes,2,rep,name=worker_ids,json=workerIds,proto3" json:"worker_ids,omitempty"`
+	// Only those of this generation.
+	Generation *string `protobuf:"bytes,3,opt,name=generation,proto3,oneof" json:"generation,omitempty"`
+	// All but those of this generation, the successors.
+	ExceptGeneration *string `protobuf:"bytes,4,opt,name=except_generation,json=exceptGeneration,proto3,oneof" json:"except_generation,omitempty"`
+	// Wait until so many of the successors are ready, and drain the others only then.
+	Ready uint32 `protobuf:"varint,5,opt,name=ready,proto3" json:"ready,omitempty"`
+	// How long to wait for that; 0: a minute. When it has passed the successors are drained instead.
+	Within *durationpb.Duration `protobuf:"bytes,6,opt,name=within,proto3" json:"within,omitempty"`
+	// Answer only when the drained have nothing in their queues any more, or left, or so much time has passed; 0: answer at once.
+	Wait          *durationpb.Duration `protobuf:"bytes,7,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainWorkersRequest) Reset() {
+	*x = DrainWorkersRequest{}
+	mi := &file_portd_v1_handoff_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainWorkersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainWorkersRequest) ProtoMessage() {}
+
+func (x *DrainWorkersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_handoff_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainWorkersRequest.ProtoReflect.Descriptor instead.
+func (*DrainWorkersRequest) Descriptor() ([]byte, []int) {
+	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *DrainWorkersRequest) GetReservation() string {
+	if x != nil {
+		return x.Reservation
+	}
+	return ""
+}
+
+func (x *DrainWorkersRequest) GetWorkerIds() []string {
+	if x != nil {
+		return x.WorkerIds
+	}
+	return nil
+}
+
+func (x *DrainWorkersRequest) GetGeneration() string {
+	if x != nil && x.Generation != nil {
+		return *x.Generation
+	}
+	return ""
+}
+
+func (x *DrainWorkersRequest) GetExceptGeneration() string {
+	if x != nil && x.ExceptGeneration != nil {
+		return *x.ExceptGeneration
+	}
+	return ""
+}
+
+func (x *DrainWorkersRequest) GetReady() uint32 {
+	if x != nil {
+		return x.Ready
+	}
+	return 0
+}
+
+func (x *DrainWorkersRequest) GetWithin() *durationpb.Duration {
+	if x != nil {
+		return x.Within
+	}
+	return nil
+}
+
+func (x *DrainWorkersRequest) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+type DrainWorkersResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Those drained, as they are now.
+	Workers       []*Worker `protobuf:"bytes,1,rep,name=workers,proto3" json:"workers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainWorkersResponse) Reset() {
+	*x = DrainWorkersResponse{}
+	mi := &file_portd_v1_handoff_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainWorkersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainWorkersResponse) ProtoMessage() {}
+
+func (x *DrainWorkersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_handoff_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainWorkersResponse.ProtoReflect.Descriptor instead.
+func (*DrainWorkersResponse) Descriptor() ([]byte, []int) {
+	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *DrainWorkersResponse) GetWorkers() []*Worker {
+	if x != nil {
+		return x.Workers
+	}
+	return nil
+}
+
 var File_portd_v1_handoff_proto protoreflect.FileDescriptor
 
 const file_portd_v1_handoff_proto_rawDesc = "" +
 	"\n" +
-	"\x16portd/v1/handoff.proto\x12\bportd.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17portd/v1/endpoint.proto\"\xb2\x02\n" +
+	"\x16portd/v1/handoff.proto\x12\bportd.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17portd/v1/endpoint.proto\"\xfc\x03\n" +
 	"\bListener\x12%\n" +
 	"\x0ereservation_id\x18\x01 \x01(\tR\rreservationId\x12)\n" +
 	"\x10reservation_name\x18\x02 \x01(\tR\x0freservationName\x12\x14\n" +
@@ -821,7 +1258,23 @@ const file_portd_v1_handoff_proto_rawDesc = "" +
 	"\aworkers\x18\x06 \x01(\rR\aworkers\x12\x1f\n" +
 	"\vhanded_over\x18\a \x01(\x04R\n" +
 	"handedOver\x12 \n" +
-	"\vredelivered\x18\b \x01(\x04R\vredelivered\"\xf7\x01\n" +
+	"\vredelivered\x18\b \x01(\x04R\vredelivered\x12\x1d\n" +
+	"\n" +
+	"taken_back\x18\t \x01(\x04R\ttakenBack\x12\x12\n" +
+	"\x04lost\x18\n" +
+	" \x01(\x04R\x04lost\x12\x18\n" +
+	"\arefused\x18\v \x01(\x04R\arefused\x12\x12\n" +
+	"\x04held\x18\f \x01(\rR\x04held\x12\x18\n" +
+	"\awaiting\x18\r \x01(\rR\awaiting\x12\x1d\n" +
+	"\n" +
+	"per_second\x18\x0e \x01(\x01R\tperSecond\x12.\n" +
+	"\x04wait\x18\x0f \x01(\v2\x1a.portd.v1.LatencyHistogramR\x04wait\"_\n" +
+	"\x10LatencyHistogram\x121\n" +
+	"\abuckets\x18\x01 \x03(\v2\x17.portd.v1.LatencyBucketR\abuckets\x12\x18\n" +
+	"\asamples\x18\x02 \x01(\x04R\asamples\"Y\n" +
+	"\rLatencyBucket\x122\n" +
+	"\aat_most\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x06atMost\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\x87\x03\n" +
 	"\x06Worker\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x10\n" +
@@ -831,13 +1284,26 @@ const file_portd_v1_handoff_proto_rawDesc = "" +
 	"\x04sent\x18\x06 \x01(\x04R\x04sent\x12\x12\n" +
 	"\x04done\x18\a \x01(\x04R\x04done\x12;\n" +
 	"\vattach_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"attachTime\"\xc0\x01\n" +
+	"attachTime\x12\x1e\n" +
+	"\n" +
+	"generation\x18\t \x01(\tR\n" +
+	"generation\x12\x1a\n" +
+	"\breceived\x18\n" +
+	" \x01(\x04R\breceived\x12\x1d\n" +
+	"\n" +
+	"taken_back\x18\v \x01(\x04R\ttakenBack\x12\x14\n" +
+	"\x05stuck\x18\f \x01(\bR\x05stuck\x12\x1d\n" +
+	"\n" +
+	"per_second\x18\r \x01(\x01R\tperSecond\"\x8e\x02\n" +
 	"\x0eWorkerListener\x12%\n" +
 	"\x0ereservation_id\x18\x01 \x01(\tR\rreservationId\x12.\n" +
 	"\bendpoint\x18\x02 \x01(\v2\x12.portd.v1.EndpointR\bendpoint\x12+\n" +
 	"\x05state\x18\x03 \x01(\x0e2\x15.portd.v1.WorkerStateR\x05state\x12\x16\n" +
 	"\x06socket\x18\x04 \x01(\bR\x06socket\x12\x12\n" +
-	"\x04room\x18\x05 \x01(\rR\x04room\"\x92\x02\n" +
+	"\x04room\x18\x05 \x01(\rR\x04room\x12\x16\n" +
+	"\x06weight\x18\x06 \x01(\rR\x06weight\x12\x1a\n" +
+	"\bpriority\x18\a \x01(\rR\bpriority\x12\x18\n" +
+	"\adrained\x18\b \x01(\bR\adrained\"\xb1\x03\n" +
 	"\n" +
 	"Connection\x12%\n" +
 	"\x0ereservation_id\x18\x01 \x01(\tR\rreservationId\x12.\n" +
@@ -848,7 +1314,14 @@ const file_portd_v1_handoff_proto_rawDesc = "" +
 	"\x04peer\x18\x05 \x01(\tR\x04peer\x12;\n" +
 	"\vaccept_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"acceptTime\x12 \n" +
-	"\vredelivered\x18\a \x01(\bR\vredelivered\"t\n" +
+	"\vredelivered\x18\a \x01(\bR\vredelivered\x12\x14\n" +
+	"\x05local\x18\b \x01(\tR\x05local\x12\x14\n" +
+	"\x05state\x18\t \x01(\tR\x05state\x12+\n" +
+	"\x03rtt\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\x03rtt\x12%\n" +
+	"\x0ebytes_received\x18\v \x01(\x04R\rbytesReceived\x12\x1d\n" +
+	"\n" +
+	"bytes_sent\x18\f \x01(\x04R\tbytesSent\"t\n" +
 	"\x14ListListenersRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
@@ -864,25 +1337,42 @@ const file_portd_v1_handoff_proto_rawDesc = "" +
 	"\vreservation\x18\x03 \x01(\tR\vreservation\"i\n" +
 	"\x13ListWorkersResponse\x12*\n" +
 	"\aworkers\x18\x01 \x03(\v2\x10.portd.v1.WorkerR\aworkers\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x93\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa7\x01\n" +
 	"\x16ListConnectionsRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
 	"page_token\x18\x02 \x01(\tR\tpageToken\x12 \n" +
 	"\vreservation\x18\x03 \x01(\tR\vreservation\x12\x1b\n" +
-	"\tworker_id\x18\x04 \x01(\tR\bworkerId\"y\n" +
+	"\tworker_id\x18\x04 \x01(\tR\bworkerId\x12\x12\n" +
+	"\x04open\x18\x05 \x01(\bR\x04open\"y\n" +
 	"\x17ListConnectionsResponse\x126\n" +
 	"\vconnections\x18\x01 \x03(\v2\x14.portd.v1.ConnectionR\vconnections\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*y\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xcf\x02\n" +
+	"\x13DrainWorkersRequest\x12%\n" +
+	"\vreservation\x18\x01 \x01(\tB\x03\xe0A\x02R\vreservation\x12\x1d\n" +
+	"\n" +
+	"worker_ids\x18\x02 \x03(\tR\tworkerIds\x12#\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\tH\x00R\n" +
+	"generation\x88\x01\x01\x120\n" +
+	"\x11except_generation\x18\x04 \x01(\tH\x01R\x10exceptGeneration\x88\x01\x01\x12\x14\n" +
+	"\x05ready\x18\x05 \x01(\rR\x05ready\x121\n" +
+	"\x06within\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x06within\x12-\n" +
+	"\x04wait\x18\a \x01(\v2\x19.google.protobuf.DurationR\x04waitB\r\n" +
+	"\v_generationB\x14\n" +
+	"\x12_except_generation\"B\n" +
+	"\x14DrainWorkersResponse\x12*\n" +
+	"\aworkers\x18\x01 \x03(\v2\x10.portd.v1.WorkerR\aworkers*y\n" +
 	"\vWorkerState\x12\x1c\n" +
 	"\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15WORKER_STATE_ATTACHED\x10\x01\x12\x16\n" +
 	"\x12WORKER_STATE_READY\x10\x02\x12\x19\n" +
-	"\x15WORKER_STATE_DRAINING\x10\x032\xcb\x02\n" +
+	"\x15WORKER_STATE_DRAINING\x10\x032\xb8\x03\n" +
 	"\x0eHandoffService\x12g\n" +
 	"\rListListeners\x12\x1e.portd.v1.ListListenersRequest\x1a\x1f.portd.v1.ListListenersResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/listeners\x12_\n" +
 	"\vListWorkers\x12\x1c.portd.v1.ListWorkersRequest\x1a\x1d.portd.v1.ListWorkersResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\v/v1/workers\x12o\n" +
-	"\x0fListConnections\x12 .portd.v1.ListConnectionsRequest\x1a!.portd.v1.ListConnectionsResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/connectionsB/Z-github.com/portd/portd/proto/portd/v1;portdv1b\x06proto3"
+	"\x0fListConnections\x12 .portd.v1.ListConnectionsRequest\x1a!.portd.v1.ListConnectionsResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/connections\x12k\n" +
+	"\fDrainWorkers\x12\x1d.portd.v1.DrainWorkersRequest\x1a\x1e.portd.v1.DrainWorkersResponse\"\x1c\x82\xd3\xe4\x93\x02\x16:\x01*\"\x11/v1/workers:drainB/Z-github.com/portd/portd/proto/portd/v1;portdv1b\x06proto3"
 
 var (
 	file_portd_v1_handoff_proto_rawDescOnce sync.Once
@@ -897,46 +1387,60 @@ func file_portd_v1_handoff_proto_rawDescGZIP() []byte {
 }
 
 var file_portd_v1_handoff_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_portd_v1_handoff_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_portd_v1_handoff_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_portd_v1_handoff_proto_goTypes = []any{
 	(WorkerState)(0),                // 0: portd.v1.WorkerState
 	(*Listener)(nil),                // 1: portd.v1.Listener
-	(*Worker)(nil),                  // 2: portd.v1.Worker
-	(*WorkerListener)(nil),          // 3: portd.v1.WorkerListener
-	(*Connection)(nil),              // 4: portd.v1.Connection
-	(*ListListenersRequest)(nil),    // 5: portd.v1.ListListenersRequest
-	(*ListListenersResponse)(nil),   // 6: portd.v1.ListListenersResponse
-	(*ListWorkersRequest)(nil),      // 7: portd.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),     // 8: portd.v1.ListWorkersResponse
-	(*ListConnectionsRequest)(nil),  // 9: portd.v1.ListConnectionsRequest
-	(*ListConnectionsResponse)(nil), // 10: portd.v1.ListConnectionsResponse
-	(*Endpoint)(nil),                // 11: portd.v1.Endpoint
-	(*ListenOptions)(nil),           // 12: portd.v1.ListenOptions
-	(*timestamppb.Timestamp)(nil),   // 13: google.protobuf.Timestamp
+	(*LatencyHistogram)(nil),        // 2: portd.v1.LatencyHistogram
+	(*LatencyBucket)(nil),           // 3: portd.v1.LatencyBucket
+	(*Worker)(nil),                  // 4: portd.v1.Worker
+	(*WorkerListener)(nil),          // 5: portd.v1.WorkerListener
+	(*Connection)(nil),              // 6: portd.v1.Connection
+	(*ListListenersRequest)(nil),    // 7: portd.v1.ListListenersRequest
+	(*ListListenersResponse)(nil),   // 8: portd.v1.ListListenersResponse
+	(*ListWorkersRequest)(nil),      // 9: portd.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),     // 10: portd.v1.ListWorkersResponse
+	(*ListConnectionsRequest)(nil),  // 11: portd.v1.ListConnectionsRequest
+	(*ListConnectionsResponse)(nil), // 12: portd.v1.ListConnectionsResponse
+	(*DrainWorkersRequest)(nil),     // 13: portd.v1.DrainWorkersRequest
+	(*DrainWorkersResponse)(nil),    // 14: portd.v1.DrainWorkersResponse
+	(*Endpoint)(nil),                // 15: portd.v1.Endpoint
+	(*ListenOptions)(nil),           // 16: portd.v1.ListenOptions
+	(*durationpb.Duration)(nil),     // 17: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 18: google.protobuf.Timestamp
 }
 var file_portd_v1_handoff_proto_depIdxs = []int32{
-	11, // 0: portd.v1.Listener.endpoint:type_name -> portd.v1.Endpoint
-	12, // 1: portd.v1.Listener.options:type_name -> portd.v1.ListenOptions
-	3,  // 2: portd.v1.Worker.listeners:type_name -> portd.v1.WorkerListener
-	13, // 3: portd.v1.Worker.attach_time:type_name -> google.protobuf.Timestamp
-	11, // 4: portd.v1.WorkerListener.endpoint:type_name -> portd.v1.Endpoint
-	0,  // 5: portd.v1.WorkerListener.state:type_name -> portd.v1.WorkerState
-	11, // 6: portd.v1.Connection.listener:type_name -> portd.v1.Endpoint
-	13, // 7: portd.v1.Connection.accept_time:type_name -> google.protobuf.Timestamp
-	1,  // 8: portd.v1.ListListenersResponse.listeners:type_name -> portd.v1.Listener
-	2,  // 9: portd.v1.ListWorkersResponse.workers:type_name -> portd.v1.Worker
-	4,  // 10: portd.v1.ListConnectionsResponse.connections:type_name -> portd.v1.Connection
-	5,  // 11: portd.v1.HandoffService.ListListeners:input_type -> portd.v1.ListListenersRequest
-	7,  // 12: portd.v1.HandoffService.ListWorkers:input_type -> portd.v1.ListWorkersRequest
-	9,  // 13: portd.v1.HandoffService.ListConnections:input_type -> portd.v1.ListConnectionsRequest
-	6,  // 14: portd.v1.HandoffService.ListListeners:output_type -> portd.v1.ListListenersResponse
-	8,  // 15: portd.v1.HandoffService.ListWorkers:output_type -> portd.v1.ListWorkersResponse
-	10, // 16: portd.v1.HandoffService.ListConnections:output_type -> portd.v1.ListConnectionsResponse
-	14, // [14:17] is the sub-list for method output_type
-	11, // [11:14] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	15, // 0: portd.v1.Listener.endpoint:type_name -> portd.v1.Endpoint
+	16, // 1: portd.v1.Listener.options:type_name -> portd.v1.ListenOptions
+	2,  // 2: portd.v1.Listener.wait:type_name -> portd.v1.LatencyHistogram
+	3,  // 3: portd.v1.LatencyHistogram.buckets:type_name -> portd.v1.LatencyBucket
+	17, // 4: portd.v1.LatencyBucket.at_most:type_name -> google.protobuf.Duration
+	5,  // 5: portd.v1.Worker.listeners:type_name -> portd.v1.WorkerListener
+	18, // 6: portd.v1.Worker.attach_time:type_name -> google.protobuf.Timestamp
+	15, // 7: portd.v1.WorkerListener.endpoint:type_name -> portd.v1.Endpoint
+	0,  // 8: portd.v1.WorkerListener.state:type_name -> portd.v1.WorkerState
+	15, // 9: portd.v1.Connection.listener:type_name -> portd.v1.Endpoint
+	18, // 10: portd.v1.Connection.accept_time:type_name -> google.protobuf.Timestamp
+	17, // 11: portd.v1.Connection.rtt:type_name -> google.protobuf.Duration
+	1,  // 12: portd.v1.ListListenersResponse.listeners:type_name -> portd.v1.Listener
+	4,  // 13: portd.v1.ListWorkersResponse.workers:type_name -> portd.v1.Worker
+	6,  // 14: portd.v1.ListConnectionsResponse.connections:type_name -> portd.v1.Connection
+	17, // 15: portd.v1.DrainWorkersRequest.within:type_name -> google.protobuf.Duration
+	17, // 16: portd.v1.DrainWorkersRequest.wait:type_name -> google.protobuf.Duration
+	4,  // 17: portd.v1.DrainWorkersResponse.workers:type_name -> portd.v1.Worker
+	7,  // 18: portd.v1.HandoffService.ListListeners:input_type -> portd.v1.ListListenersRequest
+	9,  // 19: portd.v1.HandoffService.ListWorkers:input_type -> portd.v1.ListWorkersRequest
+	11, // 20: portd.v1.HandoffService.ListConnections:input_type -> portd.v1.ListConnectionsRequest
+	13, // 21: portd.v1.HandoffService.DrainWorkers:input_type -> portd.v1.DrainWorkersRequest
+	8,  // 22: portd.v1.HandoffService.ListListeners:output_type -> portd.v1.ListListenersResponse
+	10, // 23: portd.v1.HandoffService.ListWorkers:output_type -> portd.v1.ListWorkersResponse
+	12, // 24: portd.v1.HandoffService.ListConnections:output_type -> portd.v1.ListConnectionsResponse
+	14, // 25: portd.v1.HandoffService.DrainWorkers:output_type -> portd.v1.DrainWorkersResponse
+	22, // [22:26] is the sub-list for method output_type
+	18, // [18:22] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_portd_v1_handoff_proto_init() }
@@ -945,13 +1449,14 @@ func file_portd_v1_handoff_proto_init() {
 		return
 	}
 	file_portd_v1_endpoint_proto_init()
+	file_portd_v1_handoff_proto_msgTypes[12].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_portd_v1_handoff_proto_rawDesc), len(file_portd_v1_handoff_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

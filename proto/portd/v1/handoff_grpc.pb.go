@@ -24,6 +24,7 @@ const (
 	HandoffService_ListListeners_FullMethodName   = "/portd.v1.HandoffService/ListListeners"
 	HandoffService_ListWorkers_FullMethodName     = "/portd.v1.HandoffService/ListWorkers"
 	HandoffService_ListConnections_FullMethodName = "/portd.v1.HandoffService/ListConnections"
+	HandoffService_DrainWorkers_FullMethodName    = "/portd.v1.HandoffService/DrainWorkers"
 )
 
 // HandoffServiceClient is the client API for HandoffService service.
@@ -35,8 +36,12 @@ const (
 type HandoffServiceClient interface {
 	ListListeners(ctx context.Context, in *ListListenersRequest, opts ...grpc.CallOption) (*ListListenersResponse, error)
 	ListWorkers(ctx context.Context, in *ListWorkersRequest, opts ...grpc.CallOption) (*ListWorkersResponse, error)
-	// ListConnections lists what was handed over lately, the newest first; the record is bounded.
+	// ListConnections lists what was handed over lately, the newest first, with what the kernel knows of each now; the record is bounded.
 	ListConnections(ctx context.Context, in *ListConnectionsRequest, opts ...grpc.CallOption) (*ListConnectionsResponse, error)
+	// DrainWorkers sends workers no more connections; they finish what they have. Draining who drains already is no error.
+	// NOT_FOUND where a worker_id or the reservation is not there; FAILED_PRECONDITION (reason NOT_READY) where the successors were
+	// not ready in time: then they are drained themselves, and the others go on as before.
+	DrainWorkers(ctx context.Context, in *DrainWorkersRequest, opts ...grpc.CallOption) (*DrainWorkersResponse, error)
 }
 
 type handoffServiceClient struct {
@@ -77,6 +82,16 @@ func (c *handoffServiceClient) ListConnections(ctx context.Context, in *ListConn
 	return out, nil
 }
 
+func (c *handoffServiceClient) DrainWorkers(ctx context.Context, in *DrainWorkersRequest, opts ...grpc.CallOption) (*DrainWorkersResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DrainWorkersResponse)
+	err := c.cc.Invoke(ctx, HandoffService_DrainWorkers_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // HandoffServiceServer is the server API for HandoffService service.
 // All implementations must embed UnimplementedHandoffServiceServer
 // for forward compatibility.
@@ -86,8 +101,12 @@ func (c *handoffServiceClient) ListConnections(ctx context.Context, in *ListConn
 type HandoffServiceServer interface {
 	ListListeners(context.Context, *ListListenersRequest) (*ListListenersResponse, error)
 	ListWorkers(context.Context, *ListWorkersRequest) (*ListWorkersResponse, error)
-	// ListConnections lists what was handed over lately, the newest first; the record is bounded.
+	// ListConnections lists what was handed over lately, the newest first, with what the kernel knows of each now; the record is bounded.
 	ListConnections(context.Context, *ListConnectionsRequest) (*ListConnectionsResponse, error)
+	// DrainWorkers sends workers no more connections; they finish what they have. Draining who drains already is no error.
+	// NOT_FOUND where a worker_id or the reservation is not there; FAILED_PRECONDITION (reason NOT_READY) where the successors were
+	// not ready in time: then they are drained themselves, and the others go on as before.
+	DrainWorkers(context.Context, *DrainWorkersRequest) (*DrainWorkersResponse, error)
 	mustEmbedUnimplementedHandoffServiceServer()
 }
 
@@ -106,6 +125,9 @@ func (UnimplementedHandoffServiceServer) ListWorkers(context.Context, *ListWorke
 }
 func (UnimplementedHandoffServiceServer) ListConnections(context.Context, *ListConnectionsRequest) (*ListConnectionsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListConnections not implemented")
+}
+func (UnimplementedHandoffServiceServer) DrainWorkers(context.Context, *DrainWorkersRequest) (*DrainWorkersResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DrainWorkers not implemented")
 }
 func (UnimplementedHandoffServiceServer) mustEmbedUnimplementedHandoffServiceServer() {}
 func (UnimplementedHandoffServiceServer) testEmbeddedByValue()                        {}
@@ -182,6 +204,24 @@ func _HandoffService_ListConnections_Handler(srv interface{}, ctx context.Contex
 	return interceptor(ctx, in, info, handler)
 }
 
+func _HandoffService_DrainWorkers_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DrainWorkersRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HandoffServiceServer).DrainWorkers(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: HandoffService_DrainWorkers_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HandoffServiceServer).DrainWorkers(ctx, req.(*DrainWorkersRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // HandoffService_ServiceDesc is the grpc.ServiceDesc for HandoffService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -200,6 +240,10 @@ var HandoffService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListConnections",
 			Handler:    _HandoffService_ListConnections_Handler,
+		},
+		{
+			MethodName: "DrainWorkers",
+			Handler:    _HandoffService_DrainWorkers_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -1800,6 +1800,9 @@ type ListenRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Reservation string                 `protobuf:"bytes,1,opt,name=reservation,proto3" json:"reservation,omitempty"`
 	Options     *ListenOptions         `protobuf:"bytes,2,opt,name=options,proto3" json:"options,omitempty"`
+	// Of what listens already: the fields of options to change, as "backlog" or "handoff.strategy"; the others stay. Empty: options replaces
+	// all that there were.
+	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,3,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	// As in ReleaseRequest.
 	ExpectedRevision int64  `protobuf:"varint,14,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
 	RequestId        string `protobuf:"bytes,15,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -1847,6 +1850,13 @@ func (x *ListenRequest) GetReservation() string {
 func (x *ListenRequest) GetOptions() *ListenOptions {
 	if x != nil {
 		return x.Options
+	}
+	return nil
+}
+
+func (x *ListenRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
 	}
 	return nil
 }
@@ -3059,10 +3069,12 @@ const file_portd_v1_reservation_proto_rawDesc = "" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12'\n" +
 	"\x06events\x18\x02 \x03(\v2\x0f.portd.v1.EventR\x06events\x12.\n" +
 	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x19\n" +
-	"\bstore_id\x18\x04 \x01(\tR\astoreId\"\xb5\x01\n" +
+	"\bstore_id\x18\x04 \x01(\tR\astoreId\"\xf2\x01\n" +
 	"\rListenRequest\x12%\n" +
 	"\vreservation\x18\x01 \x01(\tB\x03\xe0A\x02R\vreservation\x121\n" +
-	"\aoptions\x18\x02 \x01(\v2\x17.portd.v1.ListenOptionsR\aoptions\x12+\n" +
+	"\aoptions\x18\x02 \x01(\v2\x17.portd.v1.ListenOptionsR\aoptions\x12;\n" +
+	"\vupdate_mask\x18\x03 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMask\x12+\n" +
 	"\x11expected_revision\x18\x0e \x01(\x03R\x10expectedRevision\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x0f \x01(\tR\trequestId\"I\n" +
@@ -3315,58 +3327,59 @@ var file_portd_v1_reservation_proto_depIdxs = []int32{
 	22, // 47: portd.v1.WatchReservationsResponse.events:type_name -> portd.v1.Event
 	56, // 48: portd.v1.WatchReservationsResponse.time:type_name -> google.protobuf.Timestamp
 	53, // 49: portd.v1.ListenRequest.options:type_name -> portd.v1.ListenOptions
-	7,  // 50: portd.v1.ListenResponse.reservation:type_name -> portd.v1.Reservation
-	7,  // 51: portd.v1.CloseResponse.reservation:type_name -> portd.v1.Reservation
-	30, // 52: portd.v1.Lease.spec:type_name -> portd.v1.LeaseSpec
-	56, // 53: portd.v1.Lease.create_time:type_name -> google.protobuf.Timestamp
-	56, // 54: portd.v1.Lease.expire_time:type_name -> google.protobuf.Timestamp
-	62, // 55: portd.v1.LeaseSpec.ttl:type_name -> google.protobuf.Duration
-	31, // 56: portd.v1.LeaseSpec.process:type_name -> portd.v1.ProcessLease
-	32, // 57: portd.v1.LeaseSpec.session:type_name -> portd.v1.SessionLease
-	62, // 58: portd.v1.SessionLease.grace:type_name -> google.protobuf.Duration
-	62, // 59: portd.v1.OpenSessionRequest.grace:type_name -> google.protobuf.Duration
-	29, // 60: portd.v1.OpenSessionResponse.lease:type_name -> portd.v1.Lease
-	30, // 61: portd.v1.CreateLeaseRequest.spec:type_name -> portd.v1.LeaseSpec
-	29, // 62: portd.v1.CreateLeaseResponse.lease:type_name -> portd.v1.Lease
-	29, // 63: portd.v1.RenewLeaseResponse.lease:type_name -> portd.v1.Lease
-	7,  // 64: portd.v1.EndLeaseResponse.released:type_name -> portd.v1.Reservation
-	29, // 65: portd.v1.GetLeaseResponse.lease:type_name -> portd.v1.Lease
-	29, // 66: portd.v1.ListLeasesResponse.leases:type_name -> portd.v1.Lease
-	8,  // 67: portd.v1.ReservationService.Reserve:input_type -> portd.v1.ReserveRequest
-	11, // 68: portd.v1.ReservationService.Adopt:input_type -> portd.v1.AdoptRequest
-	13, // 69: portd.v1.ReservationService.UpdateReservation:input_type -> portd.v1.UpdateReservationRequest
-	15, // 70: portd.v1.ReservationService.Release:input_type -> portd.v1.ReleaseRequest
-	17, // 71: portd.v1.ReservationService.GetReservation:input_type -> portd.v1.GetReservationRequest
-	20, // 72: portd.v1.ReservationService.ListReservations:input_type -> portd.v1.ListReservationsRequest
-	23, // 73: portd.v1.ReservationService.WatchReservations:input_type -> portd.v1.WatchReservationsRequest
-	25, // 74: portd.v1.ReservationService.Listen:input_type -> portd.v1.ListenRequest
-	27, // 75: portd.v1.ReservationService.Close:input_type -> portd.v1.CloseRequest
-	35, // 76: portd.v1.LeaseService.CreateLease:input_type -> portd.v1.CreateLeaseRequest
-	37, // 77: portd.v1.LeaseService.RenewLease:input_type -> portd.v1.RenewLeaseRequest
-	33, // 78: portd.v1.LeaseService.OpenSession:input_type -> portd.v1.OpenSessionRequest
-	39, // 79: portd.v1.LeaseService.EndLease:input_type -> portd.v1.EndLeaseRequest
-	41, // 80: portd.v1.LeaseService.GetLease:input_type -> portd.v1.GetLeaseRequest
-	43, // 81: portd.v1.LeaseService.ListLeases:input_type -> portd.v1.ListLeasesRequest
-	9,  // 82: portd.v1.ReservationService.Reserve:output_type -> portd.v1.ReserveResponse
-	12, // 83: portd.v1.ReservationService.Adopt:output_type -> portd.v1.AdoptResponse
-	14, // 84: portd.v1.ReservationService.UpdateReservation:output_type -> portd.v1.UpdateReservationResponse
-	16, // 85: portd.v1.ReservationService.Release:output_type -> portd.v1.ReleaseResponse
-	18, // 86: portd.v1.ReservationService.GetReservation:output_type -> portd.v1.GetReservationResponse
-	21, // 87: portd.v1.ReservationService.ListReservations:output_type -> portd.v1.ListReservationsResponse
-	24, // 88: portd.v1.ReservationService.WatchReservations:output_type -> portd.v1.WatchReservationsResponse
-	26, // 89: portd.v1.ReservationService.Listen:output_type -> portd.v1.ListenResponse
-	28, // 90: portd.v1.ReservationService.Close:output_type -> portd.v1.CloseResponse
-	36, // 91: portd.v1.LeaseService.CreateLease:output_type -> portd.v1.CreateLeaseResponse
-	38, // 92: portd.v1.LeaseService.RenewLease:output_type -> portd.v1.RenewLeaseResponse
-	34, // 93: portd.v1.LeaseService.OpenSession:output_type -> portd.v1.OpenSessionResponse
-	40, // 94: portd.v1.LeaseService.EndLease:output_type -> portd.v1.EndLeaseResponse
-	42, // 95: portd.v1.LeaseService.GetLease:output_type -> portd.v1.GetLeaseResponse
-	44, // 96: portd.v1.LeaseService.ListLeases:output_type -> portd.v1.ListLeasesResponse
-	82, // [82:97] is the sub-list for method output_type
-	67, // [67:82] is the sub-list for method input_type
-	67, // [67:67] is the sub-list for extension type_name
-	67, // [67:67] is the sub-list for extension extendee
-	0,  // [0:67] is the sub-list for field type_name
+	58, // 50: portd.v1.ListenRequest.update_mask:type_name -> google.protobuf.FieldMask
+	7,  // 51: portd.v1.ListenResponse.reservation:type_name -> portd.v1.Reservation
+	7,  // 52: portd.v1.CloseResponse.reservation:type_name -> portd.v1.Reservation
+	30, // 53: portd.v1.Lease.spec:type_name -> portd.v1.LeaseSpec
+	56, // 54: portd.v1.Lease.create_time:type_name -> google.protobuf.Timestamp
+	56, // 55: portd.v1.Lease.expire_time:type_name -> google.protobuf.Timestamp
+	62, // 56: portd.v1.LeaseSpec.ttl:type_name -> google.protobuf.Duration
+	31, // 57: portd.v1.LeaseSpec.process:type_name -> portd.v1.ProcessLease
+	32, // 58: portd.v1.LeaseSpec.session:type_name -> portd.v1.SessionLease
+	62, // 59: portd.v1.SessionLease.grace:type_name -> google.protobuf.Duration
+	62, // 60: portd.v1.OpenSessionRequest.grace:type_name -> google.protobuf.Duration
+	29, // 61: portd.v1.OpenSessionResponse.lease:type_name -> portd.v1.Lease
+	30, // 62: portd.v1.CreateLeaseRequest.spec:type_name -> portd.v1.LeaseSpec
+	29, // 63: portd.v1.CreateLeaseResponse.lease:type_name -> portd.v1.Lease
+	29, // 64: portd.v1.RenewLeaseResponse.lease:type_name -> portd.v1.Lease
+	7,  // 65: portd.v1.EndLeaseResponse.released:type_name -> portd.v1.Reservation
+	29, // 66: portd.v1.GetLeaseResponse.lease:type_name -> portd.v1.Lease
+	29, // 67: portd.v1.ListLeasesResponse.leases:type_name -> portd.v1.Lease
+	8,  // 68: portd.v1.ReservationService.Reserve:input_type -> portd.v1.ReserveRequest
+	11, // 69: portd.v1.ReservationService.Adopt:input_type -> portd.v1.AdoptRequest
+	13, // 70: portd.v1.ReservationService.UpdateReservation:input_type -> portd.v1.UpdateReservationRequest
+	15, // 71: portd.v1.ReservationService.Release:input_type -> portd.v1.ReleaseRequest
+	17, // 72: portd.v1.ReservationService.GetReservation:input_type -> portd.v1.GetReservationRequest
+	20, // 73: portd.v1.ReservationService.ListReservations:input_type -> portd.v1.ListReservationsRequest
+	23, // 74: portd.v1.ReservationService.WatchReservations:input_type -> portd.v1.WatchReservationsRequest
+	25, // 75: portd.v1.ReservationService.Listen:input_type -> portd.v1.ListenRequest
+	27, // 76: portd.v1.ReservationService.Close:input_type -> portd.v1.CloseRequest
+	35, // 77: portd.v1.LeaseService.CreateLease:input_type -> portd.v1.CreateLeaseRequest
+	37, // 78: portd.v1.LeaseService.RenewLease:input_type -> portd.v1.RenewLeaseRequest
+	33, // 79: portd.v1.LeaseService.OpenSession:input_type -> portd.v1.OpenSessionRequest
+	39, // 80: portd.v1.LeaseService.EndLease:input_type -> portd.v1.EndLeaseRequest
+	41, // 81: portd.v1.LeaseService.GetLease:input_type -> portd.v1.GetLeaseRequest
+	43, // 82: portd.v1.LeaseService.ListLeases:input_type -> portd.v1.ListLeasesRequest
+	9,  // 83: portd.v1.ReservationService.Reserve:output_type -> portd.v1.ReserveResponse
+	12, // 84: portd.v1.ReservationService.Adopt:output_type -> portd.v1.AdoptResponse
+	14, // 85: portd.v1.ReservationService.UpdateReservation:output_type -> portd.v1.UpdateReservationResponse
+	16, // 86: portd.v1.ReservationService.Release:output_type -> portd.v1.ReleaseResponse
+	18, // 87: portd.v1.ReservationService.GetReservation:output_type -> portd.v1.GetReservationResponse
+	21, // 88: portd.v1.ReservationService.ListReservations:output_type -> portd.v1.ListReservationsResponse
+	24, // 89: portd.v1.ReservationService.WatchReservations:output_type -> portd.v1.WatchReservationsResponse
+	26, // 90: portd.v1.ReservationService.Listen:output_type -> portd.v1.ListenResponse
+	28, // 91: portd.v1.ReservationService.Close:output_type -> portd.v1.CloseResponse
+	36, // 92: portd.v1.LeaseService.CreateLease:output_type -> portd.v1.CreateLeaseResponse
+	38, // 93: portd.v1.LeaseService.RenewLease:output_type -> portd.v1.RenewLeaseResponse
+	34, // 94: portd.v1.LeaseService.OpenSession:output_type -> portd.v1.OpenSessionResponse
+	40, // 95: portd.v1.LeaseService.EndLease:output_type -> portd.v1.EndLeaseResponse
+	42, // 96: portd.v1.LeaseService.GetLease:output_type -> portd.v1.GetLeaseResponse
+	44, // 97: portd.v1.LeaseService.ListLeases:output_type -> portd.v1.ListLeasesResponse
+	83, // [83:98] is the sub-list for method output_type
+	68, // [68:83] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_portd_v1_reservation_proto_init() }
