@@ -1,12 +1,19 @@
 package wire
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
 
 // Limits of an attach. A reference is as long as the longest endpoint text needs, and more.
 const (
 	MaxWishes    = 250
 	MaxReference = 255
 	MaxToken     = 32
+	// MaxGeneration is what a generation's name may have.
+	MaxGeneration = 63
 )
 
 // Want says what a worker wants of a listener.
@@ -21,10 +28,18 @@ const (
 type Wish struct {
 	Reference string // a reservation's id or name, or an endpoint
 	Want      Want
-	Ready     bool // takes connections from the start; else after READY
-	Draining  bool // takes none for now
-	TLVs      TLVs
+	Ready     bool   // takes connections from the start; else after READY
+	Draining  bool   // takes none for now
+	Weight    uint16 // its share beside others of its priority; 0: one share
+	Priority  uint8  // 0 is the highest
+	TLVs      TLVs   // those of other types
 }
+
+// Extensions of a wish.
+const (
+	tlvWeight   = 1 // u16
+	tlvPriority = 2 // u8
+)
 
 const (
 	wishReady    = 1 << 0
@@ -37,8 +52,12 @@ type Attach struct {
 	Room                   uint16 // messages that may wait in its queue; 0 leaves it to portd
 	Token                  []byte // of an attachment to resume, or empty
 	Wishes                 []Wish
-	TLVs                   TLVs
+	Generation             string // as the worker calls the release or start that it belongs to, at most MaxGeneration bytes
+	TLVs                   TLVs   // those of other types
 }
+
+// tlvGeneration is an extension of ATTACH, a text without its length.
+const tlvGeneration = 1
 
 // AppendAttach appends the message to b.
 func AppendAttach(b []byte, m Attach) []byte {
@@ -62,8 +81,17 @@ func AppendAttach(b []byte, m Attach) []byte {
 		}
 		b = append(b, uint8(w.Want), flags)
 		b = appendText(b, w.Reference)
+		if w.Weight != 0 {
+			b = AppendTLV(b, tlvWeight, binary.LittleEndian.AppendUint16(nil, w.Weight))
+		}
+		if w.Priority != 0 {
+			b = AppendTLV(b, tlvPriority, []byte{w.Priority})
+		}
 		b = append(b, w.TLVs...)
 		b = endEntry(b, at)
+	}
+	if m.Generation != "" {
+		b = AppendTLV(b, tlvGeneration, []byte(m.Generation))
 	}
 	b = append(b, m.TLVs...)
 	return end(b, start)
@@ -93,16 +121,43 @@ func DecodeAttach(m Message) (Attach, error) {
 		flags := e.u8()
 		w.Ready, w.Draining = flags&wishReady != 0, flags&wishDraining != 0
 		w.Reference = e.text()
-		w.TLVs = e.tlvs()
+		all := e.tlvs()
+		for kind, value := range all.All() {
+			switch {
+			case kind == tlvWeight && len(value) == 2:
+				w.Weight = binary.LittleEndian.Uint16(value)
+			case kind == tlvPriority && len(value) == 1:
+				w.Priority = value[0]
+			case kind == tlvWeight, kind == tlvPriority:
+				return Attach{}, malformed("a weight has 2 bytes, a priority 1")
+			default:
+				w.TLVs = AppendTLV(w.TLVs, kind, value)
+			}
+		}
 		if e.short || w.Reference == "" || len(w.Reference) > MaxReference {
 			return Attach{}, malformed("a wish has a reference of 1 to 255 bytes, and ends where it says")
 		}
 		a.Wishes = append(a.Wishes, w)
 	}
-	if a.TLVs = r.tlvs(); r.short {
+	all := r.tlvs()
+	if r.short {
 		return Attach{}, malformed("an extension ends early")
 	}
+	for kind, value := range all.All() {
+		if kind != tlvGeneration {
+			a.TLVs = AppendTLV(a.TLVs, kind, value)
+			continue
+		}
+		a.Generation = string(value)
+		if len(value) > MaxGeneration || !printable(a.Generation) {
+			return Attach{}, malformed("a generation is printable text of at most 63 bytes")
+		}
+	}
 	return a, nil
+}
+
+func printable(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
 // A Listener is one endpoint that a worker has got.

@@ -17,10 +17,10 @@ var (
 	token  = []byte("0123456789abcdef")
 	tlvs   = wire.AppendTLV(wire.AppendTLV(nil, 7, []byte("seven")), 9, nil)
 	attach = wire.Attach{
-		MinVersion: 1, MaxVersion: 3, Room: 2, Token: token, TLVs: tlvs,
+		MinVersion: 1, MaxVersion: 3, Room: 2, Token: token, Generation: "v2", TLVs: tlvs,
 		Wishes: []wire.Wish{
 			{Reference: "tcp/8080", Want: wire.WantConnections, Ready: true},
-			{Reference: "web", Want: wire.WantSocket, Draining: true, TLVs: tlvs},
+			{Reference: "web", Want: wire.WantSocket, Draining: true, Weight: 300, Priority: 2, TLVs: tlvs},
 		},
 	}
 	attached = wire.Attached{
