@@ -69,6 +69,8 @@ type BindOptions struct {
 	Freebind    bool // IP_FREEBIND
 	Transparent bool // IP_TRANSPARENT; portd needs CAP_NET_ADMIN
 	MPTCP       bool // TCP only
+	// Group holds a UDP port by so many sockets, 2 to 64, in a SO_REUSEPORT group; 0: by one.
+	Group int
 }
 
 // ListenOptions are the socket options of a listener. The zero value is portd's default.
@@ -76,6 +78,14 @@ type ListenOptions struct {
 	Backlog      int  // 0 means 4096, what net.core.somaxconn has by default; the kernel caps it there
 	NoDelayOff   bool // TCP_NODELAY is on by default, as in Go
 	KeepAliveOff bool // SO_KEEPALIVE is on by default, as in Go
+	// TCP_KEEPIDLE and TCP_KEEPINTVL, in whole seconds, and TCP_KEEPCNT; 0: as the host has them (net.ipv4.tcp_keepalive_*).
+	KeepAliveIdle, KeepAliveInterval time.Duration
+	KeepAliveProbes                  int
+	UserTimeout                      time.Duration // TCP_USER_TIMEOUT, in whole milliseconds; 0: none
+	DeferAccept                      time.Duration // TCP_DEFER_ACCEPT, in whole seconds; 0: off
+	FastOpen                         int           // TCP_FASTOPEN: how many SYNs with data may wait; 0: off
+	Mark                             uint32        // SO_MARK; 0: none
+	ReceiveBuffer, SendBuffer        int           // SO_RCVBUF and SO_SNDBUF in bytes, of which the kernel books twice as many; 0: the kernel's choice
 }
 
 // A Spec is what was asked for.

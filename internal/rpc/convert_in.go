@@ -42,7 +42,9 @@ func toSpec(field string, spec *pb.ReservationSpec) (s registry.Spec, err error)
 		return s, err
 	}
 	opt := spec.GetBindOptions()
-	s.Options = registry.BindOptions{Freebind: opt.GetFreebind(), Transparent: opt.GetTransparent(), MPTCP: opt.GetMptcp()}
+	s.Options = registry.BindOptions{
+		Freebind: opt.GetFreebind(), Transparent: opt.GetTransparent(), MPTCP: opt.GetMptcp(), Group: int(min(opt.GetGroup(), math.MaxInt32)),
+	}
 	for i, e := range spec.GetEndpoints() {
 		ep, err := toEndpointSpec(fmt.Sprintf("%s.endpoints[%d]", field, i), e)
 		if err != nil {
@@ -184,14 +186,6 @@ func toDuration(field string, d *durationpb.Duration) (time.Duration, error) {
 		return 0, invalid(field, "%d.%09d s is not a length of time", d.GetSeconds(), d.GetNanos())
 	}
 	return d.AsDuration(), nil
-}
-
-func toListenOptions(o *pb.ListenOptions) registry.ListenOptions {
-	return registry.ListenOptions{
-		Backlog:      int(min(o.GetBacklog(), math.MaxInt32)),
-		NoDelayOff:   o != nil && o.NoDelay != nil && !o.GetNoDelay(),
-		KeepAliveOff: o != nil && o.KeepAlive != nil && !o.GetKeepAlive(),
-	}
 }
 
 func toFilter(field string, f *pb.ReservationFilter) (_ registry.Filter, err error) {

@@ -76,7 +76,7 @@ func fromSpec(s registry.Spec) *pb.ReservationSpec {
 		out.Mode = pb.Mode_MODE_RECORDED
 	}
 	if o := s.Options; o != (registry.BindOptions{}) {
-		out.BindOptions = &pb.BindOptions{Freebind: o.Freebind, Transparent: o.Transparent, Mptcp: o.MPTCP}
+		out.BindOptions = &pb.BindOptions{Freebind: o.Freebind, Transparent: o.Transparent, Mptcp: o.MPTCP, Group: uint32(o.Group)}
 	}
 	for _, e := range s.Endpoints {
 		out.Endpoints = append(out.Endpoints, fromEndpointSpec(e))
@@ -101,11 +101,6 @@ func fromEndpointSpec(s registry.EndpointSpec) *pb.EndpointSpec {
 		out.Choice = &pb.EndpointSpec_Exact{Exact: fromPortRange(s.Exact)}
 	}
 	return out
-}
-
-func fromListenOptions(o registry.ListenOptions) *pb.ListenOptions {
-	noDelay, keepAlive := !o.NoDelayOff, !o.KeepAliveOff
-	return &pb.ListenOptions{Backlog: uint32(o.Backlog), NoDelay: &noDelay, KeepAlive: &keepAlive}
 }
 
 func fromHolder(h registry.Holder) *pb.Holder { return newPeople().holder(h) }

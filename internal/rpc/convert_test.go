@@ -89,11 +89,12 @@ func TestEndpointSpecs(t *testing.T) {
 
 func TestOtherRequests(t *testing.T) {
 	no := false
-	if got, want := rpc.ToListenOptions(&pb.ListenOptions{Backlog: 4294967295, NoDelay: &no}), (registry.ListenOptions{Backlog: 1<<31 - 1, NoDelayOff: true}); got != want {
-		t.Errorf("listen options %+v, want %+v", got, want)
+	got, err := rpc.ToListenOptions("options", &pb.ListenOptions{Backlog: 4294967295, NoDelay: &no})
+	if want := (registry.ListenOptions{Backlog: 1<<31 - 1, NoDelayOff: true}); err != nil || got != want {
+		t.Errorf("listen options %+v (%v), want %+v", got, err, want)
 	}
-	if got := rpc.ToListenOptions(nil); got != (registry.ListenOptions{}) {
-		t.Errorf("no listen options are %+v", got)
+	if got, err := rpc.ToListenOptions("options", nil); err != nil || got != (registry.ListenOptions{}) {
+		t.Errorf("no listen options are %+v (%v)", got, err)
 	}
 	for field, req := range map[string]*pb.WatchReservationsRequest{
 		"progress_interval":  {ProgressInterval: &durationpb.Duration{Seconds: -1}},

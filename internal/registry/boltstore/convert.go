@@ -114,7 +114,7 @@ func (c *toStored) spec(s registry.Spec) *storepb.Spec {
 		m.Endpoints = append(m.Endpoints, c.endpointSpec(e))
 	}
 	if o := s.Options; o != (registry.BindOptions{}) {
-		m.Options = &storepb.BindOptions{Freebind: o.Freebind, Transparent: o.Transparent, Mptcp: o.MPTCP}
+		m.Options = &storepb.BindOptions{Freebind: o.Freebind, Transparent: o.Transparent, Mptcp: o.MPTCP, Group: int64(o.Group)}
 	}
 	return m
 }
@@ -154,9 +154,18 @@ func (c *toStored) assigned(a registry.Assigned) *storepb.Assigned {
 	}}
 	if l := a.Listen; l != nil {
 		m.Listen = &storepb.ListenOptions{
-			Backlog:      int64(l.Backlog),
-			NoDelayOff:   l.NoDelayOff,
-			KeepAliveOff: l.KeepAliveOff,
+			Backlog:                int64(l.Backlog),
+			NoDelayOff:             l.NoDelayOff,
+			KeepAliveOff:           l.KeepAliveOff,
+			KeepAliveIdleNanos:     int64(l.KeepAliveIdle),
+			KeepAliveIntervalNanos: int64(l.KeepAliveInterval),
+			KeepAliveProbes:        int64(l.KeepAliveProbes),
+			UserTimeoutNanos:       int64(l.UserTimeout),
+			DeferAcceptNanos:       int64(l.DeferAccept),
+			FastOpen:               int64(l.FastOpen),
+			Mark:                   l.Mark,
+			ReceiveBuffer:          int64(l.ReceiveBuffer),
+			SendBuffer:             int64(l.SendBuffer),
 		}
 	}
 	for _, r := range a.Lost {
@@ -306,7 +315,7 @@ func (c *fromStored) spec(m *storepb.Spec) registry.Spec {
 	o := m.GetOptions()
 	s := registry.Spec{
 		Mode:    mode,
-		Options: registry.BindOptions{Freebind: o.GetFreebind(), Transparent: o.GetTransparent(), MPTCP: o.GetMptcp()},
+		Options: registry.BindOptions{Freebind: o.GetFreebind(), Transparent: o.GetTransparent(), MPTCP: o.GetMptcp(), Group: int(o.GetGroup())},
 	}
 	for _, e := range m.GetEndpoints() {
 		s.Endpoints = append(s.Endpoints, c.endpointSpec(e))
@@ -350,9 +359,18 @@ func (c *fromStored) assigned(m *storepb.Assigned) registry.Assigned {
 	}}
 	if l := m.GetListen(); l != nil {
 		a.Listen = &registry.ListenOptions{
-			Backlog:      int(l.GetBacklog()),
-			NoDelayOff:   l.GetNoDelayOff(),
-			KeepAliveOff: l.GetKeepAliveOff(),
+			Backlog:           int(l.GetBacklog()),
+			NoDelayOff:        l.GetNoDelayOff(),
+			KeepAliveOff:      l.GetKeepAliveOff(),
+			KeepAliveIdle:     time.Duration(l.GetKeepAliveIdleNanos()),
+			KeepAliveInterval: time.Duration(l.GetKeepAliveIntervalNanos()),
+			KeepAliveProbes:   int(l.GetKeepAliveProbes()),
+			UserTimeout:       time.Duration(l.GetUserTimeoutNanos()),
+			DeferAccept:       time.Duration(l.GetDeferAcceptNanos()),
+			FastOpen:          int(l.GetFastOpen()),
+			Mark:              l.GetMark(),
+			ReceiveBuffer:     int(l.GetReceiveBuffer()),
+			SendBuffer:        int(l.GetSendBuffer()),
 		}
 	}
 	for _, r := range m.GetLost() {

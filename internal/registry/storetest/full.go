@@ -93,7 +93,7 @@ func (f *filler) fill(v reflect.Value) {
 		v.SetInt(int64(f.n))
 	case reflect.Uint8:
 		v.SetUint(uint64(1 + f.n%255))
-	case reflect.Uint64:
+	case reflect.Uint32, reflect.Uint64:
 		v.SetUint(uint64(f.n))
 	case reflect.Uint16:
 		v.SetUint(uint64(1 + f.n%65535))

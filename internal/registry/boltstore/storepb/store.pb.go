@@ -863,6 +863,7 @@ type BindOptions struct {
 	Freebind      bool                   `protobuf:"varint,1,opt,name=freebind,proto3" json:"freebind,omitempty"`
 	Transparent   bool                   `protobuf:"varint,2,opt,name=transparent,proto3" json:"transparent,omitempty"`
 	Mptcp         bool                   `protobuf:"varint,3,opt,name=mptcp,proto3" json:"mptcp,omitempty"`
+	Group         int64                  `protobuf:"varint,4,opt,name=group,proto3" json:"group,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -918,13 +919,29 @@ func (x *BindOptions) GetMptcp() bool {
 	return false
 }
 
+func (x *BindOptions) GetGroup() int64 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
 type ListenOptions struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Backlog       int64                  `protobuf:"varint,1,opt,name=backlog,proto3" json:"backlog,omitempty"`
-	NoDelayOff    bool                   `protobuf:"varint,2,opt,name=no_delay_off,json=noDelayOff,proto3" json:"no_delay_off,omitempty"`
-	KeepAliveOff  bool                   `protobuf:"varint,3,opt,name=keep_alive_off,json=keepAliveOff,proto3" json:"keep_alive_off,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state                  protoimpl.MessageState `protogen:"open.v1"`
+	Backlog                int64                  `protobuf:"varint,1,opt,name=backlog,proto3" json:"backlog,omitempty"`
+	NoDelayOff             bool                   `protobuf:"varint,2,opt,name=no_delay_off,json=noDelayOff,proto3" json:"no_delay_off,omitempty"`
+	KeepAliveOff           bool                   `protobuf:"varint,3,opt,name=keep_alive_off,json=keepAliveOff,proto3" json:"keep_alive_off,omitempty"`
+	KeepAliveIdleNanos     int64                  `protobuf:"varint,4,opt,name=keep_alive_idle_nanos,json=keepAliveIdleNanos,proto3" json:"keep_alive_idle_nanos,omitempty"`
+	KeepAliveIntervalNanos int64                  `protobuf:"varint,5,opt,name=keep_alive_interval_nanos,json=keepAliveIntervalNanos,proto3" json:"keep_alive_interval_nanos,omitempty"`
+	KeepAliveProbes        int64                  `protobuf:"varint,6,opt,name=keep_alive_probes,json=keepAliveProbes,proto3" json:"keep_alive_probes,omitempty"`
+	UserTimeoutNanos       int64                  `protobuf:"varint,7,opt,name=user_timeout_nanos,json=userTimeoutNanos,proto3" json:"user_timeout_nanos,omitempty"`
+	DeferAcceptNanos       int64                  `protobuf:"varint,8,opt,name=defer_accept_nanos,json=deferAcceptNanos,proto3" json:"defer_accept_nanos,omitempty"`
+	FastOpen               int64                  `protobuf:"varint,9,opt,name=fast_open,json=fastOpen,proto3" json:"fast_open,omitempty"`
+	Mark                   uint32                 `protobuf:"varint,10,opt,name=mark,proto3" json:"mark,omitempty"`
+	ReceiveBuffer          int64                  `protobuf:"varint,11,opt,name=receive_buffer,json=receiveBuffer,proto3" json:"receive_buffer,omitempty"`
+	SendBuffer             int64                  `protobuf:"varint,12,opt,name=send_buffer,json=sendBuffer,proto3" json:"send_buffer,omitempty"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *ListenOptions) Reset() {
@@ -976,6 +993,69 @@ func (x *ListenOptions) GetKeepAliveOff() bool {
 		return x.KeepAliveOff
 	}
 	return false
+}
+
+func (x *ListenOptions) GetKeepAliveIdleNanos() int64 {
+	if x != nil {
+		return x.KeepAliveIdleNanos
+	}
+	return 0
+}
+
+func (x *ListenOptions) GetKeepAliveIntervalNanos() int64 {
+	if x != nil {
+		return x.KeepAliveIntervalNanos
+	}
+	return 0
+}
+
+func (x *ListenOptions) GetKeepAliveProbes() int64 {
+	if x != nil {
+		return x.KeepAliveProbes
+	}
+	return 0
+}
+
+func (x *ListenOptions) GetUserTimeoutNanos() int64 {
+	if x != nil {
+		return x.UserTimeoutNanos
+	}
+	return 0
+}
+
+func (x *ListenOptions) GetDeferAcceptNanos() int64 {
+	if x != nil {
+		return x.DeferAcceptNanos
+	}
+	return 0
+}
+
+func (x *ListenOptions) GetFastOpen() int64 {
+	if x != nil {
+		return x.FastOpen
+	}
+	return 0
+}
+
+func (x *ListenOptions) GetMark() uint32 {
+	if x != nil {
+		return x.Mark
+	}
+	return 0
+}
+
+func (x *ListenOptions) GetReceiveBuffer() int64 {
+	if x != nil {
+		return x.ReceiveBuffer
+	}
+	return 0
+}
+
+func (x *ListenOptions) GetSendBuffer() int64 {
+	if x != nil {
+		return x.SendBuffer
+	}
+	return 0
 }
 
 // Assigned is an endpoint that was given.
@@ -2192,16 +2272,28 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\x04pool\x18\x03 \x01(\tR\x04pool\x12%\n" +
 	"\x0eprefer_service\x18\x04 \x01(\tR\rpreferService\x12\x1f\n" +
 	"\vprefer_port\x18\x05 \x01(\rR\n" +
-	"preferPort\"a\n" +
+	"preferPort\"w\n" +
 	"\vBindOptions\x12\x1a\n" +
 	"\bfreebind\x18\x01 \x01(\bR\bfreebind\x12 \n" +
 	"\vtransparent\x18\x02 \x01(\bR\vtransparent\x12\x14\n" +
-	"\x05mptcp\x18\x03 \x01(\bR\x05mptcp\"q\n" +
+	"\x05mptcp\x18\x03 \x01(\bR\x05mptcp\x12\x14\n" +
+	"\x05group\x18\x04 \x01(\x03R\x05group\"\xe0\x03\n" +
 	"\rListenOptions\x12\x18\n" +
 	"\abacklog\x18\x01 \x01(\x03R\abacklog\x12 \n" +
 	"\fno_delay_off\x18\x02 \x01(\bR\n" +
 	"noDelayOff\x12$\n" +
-	"\x0ekeep_alive_off\x18\x03 \x01(\bR\fkeepAliveOff\"\xa6\x01\n" +
+	"\x0ekeep_alive_off\x18\x03 \x01(\bR\fkeepAliveOff\x121\n" +
+	"\x15keep_alive_idle_nanos\x18\x04 \x01(\x03R\x12keepAliveIdleNanos\x129\n" +
+	"\x19keep_alive_interval_nanos\x18\x05 \x01(\x03R\x16keepAliveIntervalNanos\x12*\n" +
+	"\x11keep_alive_probes\x18\x06 \x01(\x03R\x0fkeepAliveProbes\x12,\n" +
+	"\x12user_timeout_nanos\x18\a \x01(\x03R\x10userTimeoutNanos\x12,\n" +
+	"\x12defer_accept_nanos\x18\b \x01(\x03R\x10deferAcceptNanos\x12\x1b\n" +
+	"\tfast_open\x18\t \x01(\x03R\bfastOpen\x12\x12\n" +
+	"\x04mark\x18\n" +
+	" \x01(\rR\x04mark\x12%\n" +
+	"\x0ereceive_buffer\x18\v \x01(\x03R\rreceiveBuffer\x12\x1f\n" +
+	"\vsend_buffer\x18\f \x01(\x03R\n" +
+	"sendBuffer\"\xa6\x01\n" +
 	"\bAssigned\x124\n" +
 	"\bendpoint\x18\x01 \x01(\v2\x18.portd.store.v1.EndpointR\bendpoint\x125\n" +
 	"\x06listen\x18\x02 \x01(\v2\x1d.portd.store.v1.ListenOptionsR\x06listen\x12-\n" +
