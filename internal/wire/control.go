@@ -97,10 +97,16 @@ func DecodeNumber(m Message) (listener uint32, err error) {
 	return listener, nil
 }
 
+// AppendGiveBack appends a GIVE_BACK, by which a worker says that it cannot take what lies in its queue.
+func AppendGiveBack(b []byte) []byte { return end(begin(b, TypeGiveBack, 0), len(b)) }
+
+// AppendProbe appends a PROBE, which a worker takes out of its queue and skips: so portd sees that it takes again.
+func AppendProbe(b []byte) []byte { return end(begin(b, TypeProbe, 0), len(b)) }
+
 // Drained answers a DRAIN once nothing of the listener waits in the worker's queue.
 type Drained struct {
 	Listener uint32
-	Sent     uint64 // connections of this listener that the worker got in all
+	Sent     uint64 // connections of this listener that the worker got in all, less those that were taken back
 	TLVs     TLVs
 }
 

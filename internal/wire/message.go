@@ -34,7 +34,9 @@ const (
 	TypeDrain        Type = 6
 	TypeDrained      Type = 7
 	TypeListenerGone Type = 8
+	TypeGiveBack     Type = 9
 	TypeConnections  Type = 16
+	TypeProbe        Type = 17
 )
 
 // ErrMalformed is what every decoder returns for bytes that are not what the protocol says.

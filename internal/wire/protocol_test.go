@@ -33,6 +33,8 @@ func TestProtocolExamples(t *testing.T) {
 			}),
 		"drain":         wire.AppendDrain(nil, wire.AllListeners),
 		"drained":       wire.AppendDrained(nil, wire.Drained{Sent: 2}),
+		"give back":     wire.AppendGiveBack(nil),
+		"probe":         wire.AppendProbe(nil),
 		"refused":       wire.AppendRefused(nil, wire.Refused{Code: 9, Text: "tcp/8080 does not listen: portctl listen tcp/8080"}),
 		"listener gone": wire.AppendListenerGone(nil, wire.ListenerGone{Reason: "released"}),
 	}
