@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/sockdiag"
 )
 
 // Config is what a Binder is made of.
@@ -44,6 +45,7 @@ type Binder struct {
 	// it bound, and lets nobody in once SO_REUSEADDR is cleared again.
 	fallback bool
 	features []Feature
+	sockets  sockdiag.Lister // of portd's own network namespace
 
 	// One fallback at a time, else two of ours would each see the other's socket and both give up.
 	fallbackMu sync.Mutex
@@ -160,6 +162,7 @@ func (b *Binder) Close() {
 	clear(b.at)
 	b.mu.Unlock()
 	b.closeAll(all)
+	b.sockets.Close()
 }
 
 // add gives the key more sockets.

@@ -61,10 +61,14 @@ func (b *Binder) look(ctx context.Context, eps []registry.Endpoint) (all []found
 		return nil, nil
 	}
 	var socks []sockdiag.Socket
-	err = b.in(eps[0].Netns, func() (err error) {
-		socks, err = sockdiag.List(ctx, f)
-		return err
-	})
+	if eps[0].Netns == registry.HostNetns {
+		socks, err = b.sockets.List(ctx, f)
+	} else {
+		err = b.in(eps[0].Netns, func() (err error) {
+			socks, err = sockdiag.List(ctx, f)
+			return err
+		})
+	}
 	for _, s := range socks {
 		f := found{s, eps[0].Netns}
 		if slices.ContainsFunc(eps, func(ep registry.Endpoint) bool { return ep.Proto == registry.Protocol(s.Protocol) && inTheWay(f, ep) }) {

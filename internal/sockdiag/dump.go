@@ -14,7 +14,7 @@ const maxChunk = 32 << 10
 
 var chunks = sync.Pool{New: func() any { b := make([]byte, maxChunk); return &b }}
 
-// A dumper asks sock_diag(7) on a socket of its own. The kernel has an answer ready when the question has been sent, so that
+// A dumper asks sock_diag(7) on a socket, one question at a time. The kernel has an answer ready when the question has been sent, so that
 // nothing here ever waits: there is no use in Go's netpoller, nor in a deadline.
 type dumper struct {
 	fd  int
@@ -36,12 +36,12 @@ func (d *dumper) close() { _ = unix.Close(d.fd) }
 // dumper is of no more use.
 func (d *dumper) dump(kind uint16, request []byte, yield func(message []byte) error) error {
 	d.seq++
-	b := make([]byte, unix.NLMSG_HDRLEN, unix.NLMSG_HDRLEN+len(request))
+	b := make([]byte, unix.NLMSG_HDRLEN, 128) // more than any request takes
 	binary.NativeEndian.PutUint32(b, uint32(unix.NLMSG_HDRLEN+len(request)))
 	binary.NativeEndian.PutUint16(b[4:], kind)
 	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
 	binary.NativeEndian.PutUint32(b[8:], d.seq)
-	if err := unix.Sendto(d.fd, append(b, request...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if _, err := unix.Write(d.fd, append(b, request...)); err != nil { // to the kernel, where nobody else is named
 		return err
 	}
 	chunk := chunks.Get().(*[]byte)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -27,44 +28,116 @@ type Filter struct {
 // Sockets that come or go meanwhile may be in it or not. In a long answer (more than some twenty sockets, which the kernel gives in
 // parts) even one that was there all the time can be missing, if another closed at the wrong moment between two parts; the answer
 // for a single port has one part. What a call costs is mostly the kernel's walk over its tables, however few sockets
-// there are or pass: a quarter of a millisecond for TCP with tables of the usual size, and a tenth of that for each family
-// of UDP and UDP-Lite.
+// there are or pass: a quarter of a millisecond for TCP with tables of the usual size, and a tenth of that for UDP and for
+// UDP-Lite.
 func List(ctx context.Context, f Filter) ([]Socket, error) {
-	// Protocols are walked side by side: who asks for one port waits for little else.
-	protocols := f.protocols()
-	parts := make([][]Socket, len(protocols))
-	var walks errgroup.Group
-	for i, p := range protocols {
-		d, err := newDumper() // here, for a thread that is in another network namespace
+	var l Lister
+	defer l.Close()
+	return l.List(ctx, f)
+}
+
+// A Lister lists the sockets of one network namespace and keeps what it asks the kernel by, which takes as long to make and to close as
+// UDP's tables to walk. The zero Lister is ready; whoever calls its methods does so on threads in the same namespace, and at the same time
+// if need be.
+type Lister struct {
+	mu   sync.Mutex
+	idle []*dumper
+}
+
+// maxIdle is how many descriptors a Lister keeps: more ask at the same time now and then only.
+const maxIdle = 2
+
+// Close closes what the Lister has kept. It keeps anew what it is used with afterwards.
+func (l *Lister) Close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, d := range l.idle {
+		d.close()
+	}
+	l.idle = nil
+}
+
+func (l *Lister) take() (*dumper, error) {
+	l.mu.Lock()
+	if n := len(l.idle); n > 0 {
+		d := l.idle[n-1]
+		l.idle = l.idle[:n-1]
+		l.mu.Unlock()
+		return d, nil
+	}
+	l.mu.Unlock()
+	return newDumper()
+}
+
+// put takes back what has ended as err says: after an error there may be more of an answer to come.
+func (l *Lister) put(d *dumper, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil || len(l.idle) == maxIdle {
+		d.close()
+		return
+	}
+	l.idle = append(l.idle, d)
+}
+
+// List is the function of that name, in the Lister's namespace.
+func (l *Lister) List(ctx context.Context, f Filter) ([]Socket, error) {
+	// TCP has by far the largest tables: the others are walked beside it, by one that is made here, for a thread that is in
+	// another network namespace.
+	first, rest := f.protocols(), []Protocol(nil)
+	if i := slices.Index(first, TCP); i >= 0 && len(first) > 1 {
+		first, rest = []Protocol{TCP}, slices.Delete(slices.Clone(first), i, i+1)
+	}
+	var beside errgroup.Group
+	var others []Socket
+	if len(rest) > 0 {
+		d, err := l.take()
 		if err != nil {
-			_ = walks.Wait()
 			return nil, fmt.Errorf("list sockets: %w", err)
 		}
-		walk := func() error {
-			defer d.close()
-			l := &lister{dumper: d, filter: f}
-			return wrap(ctx, p, l.all(p, withInfo, func(m []byte) error {
-				s, err := l.socket(p, m)
-				parts[i] = append(parts[i], s)
-				return err
-			}))
+		beside.Go(func() (err error) {
+			others, err = f.sockets(ctx, d, rest)
+			l.put(d, err)
+			return err
+		})
+	}
+	d, err := l.take()
+	var sockets []Socket
+	if err != nil {
+		err = fmt.Errorf("list sockets: %w", err)
+	} else {
+		sockets, err = f.sockets(ctx, d, first)
+		l.put(d, err)
+	}
+	if err := errors.Join(err, beside.Wait()); err != nil {
+		return nil, err
+	}
+	sockets = append(sockets, others...)
+	var devices map[int]string
+	for i := range sockets {
+		if sockets[i].Device.Index != 0 {
+			if devices == nil {
+				devices = make(map[int]string)
+			}
+			sockets[i].locate(devices)
 		}
-		if i < len(protocols)-1 {
-			walks.Go(walk)
-		} else if err := walk(); err != nil {
-			_ = walks.Wait()
+	}
+	return sockets, nil
+}
+
+// sockets are those of some protocols, but for the names of devices.
+func (f Filter) sockets(ctx context.Context, d *dumper, protocols []Protocol) (all []Socket, err error) {
+	for _, p := range protocols {
+		err := f.walk(d, p, withInfo, func(m []byte) error {
+			s, err := socket(p, m)
+			all = append(all, s)
+			return err
+		})
+		if err := wrap(ctx, p, err); err != nil {
 			return nil, err
 		}
 	}
-	if err := walks.Wait(); err != nil {
-		return nil, err
-	}
-	sockets := slices.Concat(parts...)
-	devices := make(map[int]string)
-	for i := range sockets {
-		sockets[i].locate(devices)
-	}
-	return sockets, nil
+	return all, nil
 }
 
 func (f Filter) protocols() []Protocol {
@@ -95,9 +168,8 @@ func Ports(ctx context.Context, f Filter, found func(port uint16)) error {
 		return fmt.Errorf("list sockets: %w", err)
 	}
 	defer d.close()
-	l := &lister{dumper: d, filter: f}
 	for _, p := range f.protocols() {
-		err := wrap(ctx, p, l.all(p, 0, func(m []byte) error {
+		err := wrap(ctx, p, f.walk(d, p, 0, func(m []byte) error {
 			if len(m) < messageSize {
 				return fmt.Errorf("socket description of %d bytes", len(m))
 			}
@@ -122,15 +194,10 @@ func BoundOnlyVisible(ctx context.Context) (bool, error) {
 	if err := BindLoopback(fd); err != nil {
 		return false, fmt.Errorf("probe bound sockets: %w", err)
 	}
-	addr, err := unix.Getsockname(fd)
+	port, cookie, err := nameOf(fd)
 	if err != nil {
 		return false, fmt.Errorf("probe bound sockets: %w", err)
 	}
-	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
-	if err != nil {
-		return false, fmt.Errorf("probe bound sockets: %w", err)
-	}
-	port := uint16(addr.(*unix.SockaddrInet4).Port)
 	sockets, err := List(ctx, Filter{Protocols: []Protocol{TCP}, First: port, States: []State{BoundOnly}})
 	if err != nil {
 		return false, err
@@ -138,31 +205,28 @@ func BoundOnlyVisible(ctx context.Context) (bool, error) {
 	return slices.ContainsFunc(sockets, func(s Socket) bool { return s.Cookie == cookie }), nil
 }
 
-// A lister carries what the dumps of one protocol share.
-type lister struct {
-	*dumper
-	filter Filter
-}
-
-// all calls yield with each socket of a protocol, as the kernel describes it with extensions.
-func (l *lister) all(p Protocol, extensions uint8, yield func(message []byte) error) error {
-	states := stateBits(p, l.filter.States)
+// walk calls yield with each socket of a protocol that passes f, as the kernel describes it with extensions.
+func (f Filter) walk(d *dumper, p Protocol, extensions uint8, yield func(message []byte) error) error {
+	states := stateBits(p, f.States)
 	if states == 0 {
 		return nil
 	}
-	last := l.filter.Last
+	last := f.Last
 	if last == 0 {
-		last = l.filter.First
+		last = f.First
 	}
-	if p == TCP {
-		// The kernel walks its tables once for both families if asked in the old way, which newer kernels still answer.
-		err := l.dump(tcpOfOld, oldRequest(extensions, states, l.filter.First, last), yield)
+	// The kernel walks its tables once for both families if asked in the old way.
+	if p == TCP || bothAtOnce() {
+		err := d.dump(tcpOfOld, oldRequest(p, extensions, states, f.First, last), yield)
+		if p == UDPLite && errors.Is(err, unix.ENOENT) {
+			return nil
+		}
 		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EOPNOTSUPP) {
 			return err
 		}
 	}
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		err := l.dump(unix.SOCK_DIAG_BY_FAMILY, request(family, p, extensions, states, l.filter.First, last), yield)
+		err := d.dump(unix.SOCK_DIAG_BY_FAMILY, request(family, p, extensions, states, f.First, last), yield)
 		if p == UDPLite && errors.Is(err, unix.ENOENT) {
 			return nil // a kernel without UDP-Lite has no such sockets
 		}
@@ -173,8 +237,47 @@ func (l *lister) all(p Protocol, extensions uint8, yield func(message []byte) er
 	return nil
 }
 
-// socket reads the description of one, but for the names of devices.
-func (l *lister) socket(p Protocol, message []byte) (Socket, error) {
+// bothAtOnce says whether the kernel tells of UDP in the old way, which knew TCP only, as those since about 5.9 do that are told the
+// protocol beside it. Before them it would tell of TCP's: so it must have shown a socket of UDP.
+var bothAtOnce = sync.OnceValue(func() bool {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	if BindLoopback(fd) != nil {
+		return false
+	}
+	port, cookie, err := nameOf(fd)
+	if err != nil {
+		return false
+	}
+	d, err := newDumper()
+	if err != nil {
+		return false
+	}
+	defer d.close()
+	shown := false
+	err = d.dump(tcpOfOld, oldRequest(UDP, 0, stateBits(UDP, nil), port, port), func(m []byte) error {
+		s, err := socket(UDP, m)
+		shown = shown || s.Cookie == cookie
+		return err
+	})
+	return err == nil && shown
+})
+
+// nameOf is how the kernel's answers have an IPv4 socket of ours.
+func nameOf(fd int) (port uint16, cookie uint64, err error) {
+	addr, err := unix.Getsockname(fd)
+	if err != nil {
+		return 0, 0, err
+	}
+	cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	return uint16(addr.(*unix.SockaddrInet4).Port), cookie, err
+}
+
+// socket reads the description of one, but for the name of its device.
+func socket(p Protocol, message []byte) (Socket, error) {
 	s, device, err := parse(message)
 	if err != nil {
 		return Socket{}, err
@@ -189,9 +292,6 @@ func (l *lister) socket(p Protocol, message []byte) (Socket, error) {
 // locate fills in what depends on the name of the device that s is bound to. names are those known already.
 func (s *Socket) locate(names map[int]string) {
 	index := s.Device.Index
-	if index == 0 {
-		return
-	}
 	name, known := names[index]
 	if !known {
 		if i, err := net.InterfaceByIndex(index); err == nil {

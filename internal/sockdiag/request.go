@@ -7,11 +7,12 @@ import (
 )
 
 const (
-	requestSize    = 56           // struct inet_diag_req_v2 (linux/inet_diag.h)
-	oldRequestSize = 60           // struct inet_diag_req
-	tcpOfOld       = 18           // TCPDIAG_GETSOCK
-	attrBytecode   = 1            // INET_DIAG_REQ_BYTECODE
-	withInfo       = 1 << (2 - 1) // INET_DIAG_INFO, which brings INET_DIAG_ULP_INFO with it
+	requestSize     = 56           // struct inet_diag_req_v2 (linux/inet_diag.h)
+	oldRequestSize  = 60           // struct inet_diag_req
+	tcpOfOld        = 18           // TCPDIAG_GETSOCK
+	attrBytecode    = 1            // INET_DIAG_REQ_BYTECODE
+	attrAskProtocol = 3            // INET_DIAG_REQ_PROTOCOL
+	withInfo        = 1 << (2 - 1) // INET_DIAG_INFO, which brings INET_DIAG_ULP_INFO with it
 )
 
 // stateBits is the set of states to ask the kernel for; without any, there is nothing to ask of p.
@@ -50,16 +51,22 @@ func request(family uint8, p Protocol, extensions uint8, states uint32, first, l
 	return b
 }
 
-// oldRequest is request for TCP in both families, as it was before Linux 3.3: struct inet_diag_req.
-func oldRequest(extensions uint8, states uint32, first, last uint16) []byte {
+// oldRequest is request for both families, as it was before Linux 3.3: struct inet_diag_req, for TCP if nothing else is said.
+func oldRequest(p Protocol, extensions uint8, states uint32, first, last uint16) []byte {
 	b := make([]byte, oldRequestSize, 92)
-	b[0], b[3] = unix.AF_INET, extensions // of whatever family is said there
+	b[0] = unix.AF_INET // of whatever family is said there
+	if p == TCP {
+		b[3] = extensions
+	}
 	for i := range b[44:52] {
 		b[44+i] = 0xff // INET_DIAG_NOCOOKIE
 	}
 	binary.NativeEndian.PutUint32(b[52:], states)
 	if first != 0 || last != 0 {
 		b = attribute(b, attrBytecode, portsBetween(first, last))
+	}
+	if p != TCP {
+		b = attribute(b, attrAskProtocol, binary.NativeEndian.AppendUint32(nil, uint32(p)))
 	}
 	return b
 }
