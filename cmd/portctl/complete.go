@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -122,4 +123,18 @@ func serviceNames(before, prefix string) (out []string) {
 		}
 	}
 	return out
+}
+
+// completeWorkers offers the ids of the workers that the caller may see.
+func (c *ctl) completeWorkers(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	page := quickly(cmd.Context(), c, func(ctx context.Context, cl *client.Client) (*pb.ListWorkersResponse, error) {
+		return cl.Handoff.ListWorkers(ctx, &pb.ListWorkersRequest{})
+	})
+	var out []string
+	for _, w := range page.GetWorkers() {
+		if strings.HasPrefix(w.GetId(), prefix) {
+			out = append(out, cobra.CompletionWithDesc(w.GetId(), fmt.Sprintf("%s, pid %d", w.GetCommand(), w.GetPid())))
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
 }
