@@ -15,10 +15,11 @@ func (w workers) Workers() []rpc.Worker {
 		out := rpc.Worker{
 			ID: h.ID, UID: h.Caller.UID, PID: h.Caller.PID, Command: h.Command,
 			Sent: h.Sent, Done: h.Done, Attached: h.Attached,
+			Generation: h.Generation, Received: h.Received, TakenBack: h.TakenBack, Stuck: h.Stuck,
 		}
 		for _, l := range h.Listeners {
 			out.Listeners = append(out.Listeners, rpc.WorkerListener{
-				Key: l.Key, Owner: l.Owner, Endpoint: l.Endpoint, State: workerStates[l.State], Socket: l.Socket, Room: l.Room,
+				Key: l.Key, Owner: l.Owner, Endpoint: l.Endpoint, State: workerStates[l.State], Socket: l.Socket, Room: l.Room, Drained: l.Drained,
 			})
 		}
 		all = append(all, out)

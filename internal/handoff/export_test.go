@@ -1,6 +1,10 @@
 package handoff
 
-import "time"
+import (
+	"time"
+
+	"github.com/portd/portd/internal/registry"
+)
 
 // PerMessage is how many connections a message carries at most.
 const PerMessage = perMessage
@@ -34,4 +38,11 @@ func NoRing() error {
 		r.close()
 	}
 	return err
+}
+
+// SetTakeBackAfter sets after which time a listener's connections are taken back from a worker that does not take them.
+func (p *Pool) SetTakeBackAfter(key registry.SocketKey, after time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.setTakeBack(p.listener(key), after)
 }

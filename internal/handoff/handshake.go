@@ -224,7 +224,7 @@ func (p *Pool) newWorker(conn *net.UnixConn, c registry.Caller, want wire.Attach
 	}
 	w := &worker{
 		id: newID(), token: make([]byte, 16), caller: c, command: command(c.PID), attached: time.Now(),
-		conn: conn, queue: -1, kept: -1,
+		conn: conn, queue: -1, kept: -1, generation: want.Generation,
 	}
 	_, _ = rand.Read(w.token) // never fails
 	var err error
@@ -284,6 +284,7 @@ func (p *Pool) join(w *worker, parts []part) (err error) {
 		}
 		w.serves = append(w.serves, s)
 	}
+	w.setPatience()
 	for _, message := range answer {
 		n := min(len(fds), wire.MaxFDs)
 		p.tell(w, message, fds[:n]...)

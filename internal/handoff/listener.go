@@ -26,7 +26,9 @@ type listener struct {
 	turn      int            // where the next choice among workers begins
 	queued    bool           // is in Pool.work
 
-	handedOver, redelivered uint64
+	takeBackAfter time.Duration // from a worker that does not take what it was sent; 0: never
+
+	handedOver, redelivered, takenBack, lost uint64
 }
 
 // A socket is one listening socket. The descriptor is the binder's.
@@ -69,7 +71,10 @@ func (p *Pool) Listening(key registry.SocketKey, sockets []registry.Socket) {
 		} else {
 			l.endpoint.Last = s.Endpoint.Last
 		}
-		if !s.Endpoint.Addr.IsUnspecified() && s.Endpoint.Addr.Zone() == "" {
+		switch {
+		case s.Endpoint.Proto == registry.Unix:
+			own.local = wire.Addr{Family: wire.FamilyUnix, Path: []byte(s.Endpoint.Path)}
+		case !s.Endpoint.Addr.IsUnspecified() && s.Endpoint.Addr.Zone() == "":
 			own.local = wire.AddrOf(netip.AddrPortFrom(s.Endpoint.Addr, s.Endpoint.First))
 		}
 		at, err := p.watch(s.FD, unix.EPOLLIN, slot{socket: own})

@@ -55,6 +55,7 @@ type Pool struct {
 	self uint32 // portd's own uid
 
 	epoll, wake int
+	ticker      int // a timer: see stuck.go
 	guard       *guard
 	ring        *ring         // for adopted sockets; nil where none was needed yet, or there is none
 	ringless    bool          // there is none
@@ -76,8 +77,11 @@ type Pool struct {
 	work      fifo[*listener] // have something to hand over
 	rest      rest
 	out       outgoing
+	in        incoming
 	record    record
-	lost      uint64 // connections that could not be taken back from a dead worker's queue
+	orphans   []*worker     // gone, with connections in their queues that portd has no descriptors for
+	interval  time.Duration // of the ticker
+	ticking   bool
 }
 
 // tally is what one user has.
@@ -87,7 +91,7 @@ type tally struct{ attached, knocking int }
 func New(cfg Config) (*Pool, error) {
 	p := &Pool{
 		cfg: cfg, log: cfg.Log, self: uint32(os.Geteuid()),
-		epoll: -1, wake: -1, guard: newGuard(), patience: firstMessage,
+		epoll: -1, wake: -1, ticker: -1, interval: longestTick, guard: newGuard(), patience: firstMessage,
 		listeners: make(map[registry.SocketKey]*listener),
 		workers:   make(map[string]*worker),
 		shared:    make(map[string]bool),
@@ -120,17 +124,27 @@ func (p *Pool) open() (err error) {
 	if p.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return err
 	}
-	_, err = p.watch(p.wake, unix.EPOLLIN, slot{})
+	if _, err = p.watch(p.wake, unix.EPOLLIN, slot{}); err != nil {
+		return err
+	}
+	if p.ticker, err = unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK); err != nil {
+		return err
+	}
+	_, err = p.watch(p.ticker, unix.EPOLLIN, slot{ticker: true})
 	return err
 }
 
 func (p *Pool) shut() {
-	for _, fd := range []int{p.epoll, p.wake} {
+	for _, w := range p.orphans {
+		closeRaw(w.kept)
+	}
+	p.orphans = nil
+	for _, fd := range []int{p.epoll, p.wake, p.ticker} {
 		if fd >= 0 {
 			_ = unix.Close(fd)
 		}
 	}
-	p.epoll, p.wake = -1, -1
+	p.epoll, p.wake, p.ticker = -1, -1, -1
 	if p.ring != nil {
 		p.ring.close()
 		p.ring = nil
@@ -207,6 +221,8 @@ func (p *Pool) happened(e *unix.EpollEvent) {
 			return
 		}
 		p.hasRoom(s.worker)
+	case s.ticker:
+		p.tick()
 	default:
 		var count [8]byte
 		_, _ = unix.Read(p.wake, count[:])
@@ -218,6 +234,7 @@ type slot struct {
 	generation int32 // tells an event of an earlier tenant
 	socket     *socket
 	worker     *worker
+	ticker     bool
 }
 
 // watch adds fd to the engine's epoll set, by edges.

@@ -22,6 +22,11 @@ type Worker struct {
 	Sent      uint64 // connections sent to it
 	Done      uint64 // those of them that it says it is done with
 	Attached  time.Time
+
+	Generation string // as it calls the release or start that it belongs to
+	Received   uint64 // as it says
+	TakenBack  uint64 // sent to it, and gone to others, since it did not take them; not in Sent
+	Stuck      bool   // it gets none until it takes what lies in its queue
 }
 
 // A WorkerListener is what a worker has of one listener.
@@ -32,6 +37,7 @@ type WorkerListener struct {
 	State    State
 	Socket   bool // it has the socket itself
 	Room     int  // messages that may wait in its queue
+	Drained  bool // it is draining, and nothing that it was sent lies in its queue
 }
 
 // A Connection is one that was handed over.
@@ -52,6 +58,8 @@ type Totals struct {
 	Workers     int // that take connections from it
 	HandedOver  uint64
 	Redelivered uint64
+	TakenBack   uint64 // from workers that were stuck
+	Lost        uint64 // accepted and not handed to anybody
 }
 
 // record is a ring of what was handed over lately. Writing to it allocates nothing.
@@ -122,10 +130,14 @@ func (p *Pool) Workers() []Worker {
 		s := Worker{
 			ID: w.id, Caller: w.caller, Command: w.command, Attached: w.attached,
 			Sent: w.sent, Done: min(w.page.Done(), w.sent),
+			Generation: w.generation, TakenBack: w.takenBack, Stuck: w.stuck,
 		}
+		_, s.Received, _ = w.page.Taken()
 		for _, v := range w.serves {
 			if !v.gone {
-				s.Listeners = append(s.Listeners, WorkerListener{v.listener.key, v.listener.owner, v.endpoint, v.state, v.socket, w.allowed})
+				s.Listeners = append(s.Listeners, WorkerListener{
+					v.listener.key, v.listener.owner, v.endpoint, v.state, v.socket, w.allowed, v.state == Draining && !v.owes,
+				})
 			}
 		}
 		all = append(all, s)
@@ -141,7 +153,7 @@ func (p *Pool) Totals(key registry.SocketKey) (t Totals) {
 	if l == nil {
 		return t
 	}
-	t.HandedOver, t.Redelivered = l.handedOver, l.redelivered
+	t.HandedOver, t.Redelivered, t.TakenBack, t.Lost = l.handedOver, l.redelivered, l.takenBack, l.lost
 	for _, s := range l.workers {
 		if !s.socket {
 			t.Workers++

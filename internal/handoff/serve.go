@@ -139,6 +139,10 @@ func (p *Pool) said(w *worker, packet []byte) error {
 	if err != nil {
 		return err
 	}
+	if m.Type == wire.TypeGiveBack {
+		p.givesBack(w)
+		return nil
+	}
 	if m.Type != wire.TypeReady && m.Type != wire.TypeDrain {
 		return nil
 	}

@@ -1,7 +1,6 @@
 package handoff
 
 import (
-	"errors"
 	"net"
 	"time"
 
@@ -20,6 +19,8 @@ type worker struct {
 	attached time.Time
 	conn     *net.UnixConn
 
+	generation string // as the worker calls it
+
 	queue, kept int // our end, and a duplicate of the worker's
 	slot        int32
 	mem         []byte
@@ -27,7 +28,11 @@ type worker struct {
 	allowed     int  // messages that may wait
 	room        bool // for one message at least
 	sequence    uint64
-	sent        uint64
+	sent        uint64 // connections, less those that were taken back
+
+	progress  progress
+	stuck     bool // leaves what it was sent in its queue, where a probe lies now
+	takenBack uint64
 
 	serves   []*serving
 	draining int // how many of serves still owe a DRAINED
@@ -82,6 +87,9 @@ func (l *listener) pick() (best *serving) {
 
 // hasRoom notes that w's queue takes a message.
 func (p *Pool) hasRoom(w *worker) {
+	if !p.livesAgain(w) {
+		return
+	}
 	w.room = true
 	for _, s := range w.serves {
 		if s.state == Ready {
@@ -108,6 +116,7 @@ func (p *Pool) sent(l *listener, to *serving, endpoint *registry.Endpoint, conns
 		}
 		p.record.add(endpoint, l, w, &conns[i])
 	}
+	p.expect(w)
 }
 
 // What becomes of a queue whose worker is let go.
@@ -127,12 +136,17 @@ func (p *Pool) detach(w *worker, takeBack bool, why string) {
 	for _, s := range w.serves {
 		p.leave(s)
 	}
-	back := 0
+	back, whole := 0, true
 	if takeBack {
-		back = p.takeBack(w)
+		_, back, whole = p.takeBack(w)
 	}
 	closeRaw(w.queue)
-	closeRaw(w.kept)
+	if whole {
+		closeRaw(w.kept)
+	} else {
+		p.log.Error("out of descriptors while taking connections back from a dead worker; they wait", "worker", w.id)
+		p.adoptOrphan(w)
+	}
 	_ = unix.Munmap(w.mem)
 	w.page = wire.Page{}
 	for _, s := range w.serves {
@@ -153,55 +167,6 @@ func (p *Pool) leave(s *serving) {
 	}
 }
 
-// takeBack empties the queue of a worker that is gone. What it finds had been sent and not been received: exactly one of us gets
-// it, since the kernel gives each message out once.
-func (p *Pool) takeBack(w *worker) (n int) {
-	var in fdpass.Receiver
-	buf := make([]byte, frameSize)
-	for {
-		size, fds, err := in.Recv(w.kept, buf)
-		if errors.Is(err, fdpass.ErrFDsTruncated) {
-			p.log.Error("out of descriptors while taking connections back from a dead worker", "worker", w.id)
-		} else if err != nil {
-			return n
-		}
-		n += p.takeFrame(w, buf[:size], fds)
-	}
-}
-
-func (p *Pool) takeFrame(w *worker, packet []byte, fds []int) (n int) {
-	m, err := wire.Parse(packet)
-	var f wire.Frame
-	if err == nil {
-		f, err = wire.DecodeFrame(m)
-	}
-	var c wire.Connection
-	for err == nil && f.Next(&c) {
-		if len(fds) == 0 {
-			p.lost++
-			continue
-		}
-		fd := fds[0]
-		fds = fds[1:]
-		s := w.serving(c.Listener)
-		if s == nil || !s.listener.listening {
-			closeRaw(fd)
-			continue
-		}
-		c.Flags |= wire.Redelivered
-		s.listener.held.push(heldConn{fd, c})
-		p.enqueue(s.listener)
-		n++
-	}
-	for _, fd := range fds {
-		closeRaw(fd)
-	}
-	if n > 0 {
-		p.wakeUp()
-	}
-	return n
-}
-
 func (w *worker) serving(number uint32) *serving {
 	if int(number) >= len(w.serves) {
 		return nil
@@ -211,7 +176,7 @@ func (w *worker) serving(number uint32) *serving {
 
 // checkDrained sends the DRAINEDs that are due.
 func (p *Pool) checkDrained(w *worker) {
-	empty := !waiting(w.queue)
+	empty := w.stuck || !waiting(w.queue)
 	taken, _, known := w.page.Taken()
 	for _, s := range w.serves {
 		if s.owes && (empty || known && taken >= s.drainSeq) {

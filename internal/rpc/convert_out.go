@@ -257,11 +257,12 @@ func fromWorker(w Worker) *pb.Worker {
 	out := &pb.Worker{
 		Id: w.ID, Owner: string(registry.UIDPrincipal(w.UID)), Pid: w.PID, Command: w.Command,
 		Sent: w.Sent, Done: w.Done, AttachTime: fromTime(w.Attached),
+		Generation: w.Generation, Received: w.Received, TakenBack: w.TakenBack, Stuck: w.Stuck,
 	}
 	for _, l := range w.Listeners {
 		out.Listeners = append(out.Listeners, &pb.WorkerListener{
 			ReservationId: l.Key.Reservation, Endpoint: fromEndpoint(l.Endpoint), State: pb.WorkerState(l.State), Socket: l.Socket,
-			Room: uint32(l.Room),
+			Room: uint32(l.Room), Drained: l.Drained,
 		})
 	}
 	return out

@@ -39,6 +39,7 @@ func (s *handoffs) fromListener(l registry.ListenerInfo) *pb.Listener {
 		ReservationId: r.ID, ReservationName: r.Name, Owner: string(r.Owner),
 		Endpoint: fromEndpoint(r.Assigned[l.Index].Endpoint), Options: fromListenOptions(l.Options),
 		Workers: uint32(total.Workers), HandedOver: total.HandedOver, Redelivered: total.Redelivered,
+		TakenBack: total.TakenBack, Lost: total.Lost,
 	}
 }
 

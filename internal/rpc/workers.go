@@ -27,6 +27,11 @@ type Worker struct {
 	Sent      uint64 // connections sent to it
 	Done      uint64 // those of them that it said it was done with
 	Attached  time.Time
+
+	Generation string // as it calls the release or start that it belongs to
+	Received   uint64 // as it says
+	TakenBack  uint64 // sent to it, and gone to others, since it did not take them; not in Sent
+	Stuck      bool   // it gets none until it takes what lies in its queue
 }
 
 // A WorkerListener is what a worker has of one listener.
@@ -37,6 +42,7 @@ type WorkerListener struct {
 	State    WorkerState
 	Socket   bool // it has the socket itself rather than its connections
 	Room     int  // messages that may wait in its queue
+	Drained  bool // it is draining, and nothing that it was sent lies in its queue
 }
 
 // WorkerState says whether a worker gets connections of a listener.
@@ -66,4 +72,6 @@ type Totals struct {
 	Workers     int // attached ones that take connections from it
 	HandedOver  uint64
 	Redelivered uint64
+	TakenBack   uint64 // from workers that were stuck
+	Lost        uint64 // accepted and not handed to anybody
 }
