@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/wire"
 )
 
 // PerMessage is how many connections a message carries at most.
@@ -45,4 +46,13 @@ func (p *Pool) SetTakeBackAfter(key registry.SocketKey, after time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.setTakeBack(p.listener(key), after)
+}
+
+// SetReady makes the workers of a listener ready, as if they had said so.
+func (p *Pool) SetReady(key registry.SocketKey) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.listeners[key].workers {
+		p.change(s, wire.TypeReady)
+	}
 }

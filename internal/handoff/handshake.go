@@ -285,6 +285,7 @@ func (p *Pool) join(w *worker, parts []part) (err error) {
 		w.serves = append(w.serves, s)
 	}
 	w.setPatience()
+	p.changed()
 	for _, message := range answer {
 		n := min(len(fds), wire.MaxFDs)
 		p.tell(w, message, fds[:n]...)

@@ -82,6 +82,7 @@ type Pool struct {
 	orphans   []*worker     // gone, with connections in their queues that portd has no descriptors for
 	interval  time.Duration // of the ticker
 	ticking   bool
+	news      chan struct{} // closed when workers change; nil where nobody waits for that
 }
 
 // tally is what one user has.
@@ -168,6 +169,7 @@ func (p *Pool) Run(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
+	p.changed()
 	for _, w := range p.workers {
 		p.detach(w, leaveQueue, "portd stops")
 	}

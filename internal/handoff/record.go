@@ -127,22 +127,27 @@ func (p *Pool) Workers() []Worker {
 	defer p.mu.Unlock()
 	all := make([]Worker, 0, len(p.workers))
 	for _, w := range p.workers {
-		s := Worker{
-			ID: w.id, Caller: w.caller, Command: w.command, Attached: w.attached,
-			Sent: w.sent, Done: min(w.page.Done(), w.sent),
-			Generation: w.generation, TakenBack: w.takenBack, Stuck: w.stuck,
-		}
-		_, s.Received, _ = w.page.Taken()
-		for _, v := range w.serves {
-			if !v.gone {
-				s.Listeners = append(s.Listeners, WorkerListener{
-					v.listener.key, v.listener.owner, v.endpoint, v.state, v.socket, w.allowed, v.state == Draining && !v.owes,
-				})
-			}
-		}
-		all = append(all, s)
+		all = append(all, p.seen(w))
 	}
 	return all
+}
+
+// seen is an attachment as others see it. It must not have ended.
+func (p *Pool) seen(w *worker) Worker {
+	s := Worker{
+		ID: w.id, Caller: w.caller, Command: w.command, Attached: w.attached,
+		Sent: w.sent, Done: min(w.page.Done(), w.sent),
+		Generation: w.generation, TakenBack: w.takenBack, Stuck: w.stuck,
+	}
+	_, s.Received, _ = w.page.Taken()
+	for _, v := range w.serves {
+		if !v.gone {
+			s.Listeners = append(s.Listeners, WorkerListener{
+				v.listener.key, v.listener.owner, v.endpoint, v.state, v.socket, w.allowed, v.state == Draining && !v.owes,
+			})
+		}
+	}
+	return s
 }
 
 // Totals are the counts of a listener.

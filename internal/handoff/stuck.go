@@ -187,6 +187,7 @@ func (p *Pool) livesAgain(w *worker) bool {
 		return false
 	}
 	w.stuck, w.progress.ticks = false, 0
+	p.changed()
 	p.log.Debug("worker takes connections again", "worker", w.id, "pid", w.caller.PID)
 	return true
 }

@@ -153,6 +153,7 @@ func (p *Pool) detach(w *worker, takeBack bool, why string) {
 		p.forgetUnused(s.listener)
 	}
 	_ = w.conn.Close()
+	p.changed()
 	p.log.Info("worker left", "worker", w.id, "pid", w.caller.PID, "why", why, "taken_back", back)
 }
 
@@ -182,6 +183,7 @@ func (p *Pool) checkDrained(w *worker) {
 		if s.owes && (empty || known && taken >= s.drainSeq) {
 			s.owes = false
 			w.draining--
+			p.changed()
 			p.tell(w, wire.AppendDrained(nil, wire.Drained{Listener: s.number, Sent: s.sent}))
 		}
 	}
