@@ -217,7 +217,8 @@ func (s *socket) adoption() (got registry.Adoption, err error) {
 	if got.Bind.Transparent, err = s.hasIP(domain, unix.IP_TRANSPARENT, unix.IPV6_TRANSPARENT); err != nil {
 		return got, fmt.Errorf("IP_TRANSPARENT of %v: %w", s.ep, err)
 	}
-	got.Listen, err = s.options()
+	listen, err := s.readOptions()
+	got.Listen = s.askedFor(listen)
 	return got, err
 }
 

@@ -404,7 +404,7 @@ func (w *world) listens(t *testing.T) {
 		res, err = w.r.Unlisten(t.Context(), root, res.ID, "")
 		w.say("unlisten %s: %v", w.held[i].Endpoints(), err)
 	} else {
-		res, err = w.r.Listen(t.Context(), root, res.ID, registry.ListenOptions{Backlog: 1 + w.rng.IntN(9)}, "")
+		res, err = w.r.Listen(t.Context(), root, res.ID, registry.Listen{Options: registry.ListenOptions{Backlog: 1 + w.rng.IntN(9)}}, "")
 		w.say("listen %s: %v", w.held[i].Endpoints(), err)
 	}
 	if !errors.Is(err, want) {

@@ -118,7 +118,7 @@ func (b *Binder) Options(key registry.SocketKey) (registry.ListenOptions, error)
 	if h := b.held[key]; h != nil {
 		for _, s := range h.sockets {
 			if s.listening {
-				return s.options()
+				return s.readOptions()
 			}
 		}
 	}
@@ -185,42 +185,4 @@ func (s *socket) unlisten() error {
 		return s.bindAgain(at)
 	}
 	return nil
-}
-
-// inherit sets what accepted connections inherit from their listener.
-func (s *socket) inherit(opt registry.ListenOptions) error {
-	if err := s.set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, btoi(!opt.KeepAliveOff)); err != nil {
-		return fmt.Errorf("set SO_KEEPALIVE: %w", err)
-	}
-	if s.ep.Proto != registry.TCP {
-		return nil
-	}
-	if err := s.set(unix.IPPROTO_TCP, unix.TCP_NODELAY, btoi(!opt.NoDelayOff)); err != nil {
-		return fmt.Errorf("set TCP_NODELAY: %w", err)
-	}
-	return nil
-}
-
-// options reads back what the kernel made of the options.
-func (s *socket) options() (opt registry.ListenOptions, err error) {
-	keepAlive, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE)
-	if err != nil {
-		return opt, fmt.Errorf("SO_KEEPALIVE of %v: %w", s.ep, err)
-	}
-	opt.KeepAliveOff = keepAlive == 0
-	if s.ep.Proto != registry.TCP {
-		opt.Backlog = min(cmp.Or(s.opt.Backlog, 4096), maxBacklog())
-		return opt, nil
-	}
-	noDelay, err := unix.GetsockoptInt(s.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY)
-	if err != nil {
-		return opt, fmt.Errorf("TCP_NODELAY of %v: %w", s.ep, err)
-	}
-	opt.NoDelayOff = noDelay == 0
-	info, err := unix.GetsockoptTCPInfo(s.fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-	if err != nil {
-		return opt, fmt.Errorf("TCP_INFO of %v: %w", s.ep, err)
-	}
-	opt.Backlog = int(info.Sacked) // of a listener that is its backlog (tcp_get_info in the kernel)
-	return opt, nil
 }

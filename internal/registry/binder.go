@@ -34,6 +34,9 @@ type Binder interface {
 	// Listen makes all sockets of the key listen, or none. ErrTaken where another socket listens on the port; the
 	// endpoint then stays held. Listening sockets get the new options.
 	Listen(ctx context.Context, key SocketKey, opt ListenOptions) error
+	// MayListen is ErrUnsupported where a network namespace is set up so that options would be without effect. It is asked when they
+	// are asked for, and not when they are set again.
+	MayListen(netns string, opt ListenOptions) error
 	// Unlisten stops listening and keeps the ports held.
 	Unlisten(key SocketKey) error
 	// Release shuts the key's sockets down and closes them. A key without sockets is no error.

@@ -5,10 +5,11 @@ import (
 	"errors"
 )
 
-// Listen makes the held endpoints of a reservation that can listen do so, all or none, and again after every restart.
-func (r *Registry) Listen(ctx context.Context, c Caller, ref string, opt ListenOptions, requestID string, only ...IfRevision) (*Reservation, error) {
-	if opt.Backlog < 0 {
-		return nil, invalid("options.backlog", "%d is not a number of connections", opt.Backlog)
+// Listen makes the held endpoints of a reservation that can listen do so, all or none, and again after every restart. What listens
+// already has the new options then, for the connections to come.
+func (r *Registry) Listen(ctx context.Context, c Caller, ref string, how Listen, requestID string, only ...IfRevision) (*Reservation, error) {
+	if err := how.check(); err != nil {
+		return nil, err
 	}
 	at, err := aim(ref, only)
 	if err != nil {
@@ -16,10 +17,10 @@ func (r *Registry) Listen(ctx context.Context, c Caller, ref string, opt ListenO
 	}
 	content := struct {
 		target
-		Opt ListenOptions
-	}{at, opt}
+		How Listen
+	}{at, how}
 	return r.change(ctx, c, at, "Listen", "listen on", requestID, content, func(e *entry, rec *Request) (*Reservation, error) {
-		return r.listen(ctx, c, e, opt, rec)
+		return r.listen(ctx, c, e, how, rec)
 	})
 }
 
@@ -53,12 +54,13 @@ func (r *Registry) change(ctx context.Context, c Caller, at target, method, act,
 	return res, err
 }
 
-func (r *Registry) listen(ctx context.Context, c Caller, e *entry, opt ListenOptions, rec *Request) (_ *Reservation, err error) {
+func (r *Registry) listen(ctx context.Context, c Caller, e *entry, how Listen, rec *Request) (_ *Reservation, err error) {
 	res := e.res
 	if res.Spec.Mode == Recorded {
 		return nil, &UnsupportedError{"listen on " + res.Endpoints(), "it is recorded only, for a program that binds it itself; release it and reserve it held", "RECORDED"}
 	}
 	var streams []int
+	want := make([]*ListenOptions, len(res.Assigned))
 	for i, a := range res.Assigned {
 		if !a.Endpoint.Proto.Streams() {
 			continue // a UDP endpoint of the same reservation stays as it is: its socket is had itself
@@ -66,7 +68,13 @@ func (r *Registry) listen(ctx context.Context, c Caller, e *entry, opt ListenOpt
 		if a.lostPorts() > 0 {
 			return nil, r.explain(ctx, c, a.Endpoint, ErrTaken)
 		}
-		streams = append(streams, i)
+		opt := how.of(a.Listen)
+		if a.Listen == nil || *a.Listen != opt {
+			if err := r.mayListen(c, a, opt); err != nil {
+				return nil, err
+			}
+		}
+		streams, want[i] = append(streams, i), &opt
 	}
 	if len(streams) == 0 {
 		ep := res.Assigned[0].Endpoint
@@ -90,11 +98,11 @@ func (r *Registry) listen(ctx context.Context, c Caller, e *entry, opt ListenOpt
 	changed := false
 	for _, i := range streams {
 		a := res.Assigned[i]
-		if a.Listen != nil && *a.Listen == opt {
+		if a.Listen != nil && *a.Listen == *want[i] {
 			continue
 		}
 		changed = true
-		if err := r.cfg.Binder.Listen(ctx, SocketKey{res.ID, i}, opt); err != nil {
+		if err := r.cfg.Binder.Listen(ctx, SocketKey{res.ID, i}, *want[i]); err != nil {
 			undo()
 			if errors.Is(err, ErrTaken) {
 				return nil, r.explain(ctx, c, a.Endpoint, err)
@@ -108,7 +116,7 @@ func (r *Registry) listen(ctx context.Context, c Caller, e *entry, opt ListenOpt
 	}
 	after := res.with(func(n *Reservation) {
 		for _, i := range streams {
-			n.Assigned[i].Listen = &opt
+			n.Assigned[i].Listen = want[i]
 		}
 	})
 	if err := r.commitUpdate(c, e, after, EventListening, rec); err != nil {
@@ -116,6 +124,26 @@ func (r *Registry) listen(ctx context.Context, c Caller, e *entry, opt ListenOpt
 		return nil, err
 	}
 	return after, nil
+}
+
+// mayListen says whether an endpoint may have other options than it has.
+func (r *Registry) mayListen(c Caller, a Assigned, opt ListenOptions) error {
+	if err := opt.fit(a.Endpoint.Proto); err != nil {
+		return err
+	}
+	had := ListenOptions{}
+	if a.Listen != nil {
+		had = *a.Listen
+	}
+	if opt.Mark != had.Mark {
+		if err := r.cfg.Policy.Listen(c, opt); err != nil {
+			return err
+		}
+	}
+	if opt.FastOpen != had.FastOpen {
+		return r.cfg.Binder.MayListen(a.Endpoint.Netns, opt)
+	}
+	return nil
 }
 
 func (r *Registry) unlisten(c Caller, e *entry, rec *Request) (*Reservation, error) {

@@ -17,7 +17,7 @@ func TestListenMixed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	res, err := r.Listen(t.Context(), alice, "both", registry.ListenOptions{}, "")
+	res, err := r.Listen(t.Context(), alice, "both", registry.Listen{}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -26,7 +26,7 @@ func TestListenMixed(t *testing.T) {
 			t.Errorf("%v: listens is %v", a.Endpoint, listens)
 		}
 	}
-	if _, err := r.Listen(t.Context(), alice, "datagrams", registry.ListenOptions{}, ""); !errors.Is(err, registry.ErrUnsupported) {
+	if _, err := r.Listen(t.Context(), alice, "datagrams", registry.Listen{}, ""); !errors.Is(err, registry.ErrUnsupported) {
 		t.Errorf("listen on UDP alone: got %v, want ErrUnsupported", err)
 	}
 }

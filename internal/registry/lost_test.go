@@ -21,7 +21,7 @@ func loseOne(t *testing.T) (*memory, *pegboard, *registry.Reservation) {
 	if _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp/8080"), Name: "web"}); err != nil {
 		t.Fatal(err)
 	}
-	res, err := r.Listen(t.Context(), alice, "web", registry.ListenOptions{}, "")
+	res, err := r.Listen(t.Context(), alice, "web", registry.Listen{}, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,6 +34,14 @@ func (p Policy) Reserve(c Caller, e Endpoint, opt BindOptions) error {
 	return nil
 }
 
+// Listen says whether c may have connections with these options.
+func (p Policy) Listen(c Caller, opt ListenOptions) error {
+	if p.Admin(c) || opt.Mark == 0 {
+		return nil
+	}
+	return &DeniedError{c.Principal(), fmt.Sprintf("set the mark %d", opt.Mark), "marks steer the host's routing and filters: they are for root and the user that portd runs as"}
+}
+
 // Change says whether c may do act to what owner owns.
 func (p Policy) Change(c Caller, owner Principal, act string) error {
 	if p.Admin(c) || c.Principal() == owner {

@@ -126,6 +126,8 @@ func (p *pegboard) Listen(_ context.Context, key registry.SocketKey, _ registry.
 	return nil
 }
 
+func (p *pegboard) MayListen(string, registry.ListenOptions) error { return nil }
+
 func (p *pegboard) Unlisten(registry.SocketKey) error { return nil }
 
 func (p *pegboard) Release(key registry.SocketKey) error {

@@ -30,7 +30,7 @@ func TestExpectedRevision(t *testing.T) {
 	store, pegs := newStandIns()
 	r, _ := start(t, store, pegs, registry.Config{})
 	read := reserveNamed(t, r, alice, "tcp/8080", "web")
-	now, err := r.Listen(t.Context(), alice, "web", registry.ListenOptions{}, "")
+	now, err := r.Listen(t.Context(), alice, "web", registry.Listen{}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +40,7 @@ func TestExpectedRevision(t *testing.T) {
 		do   func(requestID string, rev registry.IfRevision) error
 	}{
 		{"listen", func(id string, rev registry.IfRevision) error {
-			_, err := r.Listen(t.Context(), alice, "web", registry.ListenOptions{Backlog: 5}, id, rev)
+			_, err := r.Listen(t.Context(), alice, "web", registry.Listen{Options: registry.ListenOptions{Backlog: 5}}, id, rev)
 			return err
 		}},
 		{"close", func(id string, rev registry.IfRevision) error {

@@ -10,6 +10,13 @@ import (
 	pb "github.com/portd/portd/proto/portd/v1"
 )
 
+// toListen changes what is named of what listens already; all, where options are given and nothing is named.
+func toListen(req *pb.ListenRequest) (registry.Listen, error) {
+	fields := req.GetUpdateMask().GetPaths()
+	opt, err := toListenOptions("options", req.GetOptions())
+	return registry.Listen{Options: opt, Keep: req.GetOptions() == nil || len(fields) > 0, Fields: fields}, err
+}
+
 func toListenOptions(field string, o *pb.ListenOptions) (out registry.ListenOptions, err error) {
 	number := func(n uint32) int { return int(min(n, math.MaxInt32)) } // more is as much too many
 	out = registry.ListenOptions{

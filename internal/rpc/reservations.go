@@ -119,12 +119,12 @@ func (s *reservations) expiring(out *pb.WatchReservationsResponse, ch registry.C
 }
 
 func (s *reservations) Listen(ctx context.Context, req *pb.ListenRequest) (*pb.ListenResponse, error) {
-	opt, err := toListenOptions("options", req.GetOptions())
+	how, err := toListen(req)
 	if err != nil {
 		return nil, err
 	}
 	only := registry.IfRevision(req.GetExpectedRevision())
-	r, err := s.reg.Listen(ctx, callerOf(ctx), req.GetReservation(), opt, req.GetRequestId(), only)
+	r, err := s.reg.Listen(ctx, callerOf(ctx), req.GetReservation(), how, req.GetRequestId(), only)
 	if err != nil {
 		return nil, err
 	}
