@@ -25,7 +25,11 @@ type conn struct {
 	local  atomic.Pointer[net.TCPAddr]
 	remote net.TCPAddr
 	ip     [16]byte // what remote points to
+	unix   *unixEnds // of a unix socket, whose addresses are these instead
 }
+
+// unixEnds are the ends of a connection over a unix socket: the client's mostly has no name.
+type unixEnds struct{ local, remote net.UnixAddr }
 
 var _ interface {
 	net.Conn
@@ -39,6 +43,10 @@ var _ interface {
 // newConn takes ownership of fd, which portd made nonblocking.
 func newConn(fd int, c *wire.Connection, p *page) *conn {
 	t := &conn{page: p, file: os.NewFile(uintptr(fd), "tcp")}
+	if c.Peer.Family == wire.FamilyUnix {
+		t.unix = &unixEnds{local: net.UnixAddr{Net: "unix", Name: string(c.Local.Path)}, remote: net.UnixAddr{Net: "unix", Name: string(c.Peer.Path)}}
+		return t
+	}
 	setAddr(&t.remote, &t.ip, &c.Peer)
 	if c.Local.Family == wire.FamilyIPv4 || c.Local.Family == wire.FamilyIPv6 {
 		t.local.Store(tcpAddr(&c.Local))
@@ -104,10 +112,18 @@ func (c *conn) Close() error {
 	return c.opErrorOrNil("close", err)
 }
 
-func (c *conn) RemoteAddr() net.Addr { return &c.remote }
+func (c *conn) RemoteAddr() net.Addr {
+	if c.unix != nil {
+		return &c.unix.remote
+	}
+	return &c.remote
+}
 
 // LocalAddr asks the kernel when it is first called, unless portd knew.
 func (c *conn) LocalAddr() net.Addr {
+	if c.unix != nil {
+		return &c.unix.local
+	}
 	if a := c.local.Load(); a != nil {
 		return a
 	}
@@ -203,6 +219,9 @@ func (c *conn) opError(op string, err error) error {
 	case c.closed.Load(): // the poller's own error for that cannot be named from here
 		err = net.ErrClosed
 	}
+	if c.unix != nil {
+		return &net.OpError{Op: op, Net: "unix", Source: &c.unix.local, Addr: &c.unix.remote, Err: err}
+	}
 	return &net.OpError{Op: op, Net: "tcp", Source: c.local.Load(), Addr: &c.remote, Err: err}
 }
 
@@ -213,6 +232,9 @@ func TCPConn(c net.Conn) (*net.TCPConn, error) {
 	case *net.TCPConn:
 		return c, nil
 	case *conn:
+		if c.unix != nil {
+			return nil, fmt.Errorf("the connection to %v is no TCP connection", c.LocalAddr())
+		}
 		t, err := net.FileConn(c.file)
 		if err != nil {
 			return nil, err

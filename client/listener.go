@@ -52,6 +52,7 @@ func Join(ctx context.Context, cfg AttachConfig, log *slog.Logger) (*Listener, e
 		log = slog.New(slog.DiscardHandler)
 	}
 	l := &Listener{cfg: cfg, log: log, changed: make(chan struct{}), stopped: make(chan struct{})}
+	l.addr = &net.TCPAddr{}
 	if len(a.Listeners) > 0 {
 		l.addr = listenAddr(a.Listeners[0].Endpoint)
 	}
@@ -72,7 +73,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		runtime.Gosched()
 		q, changed, err := l.front()
 		if err != nil {
-			return nil, &net.OpError{Op: "accept", Net: "tcp", Addr: l.addr, Err: err}
+			return nil, &net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: err}
 		}
 		if q == nil {
 			<-changed
@@ -275,6 +276,9 @@ func listenAddr(endpoint string) net.Addr {
 	e, err := registry.ParseEndpoint(endpoint)
 	if err != nil { // of a portd that spells endpoints in a way of its own
 		return &net.TCPAddr{IP: net.IPv6unspecified}
+	}
+	if e.Proto == registry.Unix {
+		return &net.UnixAddr{Net: "unix", Name: e.Path}
 	}
 	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(e.Addr, e.First))
 }

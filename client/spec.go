@@ -8,7 +8,7 @@ import (
 )
 
 // ParseSpec reads what may be reserved as portctl reads it: "tcp/8080", "tcp,udp/53", "tcp/[::1]:8000-8009", "tcp/any",
-// "tcp/https". The error is an ErrInvalid.
+// "tcp/https", "unix/run/app.sock". The error is an ErrInvalid.
 func ParseSpec(text string) (*pb.EndpointSpec, error) {
 	s, err := registry.ParseSpec(text)
 	if err != nil {
@@ -24,6 +24,8 @@ func ParseSpec(text string) (*pb.EndpointSpec, error) {
 	switch {
 	case s.Any != nil:
 		spec.Choice = &pb.EndpointSpec_Any{Any: &pb.AnyPorts{}}
+	case s.Path != "":
+		spec.Choice = &pb.EndpointSpec_Path{Path: s.Path}
 	case s.Service != "":
 		spec.Choice = &pb.EndpointSpec_Service{Service: s.Service}
 	default:
@@ -38,4 +40,5 @@ var protocols = map[registry.Protocol]pb.Protocol{
 	registry.SCTP:    pb.Protocol_PROTOCOL_SCTP,
 	registry.DCCP:    pb.Protocol_PROTOCOL_DCCP,
 	registry.UDPLite: pb.Protocol_PROTOCOL_UDPLITE,
+	registry.Unix:    pb.Protocol_PROTOCOL_UNIX,
 }

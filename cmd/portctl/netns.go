@@ -31,8 +31,8 @@ func beginning(all []string, prefix string) (some []string) {
 	return some
 }
 
-// there puts the endpoints among some words into the network namespace of --netns. Those that say one themselves stay as they are,
-// and so do ids and names, which belong to one reservation wherever that is.
+// there puts the endpoints among some words into the network namespace of --netns. Those that say one themselves stay as they are, paths,
+// which are in none, and ids and names, which belong to one reservation wherever that is.
 func (c *ctl) there(words []string) []string {
 	if c.netns == "" {
 		return words
@@ -40,7 +40,7 @@ func (c *ctl) there(words []string) []string {
 	out := make([]string, len(words))
 	for i, w := range words {
 		out[i] = w
-		if protos, rest := registry.SplitProtocol(w); protos != "" && !strings.Contains(rest, "@") {
+		if protos, rest := registry.SplitProtocol(w); protos != "" && protos != "unix" && !strings.Contains(rest, "@") {
 			out[i] = protos + "/" + rest + "@" + c.netns
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -40,6 +41,7 @@ type reserveFlags struct {
 	ttl                   time.Duration
 	pid                   int32
 	recordOnly, listenToo bool
+	fileMode              string
 	bind                  struct{ free, transparent, mptcp bool }
 }
 
@@ -57,6 +59,7 @@ func (c *ctl) reserveCommand() *cobra.Command {
   portctl reserve tcp any --pool ci --prefer 8080
   portctl reserve tcp 5432 --record-only
   portctl reserve tcp/192.0.2.7:443 --freebind
+  portctl reserve unix/run/app.sock --file-mode 0660
   portctl reserve tcp any --ttl 10m
   portctl reserve tcp any --pid $$
   portctl reserve tcp 8080 --netns blue`,
@@ -91,6 +94,7 @@ func (c *ctl) reserveCommand() *cobra.Command {
 	flags.BoolVar(&f.bind.free, "freebind", false, "on addresses too that this host does not have yet")
 	flags.BoolVar(&f.bind.transparent, "transparent", false, "for traffic to foreign addresses (IP_TRANSPARENT)")
 	flags.BoolVar(&f.bind.mptcp, "mptcp", false, "also for Multipath TCP")
+	flags.StringVar(&f.fileMode, "file-mode", "", "of a unix socket's file, `octal`: who may write to it may connect (default 0600)")
 	flags.DurationVar(&f.ttl, "ttl", 0, "give them back after this `time`, unless they are renewed: 1s to 720h")
 	flags.Int32Var(&f.pid, "pid", 0, "give them back when this process of yours ends")
 	flags.StringVar(&f.lease, "lease", "", "give them back when this `lease` ends: the id of one that is there")
@@ -177,6 +181,16 @@ func (f reserveFlags) toRequest(endpoints []string) (*pb.ReserveRequest, error) 
 		}
 		req.Spec.BindOptions = &pb.BindOptions{Freebind: b.free, Transparent: b.transparent, Mptcp: b.mptcp}
 	}
+	if f.fileMode != "" {
+		mode, err := strconv.ParseUint(f.fileMode, 8, 9)
+		if err != nil {
+			return nil, usagef("--file-mode %s is no mode of a file; write it in octal, like 0660 (chmod(1))", f.fileMode)
+		}
+		if req.Spec.BindOptions == nil {
+			req.Spec.BindOptions = &pb.BindOptions{}
+		}
+		req.Spec.BindOptions.FileMode = uint32(mode)
+	}
 	if f.name != "" {
 		if err := registry.ValidateName(f.name); err != nil {
 			return nil, err
@@ -216,6 +230,8 @@ func reserveHint(err error, req *pb.ReserveRequest) error {
 		return try(err, "portctl reserve "+strings.Join(protos, ",")+" any --ttl 10m")
 	case errors.Is(err, client.ErrNotFound) && req.GetLeaseId() != "":
 		return try(err, "portctl leases --mine")
+	case first.GetPath() != "": // of paths portd chooses none
+		return err
 	case errors.Is(err, client.ErrTaken), errors.Is(err, client.ErrDenied):
 		return try(err, "portctl reserve "+strings.Join(protos, ",")+" any")
 	case errors.Is(err, client.ErrNotFound) && first.GetAny().GetPool() != "":

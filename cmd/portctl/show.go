@@ -141,5 +141,8 @@ func bindOptions(o *pb.BindOptions) string {
 			on = append(on, opt.name)
 		}
 	}
+	if mode := o.GetFileMode(); mode != 0 {
+		on = append(on, fmt.Sprintf("file mode %04o", mode))
+	}
 	return strings.Join(on, ", ")
 }

@@ -126,6 +126,9 @@ func parseQuestion(text string) (q question, err error) {
 		return parseCode(text)
 	}
 	protos, rest := registry.SplitProtocol(text)
+	if protos == "unix" {
+		return q, usagef("%q is a path, and whois knows ports; portctl show %s says who has it", text, text)
+	}
 	if protos != "" {
 		var ok bool
 		if q.proto, ok = parseProtocol(protos); !ok {

@@ -23,6 +23,7 @@ var arrows = map[string][]string{
 	"api":                                 nil,
 	"api/openapi":                         nil,
 	"internal/archtest":                   nil,
+	"internal/asuser":                     nil,
 	"internal/etcservices":                {"internal/ianadb"},
 	"internal/fdbag":                      {"internal/fdpass"},
 	"internal/fdpass":                     nil,
@@ -43,7 +44,7 @@ var arrows = map[string][]string{
 	"internal/services":                   {"internal/ianadb", "internal/registry", "proto/portd/v1"},
 	"internal/localports":                 {"internal/registry"},
 	"internal/pidwatch":                   {"internal/registry"},
-	"internal/binder":                     {"internal/fdbag", "internal/fdpass", "internal/registry", "internal/sockdiag"},
+	"internal/binder":                     {"internal/asuser", "internal/fdbag", "internal/fdpass", "internal/registry", "internal/sockdiag"},
 	"internal/handoff":                    {"internal/fdpass", "internal/peercred", "internal/registry", "internal/wire"},
 	"internal/rpc": {
 		"api/openapi", "internal/ianadb", "internal/peercred", "internal/registry", "internal/rpc/portdgw", "internal/services",

@@ -15,6 +15,14 @@ import (
 func (b *Binder) Bind(ctx context.Context, want registry.Bind) error {
 	var socks []*socket
 	var err error
+	if want.Endpoint.Proto == registry.Unix {
+		s, err := b.bindPath(&want)
+		if err != nil {
+			return fmt.Errorf("bind %v: %w", want.Endpoint, b.whereFull(err))
+		}
+		b.add(want.Key, []*socket{s})
+		return nil
+	}
 	if lost := b.in(want.Endpoint.Netns, func() error {
 		socks, err = b.bind(ctx, &want)
 		return nil

@@ -66,9 +66,10 @@ type spot struct {
 	netns string
 	proto registry.Protocol
 	port  uint16
+	path  string // of a unix endpoint
 }
 
-func spotOf(e registry.Endpoint) spot { return spot{e.Netns, e.Proto, e.First} }
+func spotOf(e registry.Endpoint) spot { return spot{e.Netns, e.Proto, e.First, e.Path} }
 
 // A holding is what a key has.
 type holding struct {
@@ -133,6 +134,11 @@ func (b *Binder) Release(key registry.SocketKey) error {
 			s.giveBack()
 		case h.shared || listens: // else nobody has a duplicate
 			s.revoke(h.lent > 0)
+		}
+		if s.file != nil {
+			if err := s.file.remove(); err != nil {
+				b.log.Warn("the file of a released socket stays", "endpoint", s.ep, "err", err)
+			}
 		}
 	}
 	b.closeAll(h.sockets)

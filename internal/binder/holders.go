@@ -22,10 +22,19 @@ type found struct {
 // Of SCTP and DCCP none are found, for sock_diag(7) is not asked about them.
 func (b *Binder) Holders(ctx context.Context, eps ...registry.Endpoint) ([]registry.Holder, error) {
 	var all []found
+	var paths []registry.Holder
 	for len(eps) > 0 {
+		if eps[0].Proto == registry.Unix {
+			more, err := b.pathHolders(ctx, eps[0])
+			if err != nil {
+				return nil, fmt.Errorf("holders of %v: %w", eps[0], err)
+			}
+			paths, eps = append(paths, more...), eps[1:]
+			continue
+		}
 		// What is of the same ports is one look.
 		n := 1
-		for n < len(eps) && sameLook(eps[0], eps[n]) {
+		for n < len(eps) && eps[n].Proto != registry.Unix && sameLook(eps[0], eps[n]) {
 			n++
 		}
 		more, err := b.look(ctx, eps[:n])
@@ -41,7 +50,7 @@ func (b *Binder) Holders(ctx context.Context, eps ...registry.Endpoint) ([]regis
 	slices.SortStableFunc(holders, func(x, y registry.Holder) int {
 		return cmp.Or(cmp.Compare(x.State, y.State), cmp.Compare(x.Endpoint.First, y.Endpoint.First), x.Endpoint.Addr.Compare(y.Endpoint.Addr))
 	})
-	return holders, nil
+	return append(holders, paths...), nil
 }
 
 func sameLook(x, y registry.Endpoint) bool {
@@ -110,34 +119,37 @@ func (b *Binder) foreign(all []found) []found {
 
 // withProcesses says whose the sockets are, as far as portd may look.
 func withProcesses(ctx context.Context, socks []found) ([]registry.Holder, error) {
-	var inodes []uint64
-	for _, s := range socks {
-		if s.Inode != 0 {
-			inodes = append(inodes, s.Inode)
-		}
+	holders, inodes := make([]registry.Holder, len(socks)), make([]uint64, len(socks))
+	for i, s := range socks {
+		holders[i] = registry.Holder{Endpoint: endpointOf(s), State: stateOf(s), Multipath: s.Multipath, UID: s.UID}
+		inodes[i] = s.Inode
 	}
+	return addProcesses(ctx, holders, inodes)
+}
+
+// addProcesses says of each holder which processes have it open, by the inode of its socket; 0: nobody can have it.
+func addProcesses(ctx context.Context, holders []registry.Holder, inodes []uint64) ([]registry.Holder, error) {
+	wanted := slices.DeleteFunc(slices.Clone(inodes), func(inode uint64) bool { return inode == 0 })
 	var owners map[uint64][]sockdiag.Process
 	complete := true
-	if len(inodes) > 0 {
+	if len(wanted) > 0 {
 		var err error
-		if owners, complete, err = sockdiag.Owners(ctx, inodes...); err != nil {
+		if owners, complete, err = sockdiag.Owners(ctx, wanted...); err != nil {
 			return nil, err
 		}
 	}
-	holders := make([]registry.Holder, len(socks))
-	for i, s := range socks {
-		h := registry.Holder{Endpoint: endpointOf(s), State: stateOf(s), Multipath: s.Multipath, UID: s.UID}
-		for _, p := range owners[s.Inode] {
+	for i := range holders {
+		h := &holders[i]
+		for _, p := range owners[inodes[i]] {
 			h.Processes = append(h.Processes, registry.Process(p))
 		}
 		switch {
-		case len(h.Processes) > 0 || s.Inode == 0:
+		case len(h.Processes) > 0 || inodes[i] == 0:
 		case complete:
 			h.Hidden = "no process in portd's sight has it open: it is in another pid namespace, or on its way from one process to another"
 		default:
 			h.Hidden = hiddenWithout(lackingForProcesses())
 		}
-		holders[i] = h
 	}
 	return holders, nil
 }

@@ -168,6 +168,9 @@ func (s *socket) listen(opt registry.ListenOptions) error {
 
 // unlisten keeps the port. SO_REUSEADDR must go before the shutdown, for a socket that has it and does not listen holds nothing.
 func (s *socket) unlisten() error {
+	if s.file != nil {
+		return s.holdPathAgain()
+	}
 	if s.ep.Proto != registry.TCP {
 		return unix.Listen(s.fd, 0) // RFC 6458, section 3.1.3: a backlog of zero ends it
 	}

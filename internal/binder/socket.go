@@ -14,7 +14,8 @@ import (
 type socket struct {
 	fd    int // -1 while it is in a bag
 	inode uint64
-	ep    registry.Endpoint // one port
+	ep    registry.Endpoint // one port, or a path
+	file  *file             // of a unix socket
 
 	adopted bool   // it is a program's, which portd has too
 	before  before // of an adopted one

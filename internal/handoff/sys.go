@@ -3,9 +3,11 @@ package handoff
 import (
 	"fmt"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"github.com/portd/portd/internal/fdpass"
+	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/wire"
 	"golang.org/x/sys/unix"
 )
@@ -47,7 +49,10 @@ type outgoing struct {
 	frame  [frameSize]byte
 	fds    [perMessage]int
 	conns  [perMessage]wire.Connection
+	at     [perMessage]*registry.Endpoint
 	from   unix.RawSockaddrInet6
+	now    time.Time     // when the message was begun
+	since  time.Duration // the same since the pool began
 }
 
 // send sends the frame, which lies in o.frame, padded, with the first n descriptors. They stay open here.
@@ -152,8 +157,22 @@ func peerAddr(from *unix.RawSockaddrInet6) (a wire.Addr) {
 			return a
 		}
 		a.Family, a.Scope, a.IP = wire.FamilyIPv6, from.Scope_id, from.Addr
+	case unix.AF_UNIX:
+		a.Family = wire.FamilyUnix // a client's socket has a name only where it asked for one, which nobody needs
 	}
 	return a
+}
+
+// localPort is the port that a connection came to, or 0.
+func localPort(fd int) uint16 {
+	sa, _ := unix.Getsockname(fd)
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return uint16(sa.Port)
+	case *unix.SockaddrInet6:
+		return uint16(sa.Port)
+	}
+	return 0
 }
 
 var mapped = [12]byte{10: 0xff, 11: 0xff}

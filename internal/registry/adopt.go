@@ -114,6 +114,8 @@ func (r *Registry) checkAdopt(c Caller, req AdoptRequest) (want Adopt, err error
 		return want, invalid("pid", "%d is not a pid", req.PID)
 	case s.Any != nil:
 		return want, invalid("endpoint", "says no port; the one that the program listens on is wanted")
+	case s.Path != "":
+		return want, invalid("endpoint", "%s is a path; portd adopts sockets of ports only", s.Path)
 	case len(s.Protos) != 1 || len(s.Addrs) > 1 || s.Exact.First != s.Exact.Last:
 		return want, invalid("endpoint", "one socket is adopted at a time: one protocol, one address, one port")
 	case !s.Protos[0].Streams():

@@ -16,6 +16,14 @@ type Bind struct {
 	// Fresh takes nothing that anything stands in the way of, be it only leftovers of closed connections: right for
 	// ports of portd's own choice, and cheap to fail.
 	Fresh bool
+	// As is for whom a unix endpoint's file is made.
+	As As
+}
+
+// As is with whose rights files are made, and who owns them.
+type As struct {
+	UID    uint32
+	Caller *Caller // who asks; nil where portd takes again what the user had
 }
 
 // A Binder takes endpoints from the kernel and has their sockets. Its methods may be called at the same time, though

@@ -18,6 +18,8 @@ const (
 	DCCP    Protocol = 33
 	SCTP    Protocol = 132
 	UDPLite Protocol = 136
+	// Unix is no transport protocol: its endpoints are paths (unix(7)), and have no port. 255 is reserved by IANA.
+	Unix Protocol = 255
 )
 
 var protocols = []struct {
@@ -26,6 +28,9 @@ var protocols = []struct {
 }{{TCP, "tcp"}, {UDP, "udp"}, {SCTP, "sctp"}, {DCCP, "dccp"}, {UDPLite, "udplite"}}
 
 func (p Protocol) String() string {
+	if p == Unix {
+		return "unix"
+	}
 	for _, k := range protocols {
 		if k.p == p {
 			return k.name
@@ -34,6 +39,7 @@ func (p Protocol) String() string {
 	return fmt.Sprintf("protocol(%d)", uint8(p))
 }
 
+// known says whether p is a transport protocol of ours, with ports.
 func (p Protocol) known() bool {
 	for _, k := range protocols {
 		if k.p == p {
@@ -44,7 +50,7 @@ func (p Protocol) known() bool {
 }
 
 // Streams says whether sockets of p listen and accept connections.
-func (p Protocol) Streams() bool { return p == TCP || p == SCTP || p == DCCP }
+func (p Protocol) Streams() bool { return p == TCP || p == SCTP || p == DCCP || p == Unix }
 
 // HostNetns is the name of the network namespace that portd itself lives in.
 const HostNetns = "host"
@@ -60,6 +66,8 @@ type Endpoint struct {
 	V6Only      bool // only ever set where Addr is the IPv6 unspecified address
 	Device      string
 	First, Last uint16
+	// Path is a Unix endpoint's, absolute and clean; such a one has Netns HostNetns and nothing else. Portd's own mount namespace is meant.
+	Path string
 }
 
 // AnyAddr is the dual-stack wildcard: every address of both families.
@@ -80,6 +88,9 @@ func (e Endpoint) Dual() bool { return e.Addr == AnyAddr && !e.V6Only }
 // Overlaps says whether the kernel would let e and o be bound exclusively at the same time; it would not where this is
 // true. Exclusive is the only way in which portd holds.
 func (e Endpoint) Overlaps(o Endpoint) bool {
+	if e.Proto == Unix {
+		return o.Proto == Unix && e.Path == o.Path
+	}
 	return e.Netns == o.Netns && e.Proto == o.Proto &&
 		e.First <= o.Last && o.First <= e.Last &&
 		(e.device() == "" || o.device() == "" || e.device() == o.device()) &&
@@ -104,10 +115,13 @@ func (e Endpoint) addrOverlaps(o Endpoint) bool {
 
 // String spells e as ParseEndpoint reads it:
 //
-//	tcp/8080  tcp4/8080  tcp6/8080  udp/127.0.0.1:53  tcp/[fe80::1%eth0]:8000-8009  tcp/*%eth1:8080  tcp/8080@blue
+//	tcp/8080  tcp4/8080  tcp6/8080  udp/127.0.0.1:53  tcp/[fe80::1%eth0]:8000-8009  tcp/*%eth1:8080  tcp/8080@blue  unix/run/app.sock
 //
 // The device stands after the address and a percent sign, as ss(8) prints it; a namespace other than the host's after an @.
 func (e Endpoint) String() string {
+	if e.Proto == Unix {
+		return e.Proto.String() + e.Path
+	}
 	var b strings.Builder
 	b.WriteString(e.Proto.String())
 	addr := ""
@@ -150,7 +164,12 @@ func (e Endpoint) LogValue() slog.Value { return slog.StringValue(e.String()) }
 
 // validate says what is wrong with an endpoint that did not come from the parser.
 func (e Endpoint) validate() error {
+	if e.Proto == Unix {
+		return checkPath(e.Path)
+	}
 	switch {
+	case e.Path != "":
+		return invalid("path", "is for unix endpoints, not for %v", e.Proto)
 	case !e.Addr.IsValid():
 		return invalid("address", "is missing")
 	case e.Addr.Is4In6():

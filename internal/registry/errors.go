@@ -47,6 +47,7 @@ type TakenError struct {
 	Kept *Former           // in quarantine for its owner; nil where it is not
 	// Holders are sockets that portd does not own. All may be empty: the kernel refused, and nothing shows why.
 	Holders []Holder
+	Why     string // what else the Binder knows; mostly empty
 	// Services that the service registry assigns the port to, whoever has it; none where Want is not one port.
 	Services []string
 }
@@ -67,6 +68,9 @@ func (e *TakenError) Error() string {
 			break
 		}
 		why = append(why, h.String())
+	}
+	if e.Why != "" {
+		why = append(why, e.Why)
 	}
 	if len(why) == 0 {
 		why = append(why, "the kernel refuses it and shows no socket that has it")

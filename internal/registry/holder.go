@@ -84,6 +84,9 @@ func (h Holder) does() string {
 }
 
 func (h Holder) where() string {
+	if h.Endpoint.Proto == Unix {
+		return h.Endpoint.Path
+	}
 	addr := h.Endpoint.Addr.String()
 	if h.Endpoint.Addr.Is6() {
 		addr = "[" + addr + "]"

@@ -23,7 +23,7 @@ func (nobodyKeeps) Settle(context.Context) error { return nil }
 // keep keeps the ports of endpoints, and letGo takes that back.
 func (r *Registry) keep(eps ...Endpoint) {
 	for _, ep := range eps {
-		if ep.Netns == HostNetns {
+		if ep.Netns == HostNetns && ep.Proto != Unix {
 			r.cfg.LocalPorts.Keep(PortRange{ep.First, ep.Last})
 		}
 	}
@@ -31,7 +31,7 @@ func (r *Registry) keep(eps ...Endpoint) {
 
 func (r *Registry) letGo(eps ...Endpoint) {
 	for _, ep := range eps {
-		if ep.Netns == HostNetns {
+		if ep.Netns == HostNetns && ep.Proto != Unix {
 			r.cfg.LocalPorts.LetGo(PortRange{ep.First, ep.Last})
 		}
 	}

@@ -24,7 +24,7 @@ func (r *Registry) restore(ctx context.Context, res *Reservation, atStart bool) 
 	var why error
 	after = res
 	for i, a := range res.Assigned {
-		lost, err := r.restoreEndpoint(ctx, SocketKey{res.ID, i}, a, res.Spec.Options, atStart)
+		lost, err := r.restoreEndpoint(ctx, SocketKey{res.ID, i}, a, res, atStart)
 		if why == nil {
 			why = err
 		}
@@ -46,14 +46,15 @@ var recovered = Event{Type: EventRecovered, Caller: Self, Reason: "the port is f
 
 // restoreEndpoint binds the missing ports of an endpoint, or as many of them as can be had, and returns those that
 // are still lost, with the first reason. At the start it logs each.
-func (r *Registry) restoreEndpoint(ctx context.Context, key SocketKey, a Assigned, opt BindOptions, atStart bool) (lost []PortRange, why error) {
+func (r *Registry) restoreEndpoint(ctx context.Context, key SocketKey, a Assigned, of *Reservation, atStart bool) (lost []PortRange, why error) {
 	missing := a.Lost
 	if atStart {
 		missing = []PortRange{{a.Endpoint.First, a.Endpoint.Last}}
 	}
 	got := false
 	bind := func(ep Endpoint) error {
-		err := r.cfg.Binder.Bind(ctx, Bind{Key: key, Endpoint: ep, Options: opt})
+		owner, _ := of.Owner.uid()
+		err := r.cfg.Binder.Bind(ctx, Bind{Key: key, Endpoint: ep, Options: of.Spec.Options, As: As{UID: owner}})
 		got = got || err == nil
 		return err
 	}
@@ -104,6 +105,9 @@ func (r *Registry) restoreEndpoint(ctx context.Context, key SocketKey, a Assigne
 // processes, which not everybody may see.
 func (r *Registry) logLost(ep Endpoint, err error) error {
 	taken := &TakenError{Want: ep}
+	if te := (*TakenError)(nil); errors.As(err, &te) {
+		taken.Why = te.Why
+	}
 	if errors.Is(err, ErrTaken) {
 		if holders, herr := r.cfg.Binder.Holders(context.Background(), ep); herr == nil {
 			taken.Holders = holders
@@ -114,7 +118,7 @@ func (r *Registry) logLost(ep Endpoint, err error) error {
 	if err != taken {
 		return err
 	}
-	public := &TakenError{Want: ep, Holders: slices.Clone(taken.Holders)}
+	public := &TakenError{Want: ep, Why: taken.Why, Holders: slices.Clone(taken.Holders)}
 	for i := range public.Holders {
 		public.Holders[i].Processes = nil
 	}

@@ -126,7 +126,7 @@ func (r *Registry) lostPorts() (ports []uint16) {
 	for e := range r.lost {
 		for _, a := range e.res.Assigned {
 			for _, lost := range a.Lost {
-				for p := int(lost.First); a.Endpoint.Netns == HostNetns && p <= int(lost.Last); p++ {
+				for p := max(int(lost.First), 1); a.Endpoint.Netns == HostNetns && p <= int(lost.Last); p++ {
 					ports = append(ports, uint16(p))
 				}
 			}

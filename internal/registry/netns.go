@@ -94,6 +94,12 @@ func (r *Registry) visitAll(c Caller, specs []EndpointSpec) (leave func(), err e
 		}
 	}
 	for i := range specs {
+		if ns := &specs[i].Netns; specs[i].Path != "" { // files are in no network namespace
+			if *ns = cmp.Or(*ns, HostNetns); *ns != HostNetns {
+				return leave, invalid("spec.endpoints.netns", "%s is a path, which is in no network namespace", specs[i].Path)
+			}
+			continue
+		}
 		f, err := r.visit(c, &specs[i].Netns)
 		if err != nil {
 			leave()

@@ -28,8 +28,11 @@ func ParseEndpoint(s string) (Endpoint, error) {
 
 // ParseSpec reads what may be asked for: an endpoint as ParseEndpoint has it, also with several protocols
 // ("tcp,udp/53"), with the word any for a port ("tcp/any", "udp/127.0.0.1:any"), or with a service name
-// ("tcp/https"). The error is an *InvalidError.
+// ("tcp/https"); or a path ("unix/run/app.sock"). The error is an *InvalidError.
 func ParseSpec(s string) (EndpointSpec, error) {
+	if rest, is := isPath(s); is {
+		return pathSpec(rest)
+	}
 	protos, rest := SplitProtocol(s)
 	if protos == "" {
 		if _, err := parsePorts(rest); err == nil {
@@ -72,6 +75,9 @@ func ParseSpec(s string) (EndpointSpec, error) {
 // SplitProtocol parts a text into its protocol words, separated by commas as they stand there, and the rest. They are
 // empty where the text has none, and is a service name, a port or a reservation's name instead.
 func SplitProtocol(s string) (protos, rest string) {
+	if rest, is := isPath(s); is {
+		return Unix.String(), rest
+	}
 	s = strings.TrimSpace(s)
 	if before, after, ok := strings.Cut(s, "/"); ok && areProtocols(before) {
 		return before, after
@@ -253,7 +259,7 @@ func ValidateName(s string) error {
 	if strings.HasPrefix(s, "rsv_") || strings.HasPrefix(s, "lse_") {
 		return invalid("name", "%q looks like an id of portd's; choose another", s)
 	}
-	if areProtocols(s) || s == "any" {
+	if areProtocols(s) || s == "any" || s == "unix" {
 		return invalid("name", "%q is a word of portd's; choose another", s)
 	}
 	return nil
@@ -266,6 +272,9 @@ func (e Endpoint) ports(r PortRange) Endpoint {
 
 // endpoints are the protocols on the addresses of a spec, without their ports.
 func (spec EndpointSpec) endpoints() []Endpoint {
+	if spec.Path != "" {
+		return []Endpoint{{Netns: HostNetns, Proto: Unix, Path: spec.Path}}
+	}
 	addrs := spec.Addrs
 	if len(addrs) == 0 {
 		addrs = []netip.Addr{AnyAddr}

@@ -62,6 +62,7 @@ type EndpointSpec struct {
 	Exact   PortRange
 	Any     *AnyPorts
 	Service string // the port that IANA gives this service
+	Path    string // of a Unix endpoint, which has nothing else
 }
 
 // BindOptions are the socket options that bind(2) decides on.
@@ -71,6 +72,8 @@ type BindOptions struct {
 	MPTCP       bool // TCP only
 	// Group holds a UDP port by so many sockets, 2 to 64, in a SO_REUSEPORT group; 0: by one.
 	Group int
+	// FileMode is what a Unix endpoint's file may be used for (chmod(2)); 0: 0600.
+	FileMode uint16
 }
 
 // ListenOptions are the socket options of a listener. The zero value is portd's default.

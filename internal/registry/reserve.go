@@ -91,6 +91,9 @@ func (r *Registry) checkReserve(c Caller, req ReserveRequest) ([]PortRange, erro
 	named := make([]PortRange, len(req.Spec.Endpoints))
 	for i, s := range req.Spec.Endpoints {
 		var err error
+		if s.Path != "" && req.Spec.Mode == Recorded {
+			return nil, invalid("spec.mode", "a path is held, or is its program's affair: portd records ports only")
+		}
 		if named[i], err = r.exact(s); err != nil {
 			return nil, err
 		}
@@ -151,6 +154,12 @@ func checkLabels(labels map[string]string) error {
 func (r *Registry) checkSpec(c Caller, s EndpointSpec, try PortRange, opt BindOptions) error {
 	if len(s.Protos) == 0 {
 		return invalid("spec.endpoints.protocols", "is empty; at least one is wanted")
+	}
+	if s.Path != "" || slices.Contains(s.Protos, Unix) {
+		return checkPathSpec(s, opt) // the file system says who may
+	}
+	if opt.FileMode != 0 {
+		return invalid("spec.bind_options.file_mode", "is for unix endpoints; %s has no file", protoList(s.Protos))
 	}
 	if s.V6Only && (len(s.Addrs) != 1 || s.Addrs[0] != AnyAddr) {
 		return invalid("spec.endpoints.v6_only", "goes with the address :: and no other")
@@ -507,7 +516,7 @@ func (r *Registry) tryClaim(e *entry, eps []Endpoint) (busy chan struct{}, err e
 
 // bind takes one claimed endpoint from the kernel, and names who has it where it cannot.
 func (r *Registry) bind(ctx context.Context, c Caller, res *Reservation, index int, ep Endpoint, fresh bool) error {
-	err := r.cfg.Binder.Bind(ctx, Bind{Key: SocketKey{res.ID, index}, Endpoint: ep, Options: res.Spec.Options, Fresh: fresh})
+	err := r.cfg.Binder.Bind(ctx, Bind{Key: SocketKey{res.ID, index}, Endpoint: ep, Options: res.Spec.Options, Fresh: fresh, As: As{c.UID, &c}})
 	if fresh || !errors.Is(err, ErrTaken) {
 		return err
 	}
@@ -516,7 +525,7 @@ func (r *Registry) bind(ctx context.Context, c Caller, res *Reservation, index i
 
 // explain adds to the kernel's refusal whose socket stands in the way.
 func (r *Registry) explain(ctx context.Context, c Caller, ep Endpoint, refusal error) error {
-	if te := (*TakenError)(nil); errors.As(refusal, &te) && len(te.Holders) > 0 {
+	if te := (*TakenError)(nil); errors.As(refusal, &te) && (len(te.Holders) > 0 || te.Why != "") {
 		te.Holders = r.showing(c, te.Holders)
 		return te
 	}

@@ -44,6 +44,7 @@ func toSpec(field string, spec *pb.ReservationSpec) (s registry.Spec, err error)
 	opt := spec.GetBindOptions()
 	s.Options = registry.BindOptions{
 		Freebind: opt.GetFreebind(), Transparent: opt.GetTransparent(), MPTCP: opt.GetMptcp(), Group: int(min(opt.GetGroup(), math.MaxInt32)),
+		FileMode: uint16(min(opt.GetFileMode(), math.MaxUint16)),
 	}
 	for i, e := range spec.GetEndpoints() {
 		ep, err := toEndpointSpec(fmt.Sprintf("%s.endpoints[%d]", field, i), e)
@@ -100,13 +101,17 @@ func toChoice(field string, e *pb.EndpointSpec, s *registry.EndpointSpec) (err e
 		if s.Service = e.GetService(); s.Service == "" {
 			err = invalid(field+".service", "is empty")
 		}
+	case *pb.EndpointSpec_Path:
+		if s.Path = e.GetPath(); s.Path == "" {
+			err = invalid(field+".path", "is empty")
+		}
 	default:
-		err = invalid(field, "says no port; one of exact, any and service is wanted")
+		err = invalid(field, "says no port; one of exact, any and service is wanted, or a path")
 	}
 	return err
 }
 
-const protocolsAllowed = "allowed are PROTOCOL_TCP, _UDP, _SCTP, _DCCP and _UDPLITE"
+const protocolsAllowed = "allowed are PROTOCOL_TCP, _UDP, _SCTP, _DCCP, _UDPLITE and _UNIX"
 
 var protocols = map[pb.Protocol]registry.Protocol{
 	pb.Protocol_PROTOCOL_UNSPECIFIED: 0,
@@ -115,6 +120,7 @@ var protocols = map[pb.Protocol]registry.Protocol{
 	pb.Protocol_PROTOCOL_SCTP:        registry.SCTP,
 	pb.Protocol_PROTOCOL_DCCP:        registry.DCCP,
 	pb.Protocol_PROTOCOL_UDPLITE:     registry.UDPLite,
+	pb.Protocol_PROTOCOL_UNIX:        registry.Unix,
 }
 
 // toProtocol is 0 for the unspecified one.

@@ -17,6 +17,9 @@ import (
 // Domain to proto. Enums whose numbers are the same on both sides are converted by number, which a test holds together.
 
 func fromEndpoint(e registry.Endpoint) *pb.Endpoint {
+	if e.Proto == registry.Unix {
+		return &pb.Endpoint{Netns: e.Netns, Protocol: fromProtocol(e.Proto), Path: e.Path, Text: e.String()}
+	}
 	return &pb.Endpoint{
 		Netns: e.Netns, Protocol: fromProtocol(e.Proto), Address: e.Addr.String(), V6Only: e.V6Only, Device: e.Device,
 		Ports: fromPortRange(registry.PortRange{First: e.First, Last: e.Last}), Text: e.String(),
@@ -76,7 +79,7 @@ func fromSpec(s registry.Spec) *pb.ReservationSpec {
 		out.Mode = pb.Mode_MODE_RECORDED
 	}
 	if o := s.Options; o != (registry.BindOptions{}) {
-		out.BindOptions = &pb.BindOptions{Freebind: o.Freebind, Transparent: o.Transparent, Mptcp: o.MPTCP, Group: uint32(o.Group)}
+		out.BindOptions = &pb.BindOptions{Freebind: o.Freebind, Transparent: o.Transparent, Mptcp: o.MPTCP, Group: uint32(o.Group), FileMode: uint32(o.FileMode)}
 	}
 	for _, e := range s.Endpoints {
 		out.Endpoints = append(out.Endpoints, fromEndpointSpec(e))
@@ -97,6 +100,8 @@ func fromEndpointSpec(s registry.EndpointSpec) *pb.EndpointSpec {
 		out.Choice = &pb.EndpointSpec_Any{Any: fromAnyPorts(s.Any)}
 	case s.Service != "":
 		out.Choice = &pb.EndpointSpec_Service{Service: s.Service}
+	case s.Path != "":
+		out.Choice = &pb.EndpointSpec_Path{Path: s.Path}
 	default:
 		out.Choice = &pb.EndpointSpec_Exact{Exact: fromPortRange(s.Exact)}
 	}

@@ -30,6 +30,18 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
+func FuzzParseUnix(f *testing.F) {
+	f.Add(make([]byte, unixDiagMsgLen))
+	f.Add(attribute(attribute(make([]byte, unixDiagMsgLen), unixDiagVFS, make([]byte, 8)), unixDiagUID, []byte{1, 0, 0, 0}))
+	f.Add(attribute(make([]byte, unixDiagMsgLen), unixDiagVFS, make([]byte, 7)))
+	f.Add(make([]byte, unixDiagMsgLen+5))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if s, ok, err := parseUnix(b); err != nil && ok || s.Minor >= 1<<20 || s.Major >= 1<<12 {
+			t.Errorf("%+v, %t, %v", s, ok, err)
+		}
+	})
+}
+
 func FuzzMessages(f *testing.F) {
 	header := func(size uint32, kind uint16, data ...byte) []byte {
 		b := binary.NativeEndian.AppendUint16(binary.NativeEndian.AppendUint32(nil, size), kind)

@@ -114,7 +114,7 @@ func (c *toStored) spec(s registry.Spec) *storepb.Spec {
 		m.Endpoints = append(m.Endpoints, c.endpointSpec(e))
 	}
 	if o := s.Options; o != (registry.BindOptions{}) {
-		m.Options = &storepb.BindOptions{Freebind: o.Freebind, Transparent: o.Transparent, Mptcp: o.MPTCP, Group: int64(o.Group)}
+		m.Options = &storepb.BindOptions{Freebind: o.Freebind, Transparent: o.Transparent, Mptcp: o.MPTCP, Group: int64(o.Group), FileMode: uint32(o.FileMode)}
 	}
 	return m
 }
@@ -126,6 +126,7 @@ func (c *toStored) endpointSpec(e registry.EndpointSpec) *storepb.EndpointSpec {
 		Device:  e.Device,
 		Exact:   c.ports(e.Exact),
 		Service: e.Service,
+		Path:    e.Path,
 	}
 	for _, p := range e.Protos {
 		m.Protocols = append(m.Protocols, uint32(p))
@@ -151,6 +152,7 @@ func (c *toStored) assigned(a registry.Assigned) *storepb.Assigned {
 		V6Only:   e.V6Only,
 		Device:   e.Device,
 		Ports:    c.ports(registry.PortRange{First: e.First, Last: e.Last}),
+		Path:     e.Path,
 	}}
 	if l := a.Listen; l != nil {
 		m.Listen = &storepb.ListenOptions{
@@ -315,7 +317,7 @@ func (c *fromStored) spec(m *storepb.Spec) registry.Spec {
 	o := m.GetOptions()
 	s := registry.Spec{
 		Mode:    mode,
-		Options: registry.BindOptions{Freebind: o.GetFreebind(), Transparent: o.GetTransparent(), MPTCP: o.GetMptcp(), Group: int(o.GetGroup())},
+		Options: registry.BindOptions{Freebind: o.GetFreebind(), Transparent: o.GetTransparent(), MPTCP: o.GetMptcp(), Group: int(o.GetGroup()), FileMode: c.fileMode(o.GetFileMode())},
 	}
 	for _, e := range m.GetEndpoints() {
 		s.Endpoints = append(s.Endpoints, c.endpointSpec(e))
@@ -330,6 +332,7 @@ func (c *fromStored) endpointSpec(m *storepb.EndpointSpec) registry.EndpointSpec
 		Device:  m.GetDevice(),
 		Exact:   c.ports(m.GetExact()),
 		Service: m.GetService(),
+		Path:    m.GetPath(),
 	}
 	for _, p := range m.GetProtocols() {
 		e.Protos = append(e.Protos, c.protocol(p))
@@ -356,6 +359,7 @@ func (c *fromStored) assigned(m *storepb.Assigned) registry.Assigned {
 		Device: e.GetDevice(),
 		First:  ports.First,
 		Last:   ports.Last,
+		Path:   e.GetPath(),
 	}}
 	if l := m.GetListen(); l != nil {
 		a.Listen = &registry.ListenOptions{
@@ -466,6 +470,13 @@ func (c *fromStored) ports(m *storepb.PortRange) registry.PortRange {
 }
 
 func (c *fromStored) port(p uint32) uint16 { return c.ports(&storepb.PortRange{First: p}).First }
+
+func (c *fromStored) fileMode(m uint32) uint16 {
+	if m > math.MaxUint16 {
+		c.fail(fmt.Errorf("a file mode of %o", m))
+	}
+	return uint16(m)
+}
 
 func (c *fromStored) protocol(p uint32) registry.Protocol {
 	if p > math.MaxUint8 {

@@ -34,6 +34,9 @@ const (
 	Protocol_PROTOCOL_SCTP        Protocol = 3
 	Protocol_PROTOCOL_DCCP        Protocol = 4
 	Protocol_PROTOCOL_UDPLITE     Protocol = 5
+	// No transport protocol: a path in the file system (unix(7)), stream sockets only. It has no port, no address, and no network
+	// namespace; netns is "host".
+	Protocol_PROTOCOL_UNIX Protocol = 6
 )
 
 // Enum value maps for Protocol.
@@ -45,6 +48,7 @@ var (
 		3: "PROTOCOL_SCTP",
 		4: "PROTOCOL_DCCP",
 		5: "PROTOCOL_UDPLITE",
+		6: "PROTOCOL_UNIX",
 	}
 	Protocol_value = map[string]int32{
 		"PROTOCOL_UNSPECIFIED": 0,
@@ -53,6 +57,7 @@ var (
 		"PROTOCOL_SCTP":        3,
 		"PROTOCOL_DCCP":        4,
 		"PROTOCOL_UDPLITE":     5,
+		"PROTOCOL_UNIX":        6,
 	}
 )
 
@@ -265,8 +270,11 @@ type Endpoint struct {
 	// IPv6 only (IPV6_V6ONLY); it distinguishes something only where address is "::".
 	V6Only bool `protobuf:"varint,4,opt,name=v6_only,json=v6Only,proto3" json:"v6_only,omitempty"`
 	// Network device the socket is bound to (SO_BINDTODEVICE); empty is any.
-	Device string     `protobuf:"bytes,5,opt,name=device,proto3" json:"device,omitempty"`
-	Ports  *PortRange `protobuf:"bytes,6,opt,name=ports,proto3" json:"ports,omitempty"`
+	Device string `protobuf:"bytes,5,opt,name=device,proto3" json:"device,omitempty"`
+	// Absent for PROTOCOL_UNIX.
+	Ports *PortRange `protobuf:"bytes,6,opt,name=ports,proto3" json:"ports,omitempty"`
+	// The absolute path of a PROTOCOL_UNIX endpoint.
+	Path string `protobuf:"bytes,7,opt,name=path,proto3" json:"path,omitempty"`
 	// The same as text, as portctl reads and prints it: "tcp/8080", "udp/127.0.0.1:53", "tcp/[::1]:8000-8009".
 	// Answers only; ignored in requests.
 	Text          string `protobuf:"bytes,15,opt,name=text,proto3" json:"text,omitempty"`
@@ -346,6 +354,13 @@ func (x *Endpoint) GetPorts() *PortRange {
 	return nil
 }
 
+func (x *Endpoint) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
 func (x *Endpoint) GetText() string {
 	if x != nil {
 		return x.Text
@@ -369,6 +384,7 @@ type EndpointSpec struct {
 	//	*EndpointSpec_Exact
 	//	*EndpointSpec_Any
 	//	*EndpointSpec_Service
+	//	*EndpointSpec_Path
 	Choice        isEndpointSpec_Choice `protobuf_oneof:"choice"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -473,6 +489,15 @@ func (x *EndpointSpec) GetService() string {
 	return ""
 }
 
+func (x *EndpointSpec) GetPath() string {
+	if x != nil {
+		if x, ok := x.Choice.(*EndpointSpec_Path); ok {
+			return x.Path
+		}
+	}
+	return ""
+}
+
 type isEndpointSpec_Choice interface {
 	isEndpointSpec_Choice()
 }
@@ -492,11 +517,19 @@ type EndpointSpec_Service struct {
 	Service string `protobuf:"bytes,8,opt,name=service,proto3,oneof"`
 }
 
+type EndpointSpec_Path struct {
+	// A path, absolute and of at most 107 bytes, for PROTOCOL_UNIX alone. The socket is made there with the rights of the caller, who owns
+	// the file. A socket file that the caller's user left behind and no program has open any more is replaced.
+	Path string `protobuf:"bytes,9,opt,name=path,proto3,oneof"`
+}
+
 func (*EndpointSpec_Exact) isEndpointSpec_Choice() {}
 
 func (*EndpointSpec_Any) isEndpointSpec_Choice() {}
 
 func (*EndpointSpec_Service) isEndpointSpec_Choice() {}
+
+func (*EndpointSpec_Path) isEndpointSpec_Choice() {}
 
 // AnyPorts leaves the choice of the port to portd.
 type AnyPorts struct {
@@ -625,7 +658,10 @@ type BindOptions struct {
 	// UDP only: hold the port with so many sockets, 2 to 64, in a SO_REUSEPORT group among which the kernel divides clients, so that several
 	// workers can have one each. Whoever runs programs as portd's own user can join such a group and take a share of what arrives
 	// (socket(7)); 0 or 1 is one socket, which nobody can join.
-	Group         uint32 `protobuf:"varint,4,opt,name=group,proto3" json:"group,omitempty"`
+	Group uint32 `protobuf:"varint,4,opt,name=group,proto3" json:"group,omitempty"`
+	// PROTOCOL_UNIX only: the permissions of the socket file (chmod(1)), at most 0777; whoever may write to it may connect. 0: 0600, its
+	// owner alone.
+	FileMode      uint32 `protobuf:"varint,5,opt,name=file_mode,json=fileMode,proto3" json:"file_mode,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -684,6 +720,13 @@ func (x *BindOptions) GetMptcp() bool {
 func (x *BindOptions) GetGroup() uint32 {
 	if x != nil {
 		return x.Group
+	}
+	return 0
+}
+
+func (x *BindOptions) GetFileMode() uint32 {
+	if x != nil {
+		return x.FileMode
 	}
 	return 0
 }
@@ -921,7 +964,7 @@ const file_portd_v1_endpoint_proto_rawDesc = "" +
 	"\x17portd/v1/endpoint.proto\x12\bportd.v1\x1a\x1egoogle/protobuf/duration.proto\"5\n" +
 	"\tPortRange\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x12\x12\n" +
-	"\x04last\x18\x02 \x01(\rR\x04last\"\xda\x01\n" +
+	"\x04last\x18\x02 \x01(\rR\x04last\"\xee\x01\n" +
 	"\bEndpoint\x12\x14\n" +
 	"\x05netns\x18\x01 \x01(\tR\x05netns\x12.\n" +
 	"\bprotocol\x18\x02 \x01(\x0e2\x12.portd.v1.ProtocolR\bprotocol\x12\x18\n" +
@@ -929,7 +972,8 @@ const file_portd_v1_endpoint_proto_rawDesc = "" +
 	"\av6_only\x18\x04 \x01(\bR\x06v6Only\x12\x16\n" +
 	"\x06device\x18\x05 \x01(\tR\x06device\x12)\n" +
 	"\x05ports\x18\x06 \x01(\v2\x13.portd.v1.PortRangeR\x05ports\x12\x12\n" +
-	"\x04text\x18\x0f \x01(\tR\x04text\"\xa0\x02\n" +
+	"\x04path\x18\a \x01(\tR\x04path\x12\x12\n" +
+	"\x04text\x18\x0f \x01(\tR\x04text\"\xb6\x02\n" +
 	"\fEndpointSpec\x12\x14\n" +
 	"\x05netns\x18\x01 \x01(\tR\x05netns\x120\n" +
 	"\tprotocols\x18\x02 \x03(\x0e2\x12.portd.v1.ProtocolR\tprotocols\x12\x1c\n" +
@@ -938,7 +982,8 @@ const file_portd_v1_endpoint_proto_rawDesc = "" +
 	"\x06device\x18\x05 \x01(\tR\x06device\x12+\n" +
 	"\x05exact\x18\x06 \x01(\v2\x13.portd.v1.PortRangeH\x00R\x05exact\x12&\n" +
 	"\x03any\x18\a \x01(\v2\x12.portd.v1.AnyPortsH\x00R\x03any\x12\x1a\n" +
-	"\aservice\x18\b \x01(\tH\x00R\aserviceB\b\n" +
+	"\aservice\x18\b \x01(\tH\x00R\aservice\x12\x14\n" +
+	"\x04path\x18\t \x01(\tH\x00R\x04pathB\b\n" +
 	"\x06choice\"\xb7\x01\n" +
 	"\bAnyPorts\x12+\n" +
 	"\x06within\x18\x01 \x01(\v2\x13.portd.v1.PortRangeR\x06within\x12\x14\n" +
@@ -947,12 +992,13 @@ const file_portd_v1_endpoint_proto_rawDesc = "" +
 	"\x0eprefer_service\x18\x04 \x01(\tH\x00R\rpreferService\x12!\n" +
 	"\vprefer_port\x18\x05 \x01(\rH\x00R\n" +
 	"preferPortB\b\n" +
-	"\x06prefer\"w\n" +
+	"\x06prefer\"\x94\x01\n" +
 	"\vBindOptions\x12\x1a\n" +
 	"\bfreebind\x18\x01 \x01(\bR\bfreebind\x12 \n" +
 	"\vtransparent\x18\x02 \x01(\bR\vtransparent\x12\x14\n" +
 	"\x05mptcp\x18\x03 \x01(\bR\x05mptcp\x12\x14\n" +
-	"\x05group\x18\x04 \x01(\rR\x05group\"\xec\x04\n" +
+	"\x05group\x18\x04 \x01(\rR\x05group\x12\x1b\n" +
+	"\tfile_mode\x18\x05 \x01(\rR\bfileMode\"\xec\x04\n" +
 	"\rListenOptions\x12\x18\n" +
 	"\abacklog\x18\x01 \x01(\rR\abacklog\x12\x1e\n" +
 	"\bno_delay\x18\x02 \x01(\bH\x00R\anoDelay\x88\x01\x01\x12\"\n" +
@@ -976,14 +1022,15 @@ const file_portd_v1_endpoint_proto_rawDesc = "" +
 	"\bstrategy\x18\x01 \x01(\x0e2\x12.portd.v1.StrategyR\bstrategy\x12>\n" +
 	"\x0ewithout_worker\x18\x02 \x01(\x0e2\x17.portd.v1.WithoutWorkerR\rwithoutWorker\x12<\n" +
 	"\frefuse_after\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\vrefuseAfter\x12A\n" +
-	"\x0ftake_back_after\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\rtakeBackAfter*\x84\x01\n" +
+	"\x0ftake_back_after\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\rtakeBackAfter*\x97\x01\n" +
 	"\bProtocol\x12\x18\n" +
 	"\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fPROTOCOL_TCP\x10\x01\x12\x10\n" +
 	"\fPROTOCOL_UDP\x10\x02\x12\x11\n" +
 	"\rPROTOCOL_SCTP\x10\x03\x12\x11\n" +
 	"\rPROTOCOL_DCCP\x10\x04\x12\x14\n" +
-	"\x10PROTOCOL_UDPLITE\x10\x05*v\n" +
+	"\x10PROTOCOL_UDPLITE\x10\x05\x12\x11\n" +
+	"\rPROTOCOL_UNIX\x10\x06*v\n" +
 	"\bStrategy\x12\x18\n" +
 	"\x14STRATEGY_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15STRATEGY_LEAST_ACTIVE\x10\x01\x12\x18\n" +
@@ -1054,6 +1101,7 @@ func file_portd_v1_endpoint_proto_init() {
 		(*EndpointSpec_Exact)(nil),
 		(*EndpointSpec_Any)(nil),
 		(*EndpointSpec_Service)(nil),
+		(*EndpointSpec_Path)(nil),
 	}
 	file_portd_v1_endpoint_proto_msgTypes[3].OneofWrappers = []any{
 		(*AnyPorts_PreferService)(nil),

@@ -638,6 +638,7 @@ type EndpointSpec struct {
 	Exact         *PortRange `protobuf:"bytes,6,opt,name=exact,proto3" json:"exact,omitempty"`
 	Any           *AnyPorts  `protobuf:"bytes,7,opt,name=any,proto3" json:"any,omitempty"`
 	Service       string     `protobuf:"bytes,8,opt,name=service,proto3" json:"service,omitempty"`
+	Path          string     `protobuf:"bytes,9,opt,name=path,proto3" json:"path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -724,6 +725,13 @@ func (x *EndpointSpec) GetAny() *AnyPorts {
 func (x *EndpointSpec) GetService() string {
 	if x != nil {
 		return x.Service
+	}
+	return ""
+}
+
+func (x *EndpointSpec) GetPath() string {
+	if x != nil {
+		return x.Path
 	}
 	return ""
 }
@@ -864,6 +872,7 @@ type BindOptions struct {
 	Transparent   bool                   `protobuf:"varint,2,opt,name=transparent,proto3" json:"transparent,omitempty"`
 	Mptcp         bool                   `protobuf:"varint,3,opt,name=mptcp,proto3" json:"mptcp,omitempty"`
 	Group         int64                  `protobuf:"varint,4,opt,name=group,proto3" json:"group,omitempty"`
+	FileMode      uint32                 `protobuf:"varint,5,opt,name=file_mode,json=fileMode,proto3" json:"file_mode,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -922,6 +931,13 @@ func (x *BindOptions) GetMptcp() bool {
 func (x *BindOptions) GetGroup() int64 {
 	if x != nil {
 		return x.Group
+	}
+	return 0
+}
+
+func (x *BindOptions) GetFileMode() uint32 {
+	if x != nil {
+		return x.FileMode
 	}
 	return 0
 }
@@ -1131,6 +1147,7 @@ type Endpoint struct {
 	V6Only        bool       `protobuf:"varint,4,opt,name=v6_only,json=v6Only,proto3" json:"v6_only,omitempty"`
 	Device        string     `protobuf:"bytes,5,opt,name=device,proto3" json:"device,omitempty"`
 	Ports         *PortRange `protobuf:"bytes,6,opt,name=ports,proto3" json:"ports,omitempty"`
+	Path          string     `protobuf:"bytes,7,opt,name=path,proto3" json:"path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1205,6 +1222,13 @@ func (x *Endpoint) GetPorts() *PortRange {
 		return x.Ports
 	}
 	return nil
+}
+
+func (x *Endpoint) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
 }
 
 type LeaseSpec struct {
@@ -2253,7 +2277,7 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\x04Spec\x12:\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x1c.portd.store.v1.EndpointSpecR\tendpoints\x12(\n" +
 	"\x04mode\x18\x02 \x01(\x0e2\x14.portd.store.v1.ModeR\x04mode\x125\n" +
-	"\aoptions\x18\x03 \x01(\v2\x1b.portd.store.v1.BindOptionsR\aoptions\"\x88\x02\n" +
+	"\aoptions\x18\x03 \x01(\v2\x1b.portd.store.v1.BindOptionsR\aoptions\"\x9c\x02\n" +
 	"\fEndpointSpec\x12\x14\n" +
 	"\x05netns\x18\x01 \x01(\tR\x05netns\x12\x1c\n" +
 	"\tprotocols\x18\x02 \x03(\rR\tprotocols\x12\x1c\n" +
@@ -2262,7 +2286,8 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\x06device\x18\x05 \x01(\tR\x06device\x12/\n" +
 	"\x05exact\x18\x06 \x01(\v2\x19.portd.store.v1.PortRangeR\x05exact\x12*\n" +
 	"\x03any\x18\a \x01(\v2\x18.portd.store.v1.AnyPortsR\x03any\x12\x18\n" +
-	"\aservice\x18\b \x01(\tR\aservice\"5\n" +
+	"\aservice\x18\b \x01(\tR\aservice\x12\x12\n" +
+	"\x04path\x18\t \x01(\tR\x04path\"5\n" +
 	"\tPortRange\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\rR\x04last\"\xaf\x01\n" +
@@ -2272,12 +2297,13 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\x04pool\x18\x03 \x01(\tR\x04pool\x12%\n" +
 	"\x0eprefer_service\x18\x04 \x01(\tR\rpreferService\x12\x1f\n" +
 	"\vprefer_port\x18\x05 \x01(\rR\n" +
-	"preferPort\"w\n" +
+	"preferPort\"\x94\x01\n" +
 	"\vBindOptions\x12\x1a\n" +
 	"\bfreebind\x18\x01 \x01(\bR\bfreebind\x12 \n" +
 	"\vtransparent\x18\x02 \x01(\bR\vtransparent\x12\x14\n" +
 	"\x05mptcp\x18\x03 \x01(\bR\x05mptcp\x12\x14\n" +
-	"\x05group\x18\x04 \x01(\x03R\x05group\"\xe0\x03\n" +
+	"\x05group\x18\x04 \x01(\x03R\x05group\x12\x1b\n" +
+	"\tfile_mode\x18\x05 \x01(\rR\bfileMode\"\xe0\x03\n" +
 	"\rListenOptions\x12\x18\n" +
 	"\abacklog\x18\x01 \x01(\x03R\abacklog\x12 \n" +
 	"\fno_delay_off\x18\x02 \x01(\bR\n" +
@@ -2297,14 +2323,15 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\bAssigned\x124\n" +
 	"\bendpoint\x18\x01 \x01(\v2\x18.portd.store.v1.EndpointR\bendpoint\x125\n" +
 	"\x06listen\x18\x02 \x01(\v2\x1d.portd.store.v1.ListenOptionsR\x06listen\x12-\n" +
-	"\x04lost\x18\x03 \x03(\v2\x19.portd.store.v1.PortRangeR\x04lost\"\xb8\x01\n" +
+	"\x04lost\x18\x03 \x03(\v2\x19.portd.store.v1.PortRangeR\x04lost\"\xcc\x01\n" +
 	"\bEndpoint\x12\x14\n" +
 	"\x05netns\x18\x01 \x01(\tR\x05netns\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\rR\bprotocol\x12\x18\n" +
 	"\aaddress\x18\x03 \x01(\fR\aaddress\x12\x17\n" +
 	"\av6_only\x18\x04 \x01(\bR\x06v6Only\x12\x16\n" +
 	"\x06device\x18\x05 \x01(\tR\x06device\x12/\n" +
-	"\x05ports\x18\x06 \x01(\v2\x19.portd.store.v1.PortRangeR\x05ports\"\x8a\x01\n" +
+	"\x05ports\x18\x06 \x01(\v2\x19.portd.store.v1.PortRangeR\x05ports\x12\x12\n" +
+	"\x04path\x18\a \x01(\tR\x04path\"\x8a\x01\n" +
 	"\tLeaseSpec\x12-\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x19.portd.store.v1.LeaseKindR\x04kind\x12\x1b\n" +
 	"\tttl_nanos\x18\x02 \x01(\x03R\bttlNanos\x12\x10\n" +
