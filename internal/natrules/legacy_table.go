@@ -3,7 +3,6 @@ package natrules
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"unsafe"
@@ -13,35 +12,42 @@ import (
 
 // An oldTable is the nat table of the kernel's own iptables for one family.
 type oldTable struct {
-	list          string   // of the tables that somebody has used
-	names         *os.File // list, once it is there
+	list          string // of the tables that somebody has used
+	names         int    // descriptor of list, -1 until it is there
 	domain, level int
 	layout        layout
 }
 
 func oldTables() []*oldTable {
 	return []*oldTable{
-		{list: "/proc/thread-self/net/ip_tables_names", domain: unix.AF_INET, level: unix.SOL_IP, layout: layout4},
-		{list: "/proc/thread-self/net/ip6_tables_names", domain: unix.AF_INET6, level: unix.SOL_IPV6, layout: layout6},
+		{list: "/proc/thread-self/net/ip_tables_names", names: -1, domain: unix.AF_INET, level: unix.SOL_IP, layout: layout4},
+		{list: "/proc/thread-self/net/ip6_tables_names", names: -1, domain: unix.AF_INET6, level: unix.SOL_IPV6, layout: layout6},
+	}
+}
+
+func (o *oldTable) close() {
+	if o.names >= 0 {
+		_ = unix.Close(o.names)
+		o.names = -1
 	}
 }
 
 // used says whether anybody has used the table. One that nobody has is not asked for: the kernel would make it, and track
 // every connection from then on.
 func (o *oldTable) used() (bool, error) {
-	if o.names == nil {
-		f, err := os.Open(o.list)
-		if errors.Is(err, os.ErrNotExist) {
+	if o.names < 0 {
+		fd, err := unix.Open(o.list, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if errors.Is(err, unix.ENOENT) {
 			return false, nil
 		}
 		if err != nil {
 			return false, err
 		}
-		o.names = f
+		o.names = fd
 	}
 	var b [256]byte // the kernel has five tables
-	n, err := unix.Pread(int(o.names.Fd()), b[:], 0)
-	if err != nil {
+	n, err := atOnce(unix.SYS_PREAD64, o.names, b[:])
+	if err != nil || n == 0 {
 		return false, err
 	}
 	return slices.Contains(strings.Fields(string(b[:n])), "nat"), nil

@@ -65,9 +65,7 @@ func (r *Reader) Close() {
 		r.gens.close()
 	}
 	for _, o := range r.old {
-		if o.names != nil {
-			_ = o.names.Close()
-		}
+		o.close()
 	}
 }
 
