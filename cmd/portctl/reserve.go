@@ -30,6 +30,10 @@ meaning to IANA. --prefer says which port to try before all others. Several prot
 or addresses get the same ports. A name gets the ports again that it had before, unless
 somebody has taken them, and then it is said who.
 
+unix/PATH is the path of a unix socket: portd makes the file with your rights, it is
+yours, and a worker serves on it as on a port. A socket file that you left there and no
+program has open any more is replaced.
+
 What was given is printed, an endpoint on a line with the reservation's id; with -q the
 port numbers alone, each on a line.`
 
@@ -43,6 +47,7 @@ type reserveFlags struct {
 	recordOnly, listenToo bool
 	fileMode              string
 	bind                  struct{ free, transparent, mptcp bool }
+	group                 uint32
 }
 
 func (c *ctl) reserveCommand() *cobra.Command {
@@ -59,6 +64,7 @@ func (c *ctl) reserveCommand() *cobra.Command {
   portctl reserve tcp any --pool ci --prefer 8080
   portctl reserve tcp 5432 --record-only
   portctl reserve tcp/192.0.2.7:443 --freebind
+  portctl reserve udp 5353 --group 4
   portctl reserve unix/run/app.sock --file-mode 0660
   portctl reserve tcp any --ttl 10m
   portctl reserve tcp any --pid $$
@@ -94,6 +100,7 @@ func (c *ctl) reserveCommand() *cobra.Command {
 	flags.BoolVar(&f.bind.free, "freebind", false, "on addresses too that this host does not have yet")
 	flags.BoolVar(&f.bind.transparent, "transparent", false, "for traffic to foreign addresses (IP_TRANSPARENT)")
 	flags.BoolVar(&f.bind.mptcp, "mptcp", false, "also for Multipath TCP")
+	flags.Uint32Var(&f.group, "group", 0, "hold a UDP port by so many `sockets`, 2 to 64, for as many programs")
 	flags.StringVar(&f.fileMode, "file-mode", "", "of a unix socket's file, `octal`: who may write to it may connect (default 0600)")
 	flags.DurationVar(&f.ttl, "ttl", 0, "give them back after this `time`, unless they are renewed: 1s to 720h")
 	flags.Int32Var(&f.pid, "pid", 0, "give them back when this process of yours ends")
@@ -175,11 +182,11 @@ func (f reserveFlags) toRequest(endpoints []string) (*pb.ReserveRequest, error) 
 	if f.recordOnly {
 		req.Spec.Mode = pb.Mode_MODE_RECORDED
 	}
-	if b := f.bind; b.free || b.transparent || b.mptcp {
+	if b := f.bind; b.free || b.transparent || b.mptcp || f.group > 1 {
 		if f.recordOnly {
-			return nil, usagef("--freebind, --transparent and --mptcp are about binding, and with --record-only portd does not bind")
+			return nil, usagef("--freebind, --transparent, --mptcp and --group are about binding, and with --record-only portd does not bind")
 		}
-		req.Spec.BindOptions = &pb.BindOptions{Freebind: b.free, Transparent: b.transparent, Mptcp: b.mptcp}
+		req.Spec.BindOptions = &pb.BindOptions{Freebind: b.free, Transparent: b.transparent, Mptcp: b.mptcp, Group: f.group}
 	}
 	if f.fileMode != "" {
 		mode, err := strconv.ParseUint(f.fileMode, 8, 9)
