@@ -64,7 +64,7 @@ func (b *Binder) Adopt(ctx context.Context, want registry.Adopt) (got registry.A
 	}
 	s.listening, s.opt, s.before.opt = true, got.Listen, got.Listen
 	b.add(want.Key, []*socket{s})
-	b.observer.Listening(want.Key, []registry.Socket{{Endpoint: s.ep, FD: s.fd, Adopted: true}})
+	b.observer.Listening(want.Key, []registry.Socket{{Endpoint: s.ep, FD: s.fd, Adopted: true}}, got.Listen)
 	return got, nil
 }
 

@@ -261,5 +261,5 @@ func notFound(key registry.SocketKey) error {
 
 type nobody struct{}
 
-func (nobody) Listening(registry.SocketKey, []registry.Socket) {}
-func (nobody) Closing(registry.SocketKey)                      {}
+func (nobody) Listening(registry.SocketKey, []registry.Socket, registry.ListenOptions) {}
+func (nobody) Closing(registry.SocketKey)                                              {}

@@ -100,7 +100,7 @@ type visited struct {
 	listening map[registry.SocketKey][]registry.Socket
 }
 
-func (v *visited) Listening(key registry.SocketKey, socks []registry.Socket) {
+func (v *visited) Listening(key registry.SocketKey, socks []registry.Socket, _ registry.ListenOptions) {
 	v.listening[key] = socks
 }
 func (v *visited) Closing(key registry.SocketKey) { delete(v.listening, key) }

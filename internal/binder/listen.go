@@ -13,7 +13,7 @@ import (
 )
 
 // Listen makes all sockets of the key listen, or none: then those that listened before go on with their old options. The
-// Observer is told if any did not listen before. ErrNotFound where the key has no sockets.
+// Observer is told also of those that listen already, for the options. ErrNotFound where the key has no sockets.
 func (b *Binder) Listen(ctx context.Context, key registry.SocketKey, opt registry.ListenOptions) error {
 	h, socks, err := b.use(key)
 	if err != nil {
@@ -27,27 +27,20 @@ func (b *Binder) Listen(ctx context.Context, key registry.SocketKey, opt registr
 		}
 	}
 	h.work.Lock()
-	var fresh bool
-	err = b.in(socks[0].ep.Netns, func() (err error) {
-		fresh, err = b.listen(ctx, socks, opt)
-		return err
-	})
+	err = b.in(socks[0].ep.Netns, func() error { return b.listen(ctx, socks, opt) })
 	h.work.Unlock()
 	if err != nil {
 		return fmt.Errorf("listen on %w", err)
 	}
-	if fresh {
-		all := make([]registry.Socket, len(socks))
-		for i, s := range socks {
-			all[i] = registry.Socket{Endpoint: s.ep, FD: s.fd, Adopted: s.adopted}
-		}
-		b.observer.Listening(key, all)
+	all := make([]registry.Socket, len(socks))
+	for i, s := range socks {
+		all[i] = registry.Socket{Endpoint: s.ep, FD: s.fd, Adopted: s.adopted}
 	}
+	b.observer.Listening(key, all, opt)
 	return nil
 }
 
-// listen says whether any of the sockets did not listen before.
-func (b *Binder) listen(ctx context.Context, socks []*socket, opt registry.ListenOptions) (fresh bool, err error) {
+func (b *Binder) listen(ctx context.Context, socks []*socket, opt registry.ListenOptions) (err error) {
 	done := 0
 	defer func() {
 		if err == nil {
@@ -63,24 +56,23 @@ func (b *Binder) listen(ctx context.Context, socks []*socket, opt registry.Liste
 	}()
 	for _, s := range socks {
 		if err := ctx.Err(); err != nil {
-			return false, fmt.Errorf("%v: %w", s.ep, err)
+			return fmt.Errorf("%v: %w", s.ep, err)
 		}
 		// Before it listens, so that the first connection has them too.
 		if err := s.inherit(opt); err != nil {
-			return false, fmt.Errorf("%v: %w", s.ep, err)
+			return fmt.Errorf("%v: %w", s.ep, err)
 		}
 		if err := s.listenExclusively(ctx, opt); err != nil {
-			return false, fmt.Errorf("%v: %w", s.ep, err)
+			return fmt.Errorf("%v: %w", s.ep, err)
 		}
 		done++
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, s := range socks {
-		fresh = fresh || !s.listening
 		s.listening, s.opt = true, opt
 	}
-	return fresh, nil
+	return nil
 }
 
 // Unlisten tells the Observer, then stops listening: clients are refused, connections that nobody had accepted are reset, and

@@ -20,7 +20,7 @@ type observer struct {
 	last   []registry.Socket
 }
 
-func (o *observer) Listening(key registry.SocketKey, socks []registry.Socket) {
+func (o *observer) Listening(key registry.SocketKey, socks []registry.Socket, _ registry.ListenOptions) {
 	o.events = append(o.events, "listening "+key.Reservation)
 	o.last = socks
 }

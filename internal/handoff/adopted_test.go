@@ -26,7 +26,7 @@ func TestAdoptedSocketBlocks(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.Closing(keyOf(res))
-	h.Listening(keyOf(res), []registry.Socket{{Endpoint: res.Assigned[0].Endpoint, FD: h.fds[keyOf(res)], Adopted: true}})
+	h.Listening(keyOf(res), []registry.Socket{{Endpoint: res.Assigned[0].Endpoint, FD: h.fds[keyOf(res)], Adopted: true}}, registry.ListenOptions{})
 
 	var accepted atomic.Int64
 	ended := make(chan error, 1)

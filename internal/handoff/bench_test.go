@@ -173,7 +173,7 @@ func servePortd(socket string) error {
 	if err != nil {
 		return err
 	}
-	pool.Listening(registry.SocketKey{Reservation: res.ID}, []registry.Socket{{Endpoint: e, FD: fd}})
+	pool.Listening(registry.SocketKey{Reservation: res.ID}, []registry.Socket{{Endpoint: e, FD: fd}}, registry.ListenOptions{})
 	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Net: "unixpacket", Name: socket})
 	if err != nil {
 		return err

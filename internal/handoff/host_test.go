@@ -84,7 +84,7 @@ func (h *host) startWith(cfg handoff.Config, prepare func(*handoff.Pool)) {
 	for id, res := range h.table {
 		for i, a := range res.Assigned {
 			if key := (registry.SocketKey{Reservation: id, Index: i}); a.Listen != nil {
-				pool.Listening(key, []registry.Socket{{Endpoint: a.Endpoint, FD: h.fds[key]}})
+				pool.Listening(key, []registry.Socket{{Endpoint: a.Endpoint, FD: h.fds[key]}}, registry.ListenOptions{})
 			}
 		}
 	}
@@ -153,7 +153,7 @@ func (h *host) listen(addr string) *registry.Reservation {
 	h.mu.Lock()
 	res.Assigned[0].Listen = &registry.ListenOptions{}
 	h.mu.Unlock()
-	h.Listening(keyOf(res), []registry.Socket{{Endpoint: res.Assigned[0].Endpoint, FD: h.fds[keyOf(res)]}})
+	h.Listening(keyOf(res), []registry.Socket{{Endpoint: res.Assigned[0].Endpoint, FD: h.fds[keyOf(res)]}}, registry.ListenOptions{})
 	return res
 }
 

@@ -18,6 +18,7 @@ type listener struct {
 	owner     registry.Principal // known once a worker has come
 	endpoint  registry.Endpoint
 	listening bool
+	options   registry.HandoffOptions
 	sockets   []*socket
 	ready     fifo[*socket]  // have connections, as far as is known
 	held      fifo[heldConn] // accepted, and without a worker again
@@ -53,14 +54,19 @@ type heldConn struct {
 	conn wire.Connection
 }
 
-// Listening says that these sockets listen from now on. Sockets that the key had before are forgotten.
-func (p *Pool) Listening(key registry.SocketKey, sockets []registry.Socket) {
+// Listening says that these sockets listen from now on, or go on listening, with these options. Others that the key had before are
+// forgotten.
+func (p *Pool) Listening(key registry.SocketKey, sockets []registry.Socket, opt registry.ListenOptions) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return
 	}
 	l := p.listener(key)
+	l.options = opt.Handoff
+	if l.listening && slices.EqualFunc(l.sockets, sockets, func(o *socket, s registry.Socket) bool { return o.fd == s.FD && o.endpoint == s.Endpoint }) {
+		return
+	}
 	p.forgetSockets(l)
 	l.listening = true
 	for i, s := range sockets {

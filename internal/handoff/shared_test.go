@@ -59,7 +59,7 @@ func TestSharedSocketBlocks(t *testing.T) {
 		"listens anew while it is lent": func(h *host, res *registry.Reservation) int {
 			_, fd := h.borrow(res)
 			h.Closing(keyOf(res))
-			h.Listening(keyOf(res), []registry.Socket{{Endpoint: res.Assigned[0].Endpoint, FD: h.fds[keyOf(res)]}})
+			h.Listening(keyOf(res), []registry.Socket{{Endpoint: res.Assigned[0].Endpoint, FD: h.fds[keyOf(res)]}}, registry.ListenOptions{})
 			return fd
 		},
 	} {
@@ -117,7 +117,7 @@ func TestSharedSocketBlocksAllTheTime(t *testing.T) {
 	t.Logf("left alone after %d connections", tries)
 	rest()
 	h.Closing(keyOf(res))
-	h.Listening(keyOf(res), []registry.Socket{{Endpoint: res.Assigned[0].Endpoint, FD: h.fds[keyOf(res)]}})
+	h.Listening(keyOf(res), []registry.Socket{{Endpoint: res.Assigned[0].Endpoint, FD: h.fds[keyOf(res)]}}, registry.ListenOptions{})
 	if err := ask(addrOf(res), 0); err != nil {
 		t.Errorf("once it listens anew: %v", err)
 	}

@@ -77,8 +77,8 @@ type Socket struct {
 
 // A ListenerObserver is told by the Binder of sockets that listen, so that their connections are accepted.
 type ListenerObserver interface {
-	// Listening says that these sockets listen from now on.
-	Listening(key SocketKey, sockets []Socket)
+	// Listening says that these sockets listen from now on, or go on listening, with these options.
+	Listening(key SocketKey, sockets []Socket, opt ListenOptions)
 	// Closing says that the key's sockets stop listening once it has returned; their descriptors may not be used after that.
 	Closing(key SocketKey)
 }

@@ -73,6 +73,9 @@ func (r *Registry) listen(ctx context.Context, c Caller, e *entry, how Listen, r
 			if err := r.mayListen(c, a, opt); err != nil {
 				return nil, err
 			}
+			if err := opt.Handoff.fit(a.Endpoint, res.Spec.Options); err != nil {
+				return nil, err
+			}
 		}
 		streams, want[i] = append(streams, i), &opt
 	}
@@ -248,6 +251,7 @@ func (r *Registry) Listeners(_ context.Context, c Caller, ref string) ([]Listene
 		// One that has been closed since has none.
 		if opt, err := r.cfg.Binder.Options(SocketKey{out[i].Reservation.ID, out[i].Index}); err == nil {
 			out[i].Options = opt
+			out[i].Options.Handoff = out[i].Reservation.Assigned[out[i].Index].Listen.Handoff // of which the kernel knows nothing
 		}
 	}
 	return out, nil

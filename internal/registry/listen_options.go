@@ -50,7 +50,7 @@ func (o ListenOptions) check() error {
 			return invalid("options."+n.field, "%d is not allowed; allowed are 1 to %d", n.have, n.most)
 		}
 	}
-	return nil
+	return o.Handoff.check()
 }
 
 // fit refuses options that sockets of a protocol do not have.
@@ -91,6 +91,12 @@ var listenFields = map[string]func(to *ListenOptions, from ListenOptions){
 	"mark":                func(to *ListenOptions, from ListenOptions) { to.Mark = from.Mark },
 	"receive_buffer":      func(to *ListenOptions, from ListenOptions) { to.ReceiveBuffer = from.ReceiveBuffer },
 	"send_buffer":         func(to *ListenOptions, from ListenOptions) { to.SendBuffer = from.SendBuffer },
+
+	"handoff":                 func(to *ListenOptions, from ListenOptions) { to.Handoff = from.Handoff },
+	"handoff.strategy":        func(to *ListenOptions, from ListenOptions) { to.Handoff.Strategy = from.Handoff.Strategy },
+	"handoff.without_worker":  func(to *ListenOptions, from ListenOptions) { to.Handoff.WithoutWorker = from.Handoff.WithoutWorker },
+	"handoff.refuse_after":    func(to *ListenOptions, from ListenOptions) { to.Handoff.RefuseAfter = from.Handoff.RefuseAfter },
+	"handoff.take_back_after": func(to *ListenOptions, from ListenOptions) { to.Handoff.TakeBackAfter = from.Handoff.TakeBackAfter },
 }
 
 // A Listen says how endpoints are to listen.

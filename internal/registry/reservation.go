@@ -89,6 +89,8 @@ type ListenOptions struct {
 	FastOpen                         int           // TCP_FASTOPEN: how many SYNs with data may wait; 0: off
 	Mark                             uint32        // SO_MARK; 0: none
 	ReceiveBuffer, SendBuffer        int           // SO_RCVBUF and SO_SNDBUF in bytes, of which the kernel books twice as many; 0: the kernel's choice
+
+	Handoff HandoffOptions
 }
 
 // A Spec is what was asked for.

@@ -43,7 +43,8 @@ func toListenOptions(field string, o *pb.ListenOptions) (out registry.ListenOpti
 			return out, err
 		}
 	}
-	return out, nil
+	out.Handoff, err = toHandoffOptions(field+".handoff", o.GetHandoff())
+	return out, err
 }
 
 func fromListenOptions(o registry.ListenOptions) *pb.ListenOptions {
@@ -53,6 +54,7 @@ func fromListenOptions(o registry.ListenOptions) *pb.ListenOptions {
 		KeepAliveIdle: fromDuration(o.KeepAliveIdle), KeepAliveInterval: fromDuration(o.KeepAliveInterval),
 		KeepAliveProbes: uint32(o.KeepAliveProbes), UserTimeout: fromDuration(o.UserTimeout), DeferAccept: fromDuration(o.DeferAccept),
 		FastOpen: uint32(o.FastOpen), Mark: o.Mark, ReceiveBuffer: uint32(o.ReceiveBuffer), SendBuffer: uint32(o.SendBuffer),
+		Handoff: fromHandoffOptions(o.Handoff),
 	}
 }
 

@@ -168,6 +168,7 @@ func (c *toStored) assigned(a registry.Assigned) *storepb.Assigned {
 			Mark:                   l.Mark,
 			ReceiveBuffer:          int64(l.ReceiveBuffer),
 			SendBuffer:             int64(l.SendBuffer),
+			Handoff:                c.handoff(l.Handoff),
 		}
 	}
 	for _, r := range a.Lost {
@@ -375,6 +376,7 @@ func (c *fromStored) assigned(m *storepb.Assigned) registry.Assigned {
 			Mark:              l.GetMark(),
 			ReceiveBuffer:     int(l.GetReceiveBuffer()),
 			SendBuffer:        int(l.GetSendBuffer()),
+			Handoff:           c.handoff(l.GetHandoff()),
 		}
 	}
 	for _, r := range m.GetLost() {

@@ -74,6 +74,12 @@ func (f *filler) fill(v reflect.Value) {
 	case *registry.EventType:
 		*p = registry.EventReserved
 		return
+	case *registry.HandoffStrategy:
+		*p = registry.HandoffStrategy(1 + f.n%int(registry.ClientAddress))
+		return
+	case *registry.WithoutWorker:
+		*p = registry.WithoutWorker(1 + f.n%int(registry.Park))
+		return
 	case *registry.Preference:
 		*p = registry.Preference(1 + f.n%int(registry.PreferredByName))
 		return

@@ -79,6 +79,104 @@ func (Mode) EnumDescriptor() ([]byte, []int) {
 	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{0}
 }
 
+type Strategy int32
+
+const (
+	Strategy_STRATEGY_LEAST_ACTIVE   Strategy = 0
+	Strategy_STRATEGY_ROUND_ROBIN    Strategy = 1
+	Strategy_STRATEGY_CLIENT_ADDRESS Strategy = 2
+)
+
+// Enum value maps for Strategy.
+var (
+	Strategy_name = map[int32]string{
+		0: "STRATEGY_LEAST_ACTIVE",
+		1: "STRATEGY_ROUND_ROBIN",
+		2: "STRATEGY_CLIENT_ADDRESS",
+	}
+	Strategy_value = map[string]int32{
+		"STRATEGY_LEAST_ACTIVE":   0,
+		"STRATEGY_ROUND_ROBIN":    1,
+		"STRATEGY_CLIENT_ADDRESS": 2,
+	}
+)
+
+func (x Strategy) Enum() *Strategy {
+	p := new(Strategy)
+	*p = x
+	return p
+}
+
+func (x Strategy) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Strategy) Descriptor() protoreflect.EnumDescriptor {
+	return file_internal_registry_boltstore_storepb_store_proto_enumTypes[1].Descriptor()
+}
+
+func (Strategy) Type() protoreflect.EnumType {
+	return &file_internal_registry_boltstore_storepb_store_proto_enumTypes[1]
+}
+
+func (x Strategy) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Strategy.Descriptor instead.
+func (Strategy) EnumDescriptor() ([]byte, []int) {
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{1}
+}
+
+type WithoutWorker int32
+
+const (
+	WithoutWorker_WITHOUT_WORKER_WAIT   WithoutWorker = 0
+	WithoutWorker_WITHOUT_WORKER_REFUSE WithoutWorker = 1
+	WithoutWorker_WITHOUT_WORKER_PARK   WithoutWorker = 2
+)
+
+// Enum value maps for WithoutWorker.
+var (
+	WithoutWorker_name = map[int32]string{
+		0: "WITHOUT_WORKER_WAIT",
+		1: "WITHOUT_WORKER_REFUSE",
+		2: "WITHOUT_WORKER_PARK",
+	}
+	WithoutWorker_value = map[string]int32{
+		"WITHOUT_WORKER_WAIT":   0,
+		"WITHOUT_WORKER_REFUSE": 1,
+		"WITHOUT_WORKER_PARK":   2,
+	}
+)
+
+func (x WithoutWorker) Enum() *WithoutWorker {
+	p := new(WithoutWorker)
+	*p = x
+	return p
+}
+
+func (x WithoutWorker) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WithoutWorker) Descriptor() protoreflect.EnumDescriptor {
+	return file_internal_registry_boltstore_storepb_store_proto_enumTypes[2].Descriptor()
+}
+
+func (WithoutWorker) Type() protoreflect.EnumType {
+	return &file_internal_registry_boltstore_storepb_store_proto_enumTypes[2]
+}
+
+func (x WithoutWorker) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WithoutWorker.Descriptor instead.
+func (WithoutWorker) EnumDescriptor() ([]byte, []int) {
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{2}
+}
+
 // LeaseKind says what ends a lease.
 type LeaseKind int32
 
@@ -116,11 +214,11 @@ func (x LeaseKind) String() string {
 }
 
 func (LeaseKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_internal_registry_boltstore_storepb_store_proto_enumTypes[1].Descriptor()
+	return file_internal_registry_boltstore_storepb_store_proto_enumTypes[3].Descriptor()
 }
 
 func (LeaseKind) Type() protoreflect.EnumType {
-	return &file_internal_registry_boltstore_storepb_store_proto_enumTypes[1]
+	return &file_internal_registry_boltstore_storepb_store_proto_enumTypes[3]
 }
 
 func (x LeaseKind) Number() protoreflect.EnumNumber {
@@ -129,7 +227,7 @@ func (x LeaseKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LeaseKind.Descriptor instead.
 func (LeaseKind) EnumDescriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{1}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{3}
 }
 
 // Preference says why some ports were tried before all others.
@@ -166,11 +264,11 @@ func (x Preference) String() string {
 }
 
 func (Preference) Descriptor() protoreflect.EnumDescriptor {
-	return file_internal_registry_boltstore_storepb_store_proto_enumTypes[2].Descriptor()
+	return file_internal_registry_boltstore_storepb_store_proto_enumTypes[4].Descriptor()
 }
 
 func (Preference) Type() protoreflect.EnumType {
-	return &file_internal_registry_boltstore_storepb_store_proto_enumTypes[2]
+	return &file_internal_registry_boltstore_storepb_store_proto_enumTypes[4]
 }
 
 func (x Preference) Number() protoreflect.EnumNumber {
@@ -179,7 +277,7 @@ func (x Preference) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Preference.Descriptor instead.
 func (Preference) EnumDescriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{2}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{4}
 }
 
 // Origin says how an edition got here.
@@ -216,11 +314,11 @@ func (x Origin) String() string {
 }
 
 func (Origin) Descriptor() protoreflect.EnumDescriptor {
-	return file_internal_registry_boltstore_storepb_store_proto_enumTypes[3].Descriptor()
+	return file_internal_registry_boltstore_storepb_store_proto_enumTypes[5].Descriptor()
 }
 
 func (Origin) Type() protoreflect.EnumType {
-	return &file_internal_registry_boltstore_storepb_store_proto_enumTypes[3]
+	return &file_internal_registry_boltstore_storepb_store_proto_enumTypes[5]
 }
 
 func (x Origin) Number() protoreflect.EnumNumber {
@@ -229,7 +327,7 @@ func (x Origin) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Origin.Descriptor instead.
 func (Origin) EnumDescriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{3}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{5}
 }
 
 // EventType says what happened.
@@ -302,11 +400,11 @@ func (x EventType) String() string {
 }
 
 func (EventType) Descriptor() protoreflect.EnumDescriptor {
-	return file_internal_registry_boltstore_storepb_store_proto_enumTypes[4].Descriptor()
+	return file_internal_registry_boltstore_storepb_store_proto_enumTypes[6].Descriptor()
 }
 
 func (EventType) Type() protoreflect.EnumType {
-	return &file_internal_registry_boltstore_storepb_store_proto_enumTypes[4]
+	return &file_internal_registry_boltstore_storepb_store_proto_enumTypes[6]
 }
 
 func (x EventType) Number() protoreflect.EnumNumber {
@@ -315,7 +413,7 @@ func (x EventType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EventType.Descriptor instead.
 func (EventType) EnumDescriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{4}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{6}
 }
 
 // Meta is the store itself.
@@ -956,6 +1054,7 @@ type ListenOptions struct {
 	Mark                   uint32                 `protobuf:"varint,10,opt,name=mark,proto3" json:"mark,omitempty"`
 	ReceiveBuffer          int64                  `protobuf:"varint,11,opt,name=receive_buffer,json=receiveBuffer,proto3" json:"receive_buffer,omitempty"`
 	SendBuffer             int64                  `protobuf:"varint,12,opt,name=send_buffer,json=sendBuffer,proto3" json:"send_buffer,omitempty"`
+	Handoff                *HandoffOptions        `protobuf:"bytes,13,opt,name=handoff,proto3" json:"handoff,omitempty"`
 	unknownFields          protoimpl.UnknownFields
 	sizeCache              protoimpl.SizeCache
 }
@@ -1074,6 +1173,82 @@ func (x *ListenOptions) GetSendBuffer() int64 {
 	return 0
 }
 
+func (x *ListenOptions) GetHandoff() *HandoffOptions {
+	if x != nil {
+		return x.Handoff
+	}
+	return nil
+}
+
+// HandoffOptions say how the connections of a listener reach its workers.
+type HandoffOptions struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Strategy           Strategy               `protobuf:"varint,1,opt,name=strategy,proto3,enum=portd.store.v1.Strategy" json:"strategy,omitempty"`
+	WithoutWorker      WithoutWorker          `protobuf:"varint,2,opt,name=without_worker,json=withoutWorker,proto3,enum=portd.store.v1.WithoutWorker" json:"without_worker,omitempty"`
+	RefuseAfterNanos   int64                  `protobuf:"varint,3,opt,name=refuse_after_nanos,json=refuseAfterNanos,proto3" json:"refuse_after_nanos,omitempty"`
+	TakeBackAfterNanos int64                  `protobuf:"varint,4,opt,name=take_back_after_nanos,json=takeBackAfterNanos,proto3" json:"take_back_after_nanos,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *HandoffOptions) Reset() {
+	*x = HandoffOptions{}
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HandoffOptions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HandoffOptions) ProtoMessage() {}
+
+func (x *HandoffOptions) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HandoffOptions.ProtoReflect.Descriptor instead.
+func (*HandoffOptions) Descriptor() ([]byte, []int) {
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *HandoffOptions) GetStrategy() Strategy {
+	if x != nil {
+		return x.Strategy
+	}
+	return Strategy_STRATEGY_LEAST_ACTIVE
+}
+
+func (x *HandoffOptions) GetWithoutWorker() WithoutWorker {
+	if x != nil {
+		return x.WithoutWorker
+	}
+	return WithoutWorker_WITHOUT_WORKER_WAIT
+}
+
+func (x *HandoffOptions) GetRefuseAfterNanos() int64 {
+	if x != nil {
+		return x.RefuseAfterNanos
+	}
+	return 0
+}
+
+func (x *HandoffOptions) GetTakeBackAfterNanos() int64 {
+	if x != nil {
+		return x.TakeBackAfterNanos
+	}
+	return 0
+}
+
 // Assigned is an endpoint that was given.
 type Assigned struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -1088,7 +1263,7 @@ type Assigned struct {
 
 func (x *Assigned) Reset() {
 	*x = Assigned{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[9]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1100,7 +1275,7 @@ func (x *Assigned) String() string {
 func (*Assigned) ProtoMessage() {}
 
 func (x *Assigned) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[9]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1113,7 +1288,7 @@ func (x *Assigned) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assigned.ProtoReflect.Descriptor instead.
 func (*Assigned) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{9}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Assigned) GetEndpoint() *Endpoint {
@@ -1154,7 +1329,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[10]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1166,7 +1341,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[10]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1179,7 +1354,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{10}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Endpoint) GetNetns() string {
@@ -1243,7 +1418,7 @@ type LeaseSpec struct {
 
 func (x *LeaseSpec) Reset() {
 	*x = LeaseSpec{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[11]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1255,7 +1430,7 @@ func (x *LeaseSpec) String() string {
 func (*LeaseSpec) ProtoMessage() {}
 
 func (x *LeaseSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[11]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1268,7 +1443,7 @@ func (x *LeaseSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseSpec.ProtoReflect.Descriptor instead.
 func (*LeaseSpec) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{11}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LeaseSpec) GetKind() LeaseKind {
@@ -1319,7 +1494,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[12]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +1506,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[12]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +1519,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{12}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Lease) GetId() string {
@@ -1422,7 +1597,7 @@ type Request struct {
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[13]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1434,7 +1609,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[13]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1447,7 +1622,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{13}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Request) GetCaller() string {
@@ -1525,7 +1700,7 @@ type PassedOver struct {
 
 func (x *PassedOver) Reset() {
 	*x = PassedOver{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[14]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1712,7 @@ func (x *PassedOver) String() string {
 func (*PassedOver) ProtoMessage() {}
 
 func (x *PassedOver) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[14]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1725,7 @@ func (x *PassedOver) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PassedOver.ProtoReflect.Descriptor instead.
 func (*PassedOver) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{14}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PassedOver) GetPorts() *PortRange {
@@ -1588,7 +1763,7 @@ type Former struct {
 
 func (x *Former) Reset() {
 	*x = Former{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[15]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1600,7 +1775,7 @@ func (x *Former) String() string {
 func (*Former) ProtoMessage() {}
 
 func (x *Former) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[15]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1613,7 +1788,7 @@ func (x *Former) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Former.ProtoReflect.Descriptor instead.
 func (*Former) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{15}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Former) GetReservation() *Reservation {
@@ -1651,7 +1826,7 @@ type Namespace struct {
 
 func (x *Namespace) Reset() {
 	*x = Namespace{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[16]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1663,7 +1838,7 @@ func (x *Namespace) String() string {
 func (*Namespace) ProtoMessage() {}
 
 func (x *Namespace) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[16]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1676,7 +1851,7 @@ func (x *Namespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Namespace.ProtoReflect.Descriptor instead.
 func (*Namespace) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{16}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Namespace) GetName() string {
@@ -1731,7 +1906,7 @@ type Edition struct {
 
 func (x *Edition) Reset() {
 	*x = Edition{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[17]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1918,7 @@ func (x *Edition) String() string {
 func (*Edition) ProtoMessage() {}
 
 func (x *Edition) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[17]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1931,7 @@ func (x *Edition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Edition.ProtoReflect.Descriptor instead.
 func (*Edition) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{17}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Edition) GetSlot() string {
@@ -1841,7 +2016,7 @@ type EditionRecord struct {
 
 func (x *EditionRecord) Reset() {
 	*x = EditionRecord{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[18]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1853,7 +2028,7 @@ func (x *EditionRecord) String() string {
 func (*EditionRecord) ProtoMessage() {}
 
 func (x *EditionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[18]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1866,7 +2041,7 @@ func (x *EditionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EditionRecord.ProtoReflect.Descriptor instead.
 func (*EditionRecord) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{18}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EditionRecord) GetEdition() *Edition {
@@ -1897,7 +2072,7 @@ type OwnService struct {
 
 func (x *OwnService) Reset() {
 	*x = OwnService{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[19]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +2084,7 @@ func (x *OwnService) String() string {
 func (*OwnService) ProtoMessage() {}
 
 func (x *OwnService) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[19]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +2097,7 @@ func (x *OwnService) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnService.ProtoReflect.Descriptor instead.
 func (*OwnService) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{19}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *OwnService) GetEntry() *ServiceEntry {
@@ -1977,7 +2152,7 @@ type ServiceEntry struct {
 
 func (x *ServiceEntry) Reset() {
 	*x = ServiceEntry{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[20]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1989,7 +2164,7 @@ func (x *ServiceEntry) String() string {
 func (*ServiceEntry) ProtoMessage() {}
 
 func (x *ServiceEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[20]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2002,7 +2177,7 @@ func (x *ServiceEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceEntry.ProtoReflect.Descriptor instead.
 func (*ServiceEntry) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{20}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ServiceEntry) GetName() string {
@@ -2107,7 +2282,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[21]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2119,7 +2294,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[21]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2132,7 +2307,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{21}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Change) GetTime() *timestamppb.Timestamp {
@@ -2166,7 +2341,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[22]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2178,7 +2353,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[22]
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2191,7 +2366,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{22}
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Event) GetType() EventType {
@@ -2303,7 +2478,7 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\vtransparent\x18\x02 \x01(\bR\vtransparent\x12\x14\n" +
 	"\x05mptcp\x18\x03 \x01(\bR\x05mptcp\x12\x14\n" +
 	"\x05group\x18\x04 \x01(\x03R\x05group\x12\x1b\n" +
-	"\tfile_mode\x18\x05 \x01(\rR\bfileMode\"\xe0\x03\n" +
+	"\tfile_mode\x18\x05 \x01(\rR\bfileMode\"\x9a\x04\n" +
 	"\rListenOptions\x12\x18\n" +
 	"\abacklog\x18\x01 \x01(\x03R\abacklog\x12 \n" +
 	"\fno_delay_off\x18\x02 \x01(\bR\n" +
@@ -2319,7 +2494,13 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	" \x01(\rR\x04mark\x12%\n" +
 	"\x0ereceive_buffer\x18\v \x01(\x03R\rreceiveBuffer\x12\x1f\n" +
 	"\vsend_buffer\x18\f \x01(\x03R\n" +
-	"sendBuffer\"\xa6\x01\n" +
+	"sendBuffer\x128\n" +
+	"\ahandoff\x18\r \x01(\v2\x1e.portd.store.v1.HandoffOptionsR\ahandoff\"\xed\x01\n" +
+	"\x0eHandoffOptions\x124\n" +
+	"\bstrategy\x18\x01 \x01(\x0e2\x18.portd.store.v1.StrategyR\bstrategy\x12D\n" +
+	"\x0ewithout_worker\x18\x02 \x01(\x0e2\x1d.portd.store.v1.WithoutWorkerR\rwithoutWorker\x12,\n" +
+	"\x12refuse_after_nanos\x18\x03 \x01(\x03R\x10refuseAfterNanos\x121\n" +
+	"\x15take_back_after_nanos\x18\x04 \x01(\x03R\x12takeBackAfterNanos\"\xa6\x01\n" +
 	"\bAssigned\x124\n" +
 	"\bendpoint\x18\x01 \x01(\v2\x18.portd.store.v1.EndpointR\bendpoint\x125\n" +
 	"\x06listen\x18\x02 \x01(\v2\x1d.portd.store.v1.ListenOptionsR\x06listen\x12-\n" +
@@ -2424,7 +2605,15 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tMODE_HELD\x10\x01\x12\x11\n" +
-	"\rMODE_RECORDED\x10\x02*k\n" +
+	"\rMODE_RECORDED\x10\x02*\\\n" +
+	"\bStrategy\x12\x19\n" +
+	"\x15STRATEGY_LEAST_ACTIVE\x10\x00\x12\x18\n" +
+	"\x14STRATEGY_ROUND_ROBIN\x10\x01\x12\x1b\n" +
+	"\x17STRATEGY_CLIENT_ADDRESS\x10\x02*\\\n" +
+	"\rWithoutWorker\x12\x17\n" +
+	"\x13WITHOUT_WORKER_WAIT\x10\x00\x12\x19\n" +
+	"\x15WITHOUT_WORKER_REFUSE\x10\x01\x12\x17\n" +
+	"\x13WITHOUT_WORKER_PARK\x10\x02*k\n" +
 	"\tLeaseKind\x12\x1a\n" +
 	"\x16LEASE_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12LEASE_KIND_SESSION\x10\x01\x12\x12\n" +
@@ -2469,88 +2658,94 @@ func file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP() []byte {
 	return file_internal_registry_boltstore_storepb_store_proto_rawDescData
 }
 
-var file_internal_registry_boltstore_storepb_store_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_internal_registry_boltstore_storepb_store_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_internal_registry_boltstore_storepb_store_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_internal_registry_boltstore_storepb_store_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_internal_registry_boltstore_storepb_store_proto_goTypes = []any{
 	(Mode)(0),                     // 0: portd.store.v1.Mode
-	(LeaseKind)(0),                // 1: portd.store.v1.LeaseKind
-	(Preference)(0),               // 2: portd.store.v1.Preference
-	(Origin)(0),                   // 3: portd.store.v1.Origin
-	(EventType)(0),                // 4: portd.store.v1.EventType
-	(*Meta)(nil),                  // 5: portd.store.v1.Meta
-	(*Boot)(nil),                  // 6: portd.store.v1.Boot
-	(*Reservation)(nil),           // 7: portd.store.v1.Reservation
-	(*Spec)(nil),                  // 8: portd.store.v1.Spec
-	(*EndpointSpec)(nil),          // 9: portd.store.v1.EndpointSpec
-	(*PortRange)(nil),             // 10: portd.store.v1.PortRange
-	(*AnyPorts)(nil),              // 11: portd.store.v1.AnyPorts
-	(*BindOptions)(nil),           // 12: portd.store.v1.BindOptions
-	(*ListenOptions)(nil),         // 13: portd.store.v1.ListenOptions
-	(*Assigned)(nil),              // 14: portd.store.v1.Assigned
-	(*Endpoint)(nil),              // 15: portd.store.v1.Endpoint
-	(*LeaseSpec)(nil),             // 16: portd.store.v1.LeaseSpec
-	(*Lease)(nil),                 // 17: portd.store.v1.Lease
-	(*Request)(nil),               // 18: portd.store.v1.Request
-	(*PassedOver)(nil),            // 19: portd.store.v1.PassedOver
-	(*Former)(nil),                // 20: portd.store.v1.Former
-	(*Namespace)(nil),             // 21: portd.store.v1.Namespace
-	(*Edition)(nil),               // 22: portd.store.v1.Edition
-	(*EditionRecord)(nil),         // 23: portd.store.v1.EditionRecord
-	(*OwnService)(nil),            // 24: portd.store.v1.OwnService
-	(*ServiceEntry)(nil),          // 25: portd.store.v1.ServiceEntry
-	(*Change)(nil),                // 26: portd.store.v1.Change
-	(*Event)(nil),                 // 27: portd.store.v1.Event
-	nil,                           // 28: portd.store.v1.Meta.RecordsEntry
-	nil,                           // 29: portd.store.v1.Reservation.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 30: google.protobuf.Timestamp
+	(Strategy)(0),                 // 1: portd.store.v1.Strategy
+	(WithoutWorker)(0),            // 2: portd.store.v1.WithoutWorker
+	(LeaseKind)(0),                // 3: portd.store.v1.LeaseKind
+	(Preference)(0),               // 4: portd.store.v1.Preference
+	(Origin)(0),                   // 5: portd.store.v1.Origin
+	(EventType)(0),                // 6: portd.store.v1.EventType
+	(*Meta)(nil),                  // 7: portd.store.v1.Meta
+	(*Boot)(nil),                  // 8: portd.store.v1.Boot
+	(*Reservation)(nil),           // 9: portd.store.v1.Reservation
+	(*Spec)(nil),                  // 10: portd.store.v1.Spec
+	(*EndpointSpec)(nil),          // 11: portd.store.v1.EndpointSpec
+	(*PortRange)(nil),             // 12: portd.store.v1.PortRange
+	(*AnyPorts)(nil),              // 13: portd.store.v1.AnyPorts
+	(*BindOptions)(nil),           // 14: portd.store.v1.BindOptions
+	(*ListenOptions)(nil),         // 15: portd.store.v1.ListenOptions
+	(*HandoffOptions)(nil),        // 16: portd.store.v1.HandoffOptions
+	(*Assigned)(nil),              // 17: portd.store.v1.Assigned
+	(*Endpoint)(nil),              // 18: portd.store.v1.Endpoint
+	(*LeaseSpec)(nil),             // 19: portd.store.v1.LeaseSpec
+	(*Lease)(nil),                 // 20: portd.store.v1.Lease
+	(*Request)(nil),               // 21: portd.store.v1.Request
+	(*PassedOver)(nil),            // 22: portd.store.v1.PassedOver
+	(*Former)(nil),                // 23: portd.store.v1.Former
+	(*Namespace)(nil),             // 24: portd.store.v1.Namespace
+	(*Edition)(nil),               // 25: portd.store.v1.Edition
+	(*EditionRecord)(nil),         // 26: portd.store.v1.EditionRecord
+	(*OwnService)(nil),            // 27: portd.store.v1.OwnService
+	(*ServiceEntry)(nil),          // 28: portd.store.v1.ServiceEntry
+	(*Change)(nil),                // 29: portd.store.v1.Change
+	(*Event)(nil),                 // 30: portd.store.v1.Event
+	nil,                           // 31: portd.store.v1.Meta.RecordsEntry
+	nil,                           // 32: portd.store.v1.Reservation.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
 }
 var file_internal_registry_boltstore_storepb_store_proto_depIdxs = []int32{
-	28, // 0: portd.store.v1.Meta.records:type_name -> portd.store.v1.Meta.RecordsEntry
-	30, // 1: portd.store.v1.Boot.seen:type_name -> google.protobuf.Timestamp
-	29, // 2: portd.store.v1.Reservation.labels:type_name -> portd.store.v1.Reservation.LabelsEntry
-	8,  // 3: portd.store.v1.Reservation.spec:type_name -> portd.store.v1.Spec
-	14, // 4: portd.store.v1.Reservation.assigned:type_name -> portd.store.v1.Assigned
-	30, // 5: portd.store.v1.Reservation.created:type_name -> google.protobuf.Timestamp
-	9,  // 6: portd.store.v1.Spec.endpoints:type_name -> portd.store.v1.EndpointSpec
+	31, // 0: portd.store.v1.Meta.records:type_name -> portd.store.v1.Meta.RecordsEntry
+	33, // 1: portd.store.v1.Boot.seen:type_name -> google.protobuf.Timestamp
+	32, // 2: portd.store.v1.Reservation.labels:type_name -> portd.store.v1.Reservation.LabelsEntry
+	10, // 3: portd.store.v1.Reservation.spec:type_name -> portd.store.v1.Spec
+	17, // 4: portd.store.v1.Reservation.assigned:type_name -> portd.store.v1.Assigned
+	33, // 5: portd.store.v1.Reservation.created:type_name -> google.protobuf.Timestamp
+	11, // 6: portd.store.v1.Spec.endpoints:type_name -> portd.store.v1.EndpointSpec
 	0,  // 7: portd.store.v1.Spec.mode:type_name -> portd.store.v1.Mode
-	12, // 8: portd.store.v1.Spec.options:type_name -> portd.store.v1.BindOptions
-	10, // 9: portd.store.v1.EndpointSpec.exact:type_name -> portd.store.v1.PortRange
-	11, // 10: portd.store.v1.EndpointSpec.any:type_name -> portd.store.v1.AnyPorts
-	10, // 11: portd.store.v1.AnyPorts.within:type_name -> portd.store.v1.PortRange
-	15, // 12: portd.store.v1.Assigned.endpoint:type_name -> portd.store.v1.Endpoint
-	13, // 13: portd.store.v1.Assigned.listen:type_name -> portd.store.v1.ListenOptions
-	10, // 14: portd.store.v1.Assigned.lost:type_name -> portd.store.v1.PortRange
-	10, // 15: portd.store.v1.Endpoint.ports:type_name -> portd.store.v1.PortRange
-	1,  // 16: portd.store.v1.LeaseSpec.kind:type_name -> portd.store.v1.LeaseKind
-	16, // 17: portd.store.v1.Lease.spec:type_name -> portd.store.v1.LeaseSpec
-	30, // 18: portd.store.v1.Lease.created:type_name -> google.protobuf.Timestamp
-	30, // 19: portd.store.v1.Request.time:type_name -> google.protobuf.Timestamp
-	7,  // 20: portd.store.v1.Request.result:type_name -> portd.store.v1.Reservation
-	17, // 21: portd.store.v1.Request.lease:type_name -> portd.store.v1.Lease
-	19, // 22: portd.store.v1.Request.passed:type_name -> portd.store.v1.PassedOver
-	10, // 23: portd.store.v1.PassedOver.ports:type_name -> portd.store.v1.PortRange
-	2,  // 24: portd.store.v1.PassedOver.preference:type_name -> portd.store.v1.Preference
-	7,  // 25: portd.store.v1.Former.reservation:type_name -> portd.store.v1.Reservation
-	30, // 26: portd.store.v1.Former.ended:type_name -> google.protobuf.Timestamp
-	30, // 27: portd.store.v1.Former.until:type_name -> google.protobuf.Timestamp
-	3,  // 28: portd.store.v1.Edition.origin:type_name -> portd.store.v1.Origin
-	30, // 29: portd.store.v1.Edition.time:type_name -> google.protobuf.Timestamp
-	22, // 30: portd.store.v1.EditionRecord.edition:type_name -> portd.store.v1.Edition
-	25, // 31: portd.store.v1.OwnService.entry:type_name -> portd.store.v1.ServiceEntry
-	30, // 32: portd.store.v1.OwnService.time:type_name -> google.protobuf.Timestamp
-	10, // 33: portd.store.v1.ServiceEntry.ports:type_name -> portd.store.v1.PortRange
-	30, // 34: portd.store.v1.Change.time:type_name -> google.protobuf.Timestamp
-	27, // 35: portd.store.v1.Change.events:type_name -> portd.store.v1.Event
-	4,  // 36: portd.store.v1.Event.type:type_name -> portd.store.v1.EventType
-	7,  // 37: portd.store.v1.Event.reservation:type_name -> portd.store.v1.Reservation
-	17, // 38: portd.store.v1.Event.lease:type_name -> portd.store.v1.Lease
-	24, // 39: portd.store.v1.Event.service:type_name -> portd.store.v1.OwnService
-	22, // 40: portd.store.v1.Event.edition:type_name -> portd.store.v1.Edition
-	41, // [41:41] is the sub-list for method output_type
-	41, // [41:41] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	14, // 8: portd.store.v1.Spec.options:type_name -> portd.store.v1.BindOptions
+	12, // 9: portd.store.v1.EndpointSpec.exact:type_name -> portd.store.v1.PortRange
+	13, // 10: portd.store.v1.EndpointSpec.any:type_name -> portd.store.v1.AnyPorts
+	12, // 11: portd.store.v1.AnyPorts.within:type_name -> portd.store.v1.PortRange
+	16, // 12: portd.store.v1.ListenOptions.handoff:type_name -> portd.store.v1.HandoffOptions
+	1,  // 13: portd.store.v1.HandoffOptions.strategy:type_name -> portd.store.v1.Strategy
+	2,  // 14: portd.store.v1.HandoffOptions.without_worker:type_name -> portd.store.v1.WithoutWorker
+	18, // 15: portd.store.v1.Assigned.endpoint:type_name -> portd.store.v1.Endpoint
+	15, // 16: portd.store.v1.Assigned.listen:type_name -> portd.store.v1.ListenOptions
+	12, // 17: portd.store.v1.Assigned.lost:type_name -> portd.store.v1.PortRange
+	12, // 18: portd.store.v1.Endpoint.ports:type_name -> portd.store.v1.PortRange
+	3,  // 19: portd.store.v1.LeaseSpec.kind:type_name -> portd.store.v1.LeaseKind
+	19, // 20: portd.store.v1.Lease.spec:type_name -> portd.store.v1.LeaseSpec
+	33, // 21: portd.store.v1.Lease.created:type_name -> google.protobuf.Timestamp
+	33, // 22: portd.store.v1.Request.time:type_name -> google.protobuf.Timestamp
+	9,  // 23: portd.store.v1.Request.result:type_name -> portd.store.v1.Reservation
+	20, // 24: portd.store.v1.Request.lease:type_name -> portd.store.v1.Lease
+	22, // 25: portd.store.v1.Request.passed:type_name -> portd.store.v1.PassedOver
+	12, // 26: portd.store.v1.PassedOver.ports:type_name -> portd.store.v1.PortRange
+	4,  // 27: portd.store.v1.PassedOver.preference:type_name -> portd.store.v1.Preference
+	9,  // 28: portd.store.v1.Former.reservation:type_name -> portd.store.v1.Reservation
+	33, // 29: portd.store.v1.Former.ended:type_name -> google.protobuf.Timestamp
+	33, // 30: portd.store.v1.Former.until:type_name -> google.protobuf.Timestamp
+	5,  // 31: portd.store.v1.Edition.origin:type_name -> portd.store.v1.Origin
+	33, // 32: portd.store.v1.Edition.time:type_name -> google.protobuf.Timestamp
+	25, // 33: portd.store.v1.EditionRecord.edition:type_name -> portd.store.v1.Edition
+	28, // 34: portd.store.v1.OwnService.entry:type_name -> portd.store.v1.ServiceEntry
+	33, // 35: portd.store.v1.OwnService.time:type_name -> google.protobuf.Timestamp
+	12, // 36: portd.store.v1.ServiceEntry.ports:type_name -> portd.store.v1.PortRange
+	33, // 37: portd.store.v1.Change.time:type_name -> google.protobuf.Timestamp
+	30, // 38: portd.store.v1.Change.events:type_name -> portd.store.v1.Event
+	6,  // 39: portd.store.v1.Event.type:type_name -> portd.store.v1.EventType
+	9,  // 40: portd.store.v1.Event.reservation:type_name -> portd.store.v1.Reservation
+	20, // 41: portd.store.v1.Event.lease:type_name -> portd.store.v1.Lease
+	27, // 42: portd.store.v1.Event.service:type_name -> portd.store.v1.OwnService
+	25, // 43: portd.store.v1.Event.edition:type_name -> portd.store.v1.Edition
+	44, // [44:44] is the sub-list for method output_type
+	44, // [44:44] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_internal_registry_boltstore_storepb_store_proto_init() }
@@ -2563,8 +2758,8 @@ func file_internal_registry_boltstore_storepb_store_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_registry_boltstore_storepb_store_proto_rawDesc), len(file_internal_registry_boltstore_storepb_store_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   25,
+			NumEnums:      7,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
