@@ -20,6 +20,20 @@ type hot struct{ at atomic.Pointer[hotAnswers] }
 type hotAnswers struct {
 	of     *registry.Services
 	places [256]atomic.Pointer[hotAnswer]
+	whois  [256]atomic.Pointer[keptWhois]
+}
+
+// place is where the answer for a port is.
+func place(port uint32, p pb.Protocol) uint32 { return (port ^ uint32(p)<<5) % 256 }
+
+// answers are those of s.
+func (h *hot) answers(s *registry.Services) *hotAnswers {
+	all := h.at.Load()
+	if all == nil || all.of != s {
+		all = &hotAnswers{of: s}
+		h.at.Store(all)
+	}
+	return all
 }
 
 type hotAnswer struct {
@@ -30,12 +44,7 @@ type hotAnswer struct {
 
 // lookup returns the answer for a port of s, from find where there is none yet.
 func (h *hot) lookup(s *registry.Services, port uint32, p pb.Protocol, find func() (*pb.LookupServicesResponse, error)) (*pb.LookupServicesResponse, error) {
-	answers := h.at.Load()
-	if answers == nil || answers.of != s {
-		answers = &hotAnswers{of: s}
-		h.at.Store(answers)
-	}
-	place := &answers.places[(port^uint32(p)<<5)%uint32(len(answers.places))]
+	place := &h.answers(s).places[place(port, p)]
 	if a := place.Load(); a != nil && a.port == port && a.proto == p {
 		return a.bytes, nil
 	}
@@ -54,12 +63,12 @@ func (h *hot) lookup(s *registry.Services, port uint32, p pb.Protocol, find func
 }
 
 // encoded is a message that is sent as m is, and whose fields are all unknown to it: what is unknown is copied as it came.
-func encoded(m *pb.LookupServicesResponse) (*pb.LookupServicesResponse, error) {
+func encoded[M proto.Message](m M) (none M, err error) {
 	bytes, err := proto.Marshal(m)
 	if err != nil {
-		return nil, err
+		return none, err
 	}
-	out := &pb.LookupServicesResponse{}
-	out.ProtoReflect().SetUnknown(bytes)
-	return out, nil
+	out := m.ProtoReflect().New()
+	out.SetUnknown(bytes)
+	return out.Interface().(M), nil
 }

@@ -26,7 +26,8 @@ type ports struct {
 }
 
 func (s *ports) Whois(ctx context.Context, req *pb.WhoisRequest) (*pb.WhoisResponse, error) {
-	out, err := s.lookup(req)
+	now := s.reg.Services()
+	out, err := s.lookup(now, req)
 	if err != nil {
 		return nil, err
 	}
@@ -57,18 +58,26 @@ func (s *ports) Whois(ctx context.Context, req *pb.WhoisRequest) (*pb.WhoisRespo
 		out.Hidden = append(out.Hidden, fmt.Sprintf("only the first %d of %d uses are shown: ask for fewer ports", maxUses, len(uses)))
 		uses = uses[:maxUses]
 	}
-	who := newPeople()
-	for _, u := range uses {
-		out.Uses = append(out.Uses, s.use(who, u, me.Principal()))
-	}
-	out.Redirects = redirected.messages()
 	out.Hidden = append(append(out.Hidden, hidden(uses)...), redirected.hidden...)
-	return out, nil
+	whole := func() *pb.WhoisResponse {
+		who := newPeople()
+		for _, u := range uses {
+			out.Uses = append(out.Uses, s.use(who, u, me.Principal()))
+		}
+		out.Redirects = redirected.messages()
+		return out
+	}
+	if q, ok := req.GetQuery().(*pb.WhoisRequest_Port); ok && s.hot != nil {
+		if all, plain := s.says(uses, me.Principal(), redirected.all, out.Hidden); plain {
+			return s.hot.whois(now, q.Port, req.GetProtocol(), all, whole)
+		}
+	}
+	return whole(), nil
 }
 
 // lookup is an answer with the registry's part in it: for a port as it goes over the wire, where it goes there.
-func (s *ports) lookup(req *pb.WhoisRequest) (*pb.WhoisResponse, error) {
-	now, out := s.reg.Services(), &pb.WhoisResponse{}
+func (s *ports) lookup(now *registry.Services, req *pb.WhoisRequest) (*pb.WhoisResponse, error) {
+	out := &pb.WhoisResponse{}
 	find := func() (*pb.LookupServicesResponse, error) {
 		found, err := services.Lookup(now, toLookup(req))
 		return &pb.LookupServicesResponse{Lookup: found}, err
@@ -87,6 +96,9 @@ func (s *ports) lookup(req *pb.WhoisRequest) (*pb.WhoisResponse, error) {
 
 // eachOnce leaves out the reservations that are there already: a range of one is one use of all its ports.
 func eachOnce(uses []registry.Use) []registry.Use {
+	if len(uses) < 2 {
+		return uses
+	}
 	seen := map[registry.SocketKey]bool{}
 	return slices.DeleteFunc(uses, func(u registry.Use) bool {
 		if u.Reservation == nil {
