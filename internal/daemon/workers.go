@@ -1,6 +1,8 @@
 package daemon
 
 import (
+	"context"
+
 	"github.com/portd/portd/internal/handoff"
 	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/rpc"
@@ -15,7 +17,7 @@ func (w workers) Workers() []rpc.Worker {
 		out := rpc.Worker{
 			ID: h.ID, UID: h.Caller.UID, PID: h.Caller.PID, Command: h.Command,
 			Sent: h.Sent, Done: h.Done, Attached: h.Attached,
-			Generation: h.Generation, Received: h.Received, TakenBack: h.TakenBack, Stuck: h.Stuck,
+			Generation: h.Generation, Received: h.Received, TakenBack: h.TakenBack, Stuck: h.Stuck, PerSecond: h.PerSecond,
 		}
 		for _, l := range h.Listeners {
 			out.Listeners = append(out.Listeners, rpc.WorkerListener{
@@ -33,15 +35,13 @@ var workerStates = map[handoff.State]rpc.WorkerState{
 	handoff.Draining: rpc.WorkerDraining,
 }
 
-func (w workers) Connections() []rpc.Connection {
-	var all []rpc.Connection
-	for _, h := range w.pool.Connections() {
-		all = append(all, rpc.Connection{
-			Seq: h.Seq, Key: h.Key, Owner: h.Owner, Listener: h.Endpoint, Worker: h.Worker, PID: h.PID,
-			Peer: h.Peer.String(), Accepted: h.Accepted, Redelivered: h.Redelivered,
-		})
+func (w workers) Connections(ctx context.Context, q rpc.ConnectionQuery) ([]rpc.Connection, bool, error) {
+	some, more, err := w.pool.Connections(ctx, handoff.ConnectionQuery(q))
+	all := make([]rpc.Connection, len(some))
+	for i, h := range some {
+		all[i] = rpc.Connection(h)
 	}
-	return all
+	return all, more, err
 }
 
 func (w workers) Totals(key registry.SocketKey) rpc.Totals { return rpc.Totals(w.pool.Totals(key)) }

@@ -56,3 +56,13 @@ func (p *Pool) SetReady(key registry.SocketKey) {
 		p.change(s, wire.TypeReady)
 	}
 }
+
+// SetRecord makes the record one of size connections, a power of two. It must be called before Run.
+func (p *Pool) SetRecord(size int) { p.record = newRecord(size) }
+
+// Swept is the Seq of the last connection that a sweep has looked at.
+func (p *Pool) Swept() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.record.swept
+}

@@ -30,6 +30,8 @@ type listener struct {
 	takeBackAfter time.Duration // from a worker that does not take what it was sent; 0: never
 
 	handedOver, redelivered, takenBack, lost uint64
+	rate                                     rate // of connections handed over
+	sampler                                  sampler
 }
 
 // A socket is one listening socket. The descriptor is the binder's.
@@ -197,13 +199,14 @@ func (p *Pool) handOver(l *listener, to *serving) syscall.Errno {
 	frame := wire.BeginFrame(o.frame[:0], w.sequence+1)
 	conns := o.conns[:]
 	n := 0
-	var endpoint *registry.Endpoint
+	o.now = time.Now() // for all of the message
+	o.since = o.now.Sub(p.began)
 	for ; n < perMessage && l.held.n > 0; n++ {
 		h := l.held.pop()
 		o.fds[n], conns[n] = h.fd, h.conn
 		conns[n].Listener = to.number
 		frame = wire.AppendConnection(frame, &conns[n])
-		endpoint = &l.endpoint
+		o.at[n] = l.endpointOf(&h)
 	}
 	var out syscall.Errno
 	for n < perMessage && l.ready.n > 0 && out == 0 {
@@ -214,16 +217,24 @@ func (p *Pool) handOver(l *listener, to *serving) syscall.Errno {
 		}
 		c.Listener = to.number
 		frame = wire.AppendConnection(frame, c)
-		endpoint = &s.endpoint
+		o.at[n] = &s.endpoint
 		n++
 	}
 	if n == 0 {
 		return out
 	}
+	var waited time.Duration
+	sampled := l.sampler.due(&l.rate)
+	if sampled { // before the worker can send anything
+		waited, sampled = p.info.waited(o.fds[0])
+	}
 	switch err := o.send(w.queue, wire.EndFrame(frame), n); err {
 	case nil:
 		o.closeAll(n)
-		p.sent(l, to, endpoint, conns[:n])
+		p.sent(l, to, conns[:n])
+		if sampled {
+			l.sampler.waits.add(waited)
+		}
 		if out == 0 {
 			p.rest.end()
 		}
@@ -242,6 +253,22 @@ func (p *Pool) handOver(l *listener, to *serving) syscall.Errno {
 	}
 }
 
+// endpointOf is that of the port that a connection in portd's hands came to.
+func (l *listener) endpointOf(h *heldConn) *registry.Endpoint {
+	port := h.conn.Local.Port
+	if len(l.sockets) != 1 && port == 0 {
+		port = localPort(h.fd)
+	}
+	for _, s := range l.sockets {
+		if len(l.sockets) == 1 || s.endpoint.First == port {
+			return &s.endpoint
+		}
+	}
+	e := l.endpoint // its socket is not there any more
+	e.First, e.Last = port, port
+	return &e
+}
+
 // acceptOne accepts the connection whose place in the message is n. Without one the socket is no longer acceptable, or there was
 // a connection that had ended already, or the error says what the kernel is out of.
 func (p *Pool) acceptOne(s *socket, c *wire.Connection, n int) (*wire.Connection, syscall.Errno) {
@@ -256,7 +283,7 @@ func (p *Pool) acceptOne(s *socket, c *wire.Connection, n int) (*wire.Connection
 	switch errno {
 	case 0:
 		o.fds[n] = fd
-		*c = wire.Connection{Accepted: time.Now().UnixNano(), Peer: peerAddr(&o.from), Local: s.local}
+		*c = wire.Connection{Accepted: o.now.UnixNano(), Peer: peerAddr(&o.from), Local: s.local}
 		return c, 0
 	case unix.EINTR, unix.ECONNABORTED, unix.EPROTO, unix.ENOPROTOOPT, unix.ENETDOWN, unix.ENETUNREACH, unix.EHOSTDOWN,
 		unix.EHOSTUNREACH, unix.ENONET, unix.EPERM:

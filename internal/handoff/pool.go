@@ -43,6 +43,8 @@ type Config struct {
 	// Join says in which network namespace the peer of a connection lives, as endpoints spell it, and keeps it known by that name
 	// until leave is called; nil: everybody is taken for a program in portd's own.
 	Join func(syscall.Conn) (netns string, leave func(), err error)
+	// Enter runs f on a thread in a network namespace, as netns.Host does; nil: connections are looked for in portd's own only.
+	Enter func(netns string, f func() error) error
 	// MaxPerUser bounds the attachments of one user other than root and portd's own; 0 means a sixteenth of
 	// RLIMIT_NOFILE, a quarter of the descriptors, since each takes four.
 	MaxPerUser int
@@ -61,6 +63,8 @@ type Pool struct {
 	ringless    bool          // there is none
 	patience    time.Duration // with a handshake
 	truesize    int           // what one padded frame counts for in its sender's buffer
+	began       time.Time     // what rates count seconds from
+	surveys     surveys
 
 	// mu guards everything below. The engine holds it between two waits and never blocks under it, so the others wait for
 	// microseconds; whoever has it knows that the engine uses no descriptor.
@@ -79,6 +83,7 @@ type Pool struct {
 	out       outgoing
 	in        incoming
 	record    record
+	info      tcpInfo
 	orphans   []*worker     // gone, with connections in their queues that portd has no descriptors for
 	interval  time.Duration // of the ticker
 	ticking   bool
@@ -97,6 +102,7 @@ func New(cfg Config) (*Pool, error) {
 		workers:   make(map[string]*worker),
 		shared:    make(map[string]bool),
 		perUser:   make(map[uint32]*tally),
+		record:    newRecord(recordSize), began: time.Now(),
 	}
 	if p.log == nil {
 		p.log = slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -164,7 +170,12 @@ func (p *Pool) Run(ctx context.Context) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	p.guard.tid = unix.Gettid()
+	sweeping, endSweeps := context.WithCancel(ctx)
+	var sweeper sync.WaitGroup
+	sweeper.Go(func() { p.sweeper(sweeping) })
 	err := p.engine(ctx)
+	endSweeps()
+	sweeper.Wait()
 
 	p.mu.Lock()
 	defer p.mu.Unlock()

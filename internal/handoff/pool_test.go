@@ -182,7 +182,7 @@ func TestRecord(t *testing.T) {
 		_, _ = io.ReadAll(c)
 		c.Close()
 	}
-	got := h.Connections()
+	got := recorded(t, h, handoff.ConnectionQuery{})
 	w := h.Workers()
 	if len(got) != 10 || len(w) != 1 {
 		t.Fatalf("%d connections, %d workers", len(got), len(w))

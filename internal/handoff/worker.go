@@ -30,6 +30,8 @@ type worker struct {
 	sequence    uint64
 	sent        uint64 // connections, less those that were taken back
 
+	rate rate // of connections sent
+
 	progress  progress
 	stuck     bool // leaves what it was sent in its queue, where a probe lies now
 	takenBack uint64
@@ -102,7 +104,7 @@ func (p *Pool) hasRoom(w *worker) {
 }
 
 // sent counts a message that is on its way.
-func (p *Pool) sent(l *listener, to *serving, endpoint *registry.Endpoint, conns []wire.Connection) {
+func (p *Pool) sent(l *listener, to *serving, conns []wire.Connection) {
 	w, n := to.worker, uint64(len(conns))
 	w.sequence++
 	w.sent += n
@@ -110,12 +112,15 @@ func (p *Pool) sent(l *listener, to *serving, endpoint *registry.Endpoint, conns
 	w.page.Sent(w.sent, w.sequence)
 	w.room = w.allowed > 1 && writable(w.queue)
 	l.handedOver += n
+	l.rate.add(p.out.since, len(conns))
+	w.rate.add(p.out.since, len(conns))
 	for i := range conns {
 		if conns[i].Flags&wire.Redelivered != 0 {
 			l.redelivered++
 		}
-		p.record.add(endpoint, l, w, &conns[i])
+		p.record.add(p.out.at[i], l, w, &conns[i])
 	}
+	p.record.due()
 	p.expect(w)
 }
 

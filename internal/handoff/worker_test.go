@@ -90,6 +90,22 @@ func perform(act, socket, ref string) error {
 			return serve64(l)
 		}
 		return echo(l)
+	case "echo": // until the client ends
+		l, err := client.Join(context.Background(), cfg, nil)
+		if err != nil {
+			return err
+		}
+		fmt.Println("ready")
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return err
+			}
+			go func() {
+				defer c.Close()
+				_, _ = io.Copy(c, c)
+			}()
+		}
 	}
 	return fmt.Errorf("no such act: %s", act)
 }
@@ -256,7 +272,7 @@ func TestKilledWorkerLosesNothing(t *testing.T) {
 		until(t, "both are gone", func() bool { return len(h.Workers()) == 0 })
 	}
 	n := 0
-	for _, c := range h.Connections() {
+	for _, c := range recorded(t, h, handoff.ConnectionQuery{}) {
 		if c.Redelivered {
 			n++
 		}

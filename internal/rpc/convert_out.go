@@ -262,7 +262,7 @@ func fromWorker(w Worker) *pb.Worker {
 	out := &pb.Worker{
 		Id: w.ID, Owner: string(registry.UIDPrincipal(w.UID)), Pid: w.PID, Command: w.Command,
 		Sent: w.Sent, Done: w.Done, AttachTime: fromTime(w.Attached),
-		Generation: w.Generation, Received: w.Received, TakenBack: w.TakenBack, Stuck: w.Stuck,
+		Generation: w.Generation, Received: w.Received, TakenBack: w.TakenBack, Stuck: w.Stuck, PerSecond: w.PerSecond,
 	}
 	for _, l := range w.Listeners {
 		out.Listeners = append(out.Listeners, &pb.WorkerListener{
@@ -271,11 +271,4 @@ func fromWorker(w Worker) *pb.Worker {
 		})
 	}
 	return out
-}
-
-func fromConnection(c Connection) *pb.Connection {
-	return &pb.Connection{
-		ReservationId: c.Key.Reservation, Listener: fromEndpoint(c.Listener), WorkerId: c.Worker, WorkerPid: c.PID,
-		Peer: c.Peer, AcceptTime: fromTime(c.Accepted), Redelivered: c.Redelivered,
-	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/portd/portd/internal/registry"
@@ -40,11 +41,12 @@ func (s *handoffs) fromListener(l registry.ListenerInfo) *pb.Listener {
 		Endpoint: fromEndpoint(r.Assigned[l.Index].Endpoint), Options: fromListenOptions(l.Options),
 		Workers: uint32(total.Workers), HandedOver: total.HandedOver, Redelivered: total.Redelivered,
 		TakenBack: total.TakenBack, Lost: total.Lost,
+		Held: uint32(total.Held), Waiting: uint32(total.Waiting), PerSecond: total.PerSecond, Wait: fromWaits(total.Waits),
 	}
 }
 
 func (s *handoffs) ListWorkers(ctx context.Context, req *pb.ListWorkersRequest) (*pb.ListWorkersResponse, error) {
-	shown, err := s.shown(ctx, req.GetReservation())
+	_, shown, err := s.shown(ctx, req.GetReservation())
 	if err != nil {
 		return nil, err
 	}
@@ -64,34 +66,59 @@ func (s *handoffs) ListWorkers(ctx context.Context, req *pb.ListWorkersRequest) 
 }
 
 func (s *handoffs) ListConnections(ctx context.Context, req *pb.ListConnectionsRequest) (*pb.ListConnectionsResponse, error) {
-	shown, err := s.shown(ctx, req.GetReservation())
+	only, shown, err := s.shown(ctx, req.GetReservation())
 	if err != nil {
 		return nil, err
 	}
-	all := slices.DeleteFunc(s.workers.Connections(), func(c Connection) bool {
-		return !shown(c.Key.Reservation, c.Owner) || req.GetWorkerId() != "" && req.GetWorkerId() != c.Worker
-	})
-	some, next, err := page(all, toPage(req), func(c Connection) string { return fmt.Sprintf("%016x", ^c.Seq) }) // the newest first
-	out := &pb.ListConnectionsResponse{NextPageToken: next}
-	for _, c := range some {
-		out.Connections = append(out.Connections, fromConnection(c))
+	q := ConnectionQuery{Reservation: only, Worker: req.GetWorkerId(), Open: req.GetOpen(), Shown: shown, Most: int(req.GetPageSize())}
+	switch {
+	case q.Most < 0:
+		return nil, invalid("page_size", "%d is negative", q.Most)
+	case q.Most == 0:
+		q.Most = registry.MaxPage
 	}
-	return out, err
+	q.Most = min(q.Most, maxConnections)
+	if token := req.GetPageToken(); token != "" {
+		text, err := base64.RawURLEncoding.DecodeString(token)
+		if err == nil {
+			q.Before, err = strconv.ParseUint(string(text), 16, 64)
+		}
+		if err != nil || q.Before == 0 {
+			return nil, badToken(token)
+		}
+	}
+	some, more, err := s.workers.Connections(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	out := &pb.ListConnectionsResponse{Connections: fromConnections(some)}
+	if more {
+		out.NextPageToken = base64.RawURLEncoding.EncodeToString(strconv.AppendUint(nil, some[len(some)-1].Seq, 16))
+	}
+	return out, nil
 }
 
-// shown says what of the work the caller sees: what policy lets him, of one reservation where ref is not empty.
-func (s *handoffs) shown(ctx context.Context, ref string) (func(reservation string, owner registry.Principal) bool, error) {
-	me, policy, only := callerOf(ctx), s.reg.Policy(), ""
+// maxConnections is how many a page has at most: more than of other things, since there are more, and an answer stays below the four
+// megabytes that gRPC clients take.
+const maxConnections = 5000
+
+// shown says what of the work the caller sees: what policy lets him, of one reservation where ref is not empty, whose id is only.
+func (s *handoffs) shown(ctx context.Context, ref string) (only string, _ func(reservation string, owner registry.Principal) bool, _ error) {
+	me, policy := callerOf(ctx), s.reg.Policy()
 	if ref != "" {
 		r, err := s.reg.Get(ctx, me, ref)
 		if err != nil {
-			return nil, err
+			return "", nil, err
 		}
 		only = r.ID
 	}
-	return func(reservation string, owner registry.Principal) bool {
+	return only, func(reservation string, owner registry.Principal) bool {
 		return (only == "" || only == reservation) && policy.SeeWork(me, owner)
 	}, nil
+}
+
+func badToken(token string) error {
+	return invalid("page_token", "%q is not one of portd's; leave it out to begin anew", token)
 }
 
 // page sorts items by key and cuts one page out of them. Since a token is the key of the last item before it, what comes
@@ -105,7 +132,7 @@ func page[T any](items []T, p registry.Page, key func(T) string) (some []T, next
 	}
 	after, err := base64.RawURLEncoding.DecodeString(p.Token)
 	if err != nil {
-		return nil, "", invalid("page_token", "%q is not one of portd's; leave it out to begin anew", p.Token)
+		return nil, "", badToken(p.Token)
 	}
 	type keyed struct {
 		key  string

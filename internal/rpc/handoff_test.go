@@ -2,6 +2,7 @@ package rpc_test
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"testing"
 	"time"
@@ -68,7 +69,7 @@ func pages(t *testing.T, list func(token string) (next string)) {
 func TestPagesWhileThingsChange(t *testing.T) {
 	c := &crew{}
 	add := func(seq uint64) {
-		c.connections = append(c.connections, rpc.Connection{Seq: seq, Owner: registry.UIDPrincipal(uint32(os.Geteuid())), Peer: fmt.Sprint("peer ", seq)})
+		c.connections = append(c.connections, rpc.Connection{Seq: seq, Owner: registry.UIDPrincipal(uint32(os.Geteuid())), Peer: netip.AddrPortFrom(netip.IPv6Loopback(), uint16(seq))})
 	}
 	for _, seq := range []uint64{3, 1, 2, 5, 4} {
 		add(seq)
@@ -86,7 +87,7 @@ func TestPagesWhileThingsChange(t *testing.T) {
 		add(6 + uint64(len(c.connections)))
 		return resp.GetNextPageToken()
 	})
-	if diff := cmp.Diff([]string{"peer 5", "peer 4", "peer 3", "peer 2", "peer 1"}, got); diff != "" {
+	if diff := cmp.Diff([]string{"[::1]:5", "[::1]:4", "[::1]:3", "[::1]:2", "[::1]:1"}, got); diff != "" {
 		t.Error(diff)
 	}
 }

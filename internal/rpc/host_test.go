@@ -2,6 +2,7 @@ package rpc_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -218,7 +220,22 @@ func (c crew) Workers() []rpc.Worker {
 	return append([]rpc.Worker(nil), c.workers...)
 }
 
-func (c crew) Connections() []rpc.Connection { return append([]rpc.Connection(nil), c.connections...) }
+// Connections does what handoff.Pool does.
+func (c crew) Connections(_ context.Context, q rpc.ConnectionQuery) (some []rpc.Connection, more bool, err error) {
+	all := slices.Clone(c.connections)
+	slices.SortFunc(all, func(a, b rpc.Connection) int { return cmp.Compare(b.Seq, a.Seq) })
+	for _, conn := range all {
+		switch {
+		case q.Before > 0 && conn.Seq >= q.Before, q.Worker != "" && q.Worker != conn.Worker, q.Open && conn.State == "":
+		case !q.Shown(conn.Key.Reservation, conn.Owner):
+		case len(some) == q.Most:
+			return some, true, nil
+		default:
+			some = append(some, conn)
+		}
+	}
+	return some, false, nil
+}
 
 func (c crew) Totals(key registry.SocketKey) rpc.Totals { return c.totals[key] }
 

@@ -1,6 +1,8 @@
 package rpc
 
 import (
+	"context"
+	"net/netip"
 	"time"
 
 	"github.com/portd/portd/internal/registry"
@@ -11,8 +13,9 @@ import (
 type Workers interface {
 	// Workers are those that are attached, in any order.
 	Workers() []Worker
-	// Connections are those handed over lately, in any order; how many are remembered is bounded.
-	Connections() []Connection
+	// Connections are those handed over lately, and those before them that are still open, the newest first; how many are remembered is
+	// bounded. More says that there are more, which a query Before the last of these gets.
+	Connections(ctx context.Context, q ConnectionQuery) (some []Connection, more bool, err error)
 	// Totals are a listener's counts, zero for one that the hand-off does not know.
 	Totals(key registry.SocketKey) Totals
 }
@@ -32,6 +35,8 @@ type Worker struct {
 	Received   uint64 // as it says
 	TakenBack  uint64 // sent to it, and gone to others, since it did not take them; not in Sent
 	Stuck      bool   // it gets none until it takes what lies in its queue
+
+	PerSecond float64 // sent, over the last ten or so
 }
 
 // A WorkerListener is what a worker has of one listener.
@@ -59,12 +64,29 @@ type Connection struct {
 	Seq         uint64 // counts them from 1 since portd started
 	Key         registry.SocketKey
 	Owner       registry.Principal // of the reservation
-	Listener    registry.Endpoint
-	Worker      string // its id
+	Endpoint    registry.Endpoint  // of one port
+	Worker      string             // its id
 	PID         int32
-	Peer        string // "192.0.2.1:40000"
+	Peer        netip.AddrPort // not valid for a unix socket
 	Accepted    time.Time
 	Redelivered bool // handed over once more, after its first worker had died
+
+	Local netip.AddrPort // not valid where it is not known
+	State string         // as in ss(8); empty where the connection is over
+	// Figures says whether those below are known.
+	Figures                  bool
+	RTT                      time.Duration
+	BytesReceived, BytesSent uint64 // sent: and acknowledged
+}
+
+// A ConnectionQuery says which connections are wanted; the zero one says all.
+type ConnectionQuery struct {
+	Reservation string                                                  // of this one only, by its id
+	Worker      string                                                  // handed to this one only, by its id
+	Open        bool                                                    // those only that are not over
+	Shown       func(reservation string, owner registry.Principal) bool // nil: all
+	Before      uint64                                                  // those only with a lower Seq, where it is not 0
+	Most        int                                                     // so many of them; 0: all
 }
 
 // Totals are a listener's counts since portd started.
@@ -72,6 +94,16 @@ type Totals struct {
 	Workers     int // attached ones that take connections from it
 	HandedOver  uint64
 	Redelivered uint64
-	TakenBack   uint64 // from workers that were stuck
-	Lost        uint64 // accepted and not handed to anybody
+	TakenBack   uint64       // from workers that were stuck
+	Lost        uint64       // accepted and not handed to anybody
+	Held        int          // accepted, and in portd's hands
+	Waiting     int          // in the kernel's backlog at this moment; 0 for a unix socket
+	PerSecond   float64      // handed over, over the last ten or so
+	Waits       []WaitBucket // from established to handed over, of a sample
+}
+
+// A WaitBucket counts samples that took at most so long, and more than the bucket before has; the last one has no bound, and AtMost 0.
+type WaitBucket = struct {
+	AtMost time.Duration
+	Count  uint64
 }
