@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,11 @@ type AttachConfig struct {
 	Wishes []Wish
 	Room   int    // messages that may wait in the queue, of a few connections each; 0 leaves it to portd, which is best
 	Token  []byte // of an attachment to resume, or nil
+	// Generation is what this worker calls the release or start that it belongs to, up to 63 bytes: so an operator drains the old ones. Where
+	// it is empty the environment's PORTD_GENERATION counts.
+	Generation string
+
+	draining func(wish int) bool // takes no more connections; may be nil
 }
 
 // An AttachedListener is one endpoint that was granted.
@@ -95,13 +101,17 @@ func Attach(ctx context.Context, cfg AttachConfig) (_ *Attachment, err error) {
 }
 
 func (cfg AttachConfig) message() []byte {
-	m := wire.Attach{MinVersion: wire.Version, MaxVersion: wire.Version, Room: uint16(cfg.Room), Token: cfg.Token}
-	for _, w := range cfg.Wishes {
+	m := wire.Attach{
+		MinVersion: wire.Version, MaxVersion: wire.Version, Room: uint16(cfg.Room), Token: cfg.Token,
+		Generation: cmp.Or(cfg.Generation, os.Getenv("PORTD_GENERATION")),
+	}
+	for i, w := range cfg.Wishes {
+		draining := cfg.draining != nil && cfg.draining(i)
 		want := wire.WantConnections
 		if w.Socket {
 			want = wire.WantSocket
 		}
-		m.Wishes = append(m.Wishes, wire.Wish{Reference: w.Reference, Want: want, Ready: !w.NotReady})
+		m.Wishes = append(m.Wishes, wire.Wish{Reference: w.Reference, Want: want, Ready: !w.NotReady && !draining, Draining: draining})
 	}
 	return wire.AppendAttach(nil, m)
 }
@@ -206,7 +216,7 @@ func receiveControl(conn *net.UnixConn, buf []byte, fds *[]int) (wire.Message, e
 // Ready tells portd to send connections, of one listener by its number or of all.
 func (a *Attachment) Ready(listener uint32) error { return a.say(wire.AppendReady(nil, listener)) }
 
-// Drain tells portd to send no more connections.
+// Drain tells portd to send no more connections. portd says when nothing lies in the queue any more.
 func (a *Attachment) Drain(listener uint32) error { return a.say(wire.AppendDrain(nil, listener)) }
 
 // AllListeners in Ready and Drain means every listener of the attachment.
@@ -230,6 +240,12 @@ func (a *Attachment) Wait() error {
 	}
 }
 
+// A drainNumber is portd's DRAIN: of a listener, or of AllListeners.
+type drainNumber uint32
+
+// giveBack tells portd that what lies in the queue finds no descriptors here.
+func (a *Attachment) giveBack() { _ = a.say(wire.AppendGiveBack(nil)) }
+
 // next waits for what portd says.
 func (a *Attachment) next() (any, error) {
 	buf := make([]byte, wire.MaxMessage)
@@ -243,6 +259,9 @@ func (a *Attachment) next() (any, error) {
 			return nil, err
 		}
 		switch m.Type {
+		case wire.TypeDrain:
+			number, err := wire.DecodeNumber(m)
+			return drainNumber(number), err
 		case wire.TypeDrained:
 			return wire.DecodeDrained(m)
 		case wire.TypeListenerGone:

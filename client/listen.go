@@ -20,6 +20,10 @@ type ListenConfig struct {
 	Keep bool
 	// Options of the listening socket; nil means portd's defaults, or those that it listens with already.
 	Options *pb.ListenOptions
+	// Generation is what this worker calls the release or start that it belongs to: see AttachConfig.
+	Generation string
+	// NotReady takes no connections before Listener.Ready is called.
+	NotReady bool
 	// Log is told of portd going away and coming back. Silent when nil.
 	Log *slog.Logger
 }
@@ -64,7 +68,10 @@ func (cfg ListenConfig) Listen(ctx context.Context, endpoint string) (_ *Listene
 			return nil, foreign(res, err)
 		}
 	}
-	attach := AttachConfig{Socket: cl.HandoffPath(), Wishes: []Wish{{Reference: res.GetId()}}}
+	attach := AttachConfig{
+		Socket: cl.HandoffPath(), Generation: cfg.Generation,
+		Wishes: []Wish{{Reference: res.GetId(), NotReady: cfg.NotReady}},
+	}
 	l, err := Join(ctx, attach, cfg.Log)
 	if err != nil {
 		return nil, foreign(res, err)

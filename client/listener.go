@@ -38,6 +38,10 @@ type Listener struct {
 	final   error         // no queue will be added
 	closed  bool
 
+	standings []standing // of the wishes
+	serves    []served   // of the current attachment
+	pages     []*page    // that connections may be open of
+
 	stop    context.CancelFunc
 	stopped chan struct{} // closed when follow has returned
 }
@@ -56,7 +60,10 @@ func Join(ctx context.Context, cfg AttachConfig, log *slog.Logger) (*Listener, e
 	if len(a.Listeners) > 0 {
 		l.addr = listenAddr(a.Listeners[0].Endpoint)
 	}
-	l.add(a)
+	for _, w := range cfg.Wishes {
+		l.standings = append(l.standings, standing{notReady: w.NotReady})
+	}
+	l.add(a, l.standings)
 	follow, stop := context.WithCancel(context.Background())
 	l.stop = stop
 	go l.follow(follow, a)
@@ -85,11 +92,15 @@ func (l *Listener) Accept() (net.Conn, error) {
 		case err == io.EOF:
 			l.finished(q)
 		case errors.Is(err, net.ErrClosed):
+		case errors.Is(err, errNoDescriptors):
+			if err == errGiveBack {
+				l.giveBack(q)
+			}
+			return nil, l.exhausted()
 		default:
 			l.log.Error("connections that portd handed over were lost", "err", err)
 			if len(l.batch) == 0 && errors.Is(err, unix.EMFILE) {
-				// As net's listener says it, for which servers wait a moment; others get the connections meanwhile.
-				return nil, &net.OpError{Op: "accept", Net: "tcp", Addr: l.addr, Err: os.NewSyscallError("recvmsg", unix.EMFILE)}
+				return nil, l.exhausted()
 			}
 		}
 	}
@@ -97,6 +108,20 @@ func (l *Listener) Accept() (net.Conn, error) {
 	l.batch[0] = nil
 	l.batch = l.batch[1:]
 	return c, nil
+}
+
+// exhausted is EMFILE as net's listener says it, for which servers wait a moment; others get the connections meanwhile.
+func (l *Listener) exhausted() error {
+	return &net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: os.NewSyscallError("recvmsg", unix.EMFILE)}
+}
+
+// giveBack lets others have what lies in q. The queue of an attachment that is over is read later.
+func (l *Listener) giveBack(q *queue) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.current.queue == q {
+		l.current.giveBack()
+	}
 }
 
 // front is the queue to receive from, or a channel that says when to ask again, or the end.
@@ -119,13 +144,14 @@ func (l *Listener) change() {
 	l.changed = make(chan struct{})
 }
 
-func (l *Listener) add(a *Attachment) (ok bool) {
+// add makes a the current attachment, whose wishes were asked for with these standings.
+func (l *Listener) add(a *Attachment, asked []standing) (ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return false
 	}
-	l.current = a
+	l.serving(a, asked)
 	l.queues = append(l.queues, a.queue)
 	l.change()
 	return true
@@ -139,6 +165,7 @@ func (l *Listener) finished(q *queue) {
 		l.queues = l.queues[1:]
 	}
 	q.Close()
+	l.change()
 }
 
 // follow listens to what portd says, and attaches again when portd has gone away.
@@ -156,6 +183,9 @@ func (l *Listener) follow(ctx context.Context, a *Attachment) {
 		}
 		a = l.attachAgain(ctx, a.Token)
 	}
+	if leaves, _ := l.leaves(); leaves {
+		l.finish(net.ErrClosed)
+	}
 }
 
 // heed returns when the attachment's connection has ended: with the reason where portd has said that nothing will come any more.
@@ -170,10 +200,16 @@ func (l *Listener) heed(a *Attachment) error {
 			}
 			return gone
 		}
-		if g, ok := m.(wire.ListenerGone); ok {
+		switch m := m.(type) {
+		case wire.ListenerGone:
 			left--
-			gone = fmt.Errorf("the listener is gone: %s", g.Reason)
-			l.log.Warn("a listener is gone", "listener", g.Listener, "reason", g.Reason)
+			gone = fmt.Errorf("the listener is gone: %s", m.Reason)
+			l.log.Warn("a listener is gone", "listener", m.Listener, "reason", m.Reason)
+			l.over(a, m.Listener, true)
+		case wire.Drained:
+			l.over(a, m.Listener, false)
+		case drainNumber:
+			l.toldToDrain(a, uint32(m))
 		}
 	}
 }
@@ -184,14 +220,16 @@ const (
 )
 
 func (l *Listener) attachAgain(ctx context.Context, token []byte) *Attachment {
-	cfg := l.cfg
-	cfg.Token = token
+	ctx, done := l.untilLeaving(ctx)
+	defer done()
 	l.log.Warn("portd is gone; attaching again")
-	for wait := shortestWait; ; wait = min(2*wait, longestWait) {
+	for wait := shortestWait; ctx.Err() == nil; wait = min(2*wait, longestWait) {
+		cfg, asked := l.wanted()
+		cfg.Token = token
 		a, err := Attach(ctx, cfg)
 		switch {
 		case err == nil:
-			if !l.add(a) {
+			if !l.add(a, asked) {
 				_ = a.Close()
 				return nil
 			}
@@ -207,9 +245,9 @@ func (l *Listener) attachAgain(ctx context.Context, token []byte) *Attachment {
 		select {
 		case <-time.After(wait/2 + rand.N(wait)):
 		case <-ctx.Done():
-			return nil
 		}
 	}
+	return nil
 }
 
 // final says whether trying again would be of no use, by docs/PROTOCOL.md. What does not listen now may do so later.
@@ -228,7 +266,9 @@ func final(err error) bool {
 func (l *Listener) finish(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.final = err
+	if l.final == nil {
+		l.final = err
+	}
 	l.change()
 }
 

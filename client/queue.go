@@ -1,6 +1,8 @@
 package client
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -21,6 +23,10 @@ type queue struct {
 	in      fdpass.Receiver
 	packet  []byte
 	receive func(fd uintptr) bool
+
+	numbers    descriptors
+	peeked     []byte // nil until it is needed
+	duplicates []int
 
 	// What receive got.
 	n   int
@@ -65,18 +71,70 @@ func newQueue(fd, pageFD int) (*queue, error) {
 
 func (q *queue) Close() { _ = q.file.Close() }
 
+// errNoDescriptors: a message waits, and this process has too few free descriptors for it. The first one of a row is errGiveBack.
+var (
+	errNoDescriptors = errors.New("too few free descriptors")
+	errGiveBack      = fmt.Errorf("a message was left where it is: %w", errNoDescriptors)
+)
+
 // receiveFrom takes a message if there is one. The netpoller reports edges: only EAGAIN of this very call may park.
 func (q *queue) receiveFrom(fd uintptr) bool {
+	if !q.numbers.enough(int(fd)) {
+		q.n, q.fds, q.err = 0, nil, errNoDescriptors
+		return true
+	}
 	q.page.BeginTake()
-	q.n, q.fds, q.err = q.in.Recv(int(fd), q.packet)
+	if q.numbers.scarce() {
+		q.lookAndTake(int(fd))
+	} else {
+		q.n, q.fds, q.err = q.in.Recv(int(fd), q.packet)
+	}
 	if q.n == 0 {
 		q.page.EndTake(0, 0)
 	}
 	return q.err != unix.EAGAIN
 }
 
+// lookAndTake takes a message whose descriptors this process has numbers for, and leaves another one where it is. They are had already, as
+// duplicates, when it takes the message; portd may have taken that back meanwhile.
+func (q *queue) lookAndTake(fd int) {
+	if q.peeked == nil {
+		q.peeked = make([]byte, wire.MaxMessage)
+	}
+	q.n, q.fds = 0, nil
+	seen, fds, err := q.in.Peek(fd, q.peeked)
+	if errors.Is(err, fdpass.ErrFDsTruncated) {
+		closeEach(fds)
+		q.numbers.exhausted(countOf(q.peeked[:seen]))
+		q.err = errGiveBack
+		return
+	} else if err != nil {
+		closeEach(fds)
+		q.err = err
+		return
+	}
+	q.duplicates = append(q.duplicates[:0], fds...)
+	q.n, q.fds, q.err = q.in.Recv(fd, q.packet)
+	if q.n > 0 && bytes.Equal(q.packet[:q.n], q.peeked[:seen]) {
+		closeEach(q.fds)
+		q.fds, q.err = q.duplicates, nil
+		return
+	}
+	closeEach(q.duplicates)
+}
+
+// countOf is how many connections a message has.
+func countOf(packet []byte) int {
+	m, err := wire.Parse(packet)
+	if err != nil || m.Type != wire.TypeConnections {
+		return 0
+	}
+	f, _ := wire.DecodeFrame(m)
+	return f.Count
+}
+
 // take waits for a message and appends its connections to dst. io.EOF: nothing more will come. net.ErrClosed: the queue was
-// closed here.
+// closed here. An errNoDescriptors: the message was left to others.
 func (q *queue) take(dst []*conn) ([]*conn, error) {
 	if err := q.raw.Read(q.receive); err != nil {
 		return dst, net.ErrClosed
@@ -93,7 +151,9 @@ func (q *queue) take(dst []*conn) ([]*conn, error) {
 	q.page.EndTake(f.Sequence, f.Count)
 	if err == nil && f.Count != len(fds) {
 		err = fmt.Errorf("%d of %d descriptors came: %w", len(fds), f.Count, unix.EMFILE)
+		q.numbers.exhausted(f.Count)
 	}
+	q.numbers.budget -= f.Count
 	var c wire.Connection
 	for len(fds) > 0 && f.Next(&c) {
 		dst = append(dst, newConn(fds[0], &c, q.page))
@@ -105,8 +165,6 @@ func (q *queue) take(dst []*conn) ([]*conn, error) {
 		missing++
 	}
 	q.page.AddDone(uint64(missing))
-	for _, fd := range fds {
-		_ = unix.Close(fd)
-	}
+	closeEach(fds)
 	return dst, err
 }

@@ -1,0 +1,91 @@
+package client
+
+import (
+	"golang.org/x/sys/unix"
+)
+
+// A message whose descriptors find no free numbers loses them: those clients are reset. So near RLIMIT_NOFILE a message is looked at
+// before it is taken (docs/PROTOCOL.md), which costs a system call and a few closes. Elsewhere it costs one poll(2) for some dozens of
+// connections to know that there is no need for it.
+
+// descriptors are the free ones of this process, as far as a queue has to know. New ones get the lowest numbers, so when the highest are
+// free there are at least so many.
+type descriptors struct {
+	budget int  // connections that may come before the next look
+	near   bool // the limit, or have been lately
+	needed int  // for the message that did not fit; 0 where the last one did
+	polls  []unix.PollFd
+}
+
+const (
+	highest  = 256 // numbers that are looked at
+	plenty   = 64  // free ones among them, with which no message is looked at
+	perFree  = 4   // of free numbers to a connection: a program may open some more for each
+	soonest  = 16  // connections to the next look near the limit
+	smallest = 8   // connections that a message may well bring
+)
+
+// scarce says whether the next message is to be looked at before it is taken.
+func (d *descriptors) scarce() bool {
+	if d.budget <= 0 {
+		free := d.free()
+		d.near = free < plenty
+		d.budget = max(free/perFree, soonest)
+	}
+	return d.near
+}
+
+// free is how many of the highest numbers are free: of those poll(2) says POLLNVAL.
+func (d *descriptors) free() (n int) {
+	var limit unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
+		return 0
+	}
+	top := int32(min(limit.Cur, 1<<30))
+	d.polls = d.polls[:0]
+	for i := max(0, top-highest); i < top; i++ {
+		d.polls = append(d.polls, unix.PollFd{Fd: i})
+	}
+	if _, err := unix.Poll(d.polls, 0); err != nil {
+		return 0
+	}
+	for _, p := range d.polls {
+		if p.Revents&unix.POLLNVAL != 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// enough says whether what did not fit would fit now.
+func (d *descriptors) enough(fd int) bool {
+	if d.needed == 0 {
+		return true
+	}
+	var taken []int
+	for len(taken) < d.needed {
+		n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			break
+		}
+		taken = append(taken, n)
+	}
+	fits := len(taken) == d.needed
+	closeEach(taken)
+	if fits {
+		d.needed = 0
+	}
+	return fits
+}
+
+// exhausted notes that a message of so many connections did not fit.
+func (d *descriptors) exhausted(connections int) {
+	d.needed = max(connections, smallest)
+	d.near, d.budget = true, soonest
+}
+
+func closeEach(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
+}
