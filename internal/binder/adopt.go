@@ -249,7 +249,7 @@ func (s *socket) giveBack() {
 		_ = unix.SetNonblock(s.fd, !s.before.blocks)
 	}
 	if s.opt != s.before.opt {
-		_ = s.inherit(s.before.opt)
+		_ = s.inherit(s.before.opt, true)
 		_ = s.listen(s.before.opt)
 	}
 }

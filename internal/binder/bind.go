@@ -86,6 +86,13 @@ func (b *Binder) bind(ctx context.Context, want *registry.Bind) (_ []*socket, er
 			return nil, err
 		}
 	}
+	if want.Options.Group > 1 {
+		rest, err := r.bindGroup(socks[0])
+		if err != nil {
+			return nil, fmt.Errorf("%v: %w", ep, err)
+		}
+		socks = append(socks, rest...)
+	}
 	return socks, nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/sockdiag"
@@ -26,6 +27,9 @@ type Config struct {
 	// Enter runs f on a thread in a network namespace other than portd's own, by its name. Where it is nil, or fails without having
 	// run f, nothing is held there.
 	Enter func(netns string, f func() error) error
+	// Grace is how long a datagram socket goes on queueing after the last program that had it, for the next one; 0 means 5 seconds,
+	// less than 0 not at all.
+	Grace time.Duration
 	// Spare is how many descriptors of RLIMIT_NOFILE Bind leaves to the rest of the process, for connections and files;
 	// 0 means 256.
 	Spare int
@@ -36,6 +40,7 @@ type Binder struct {
 	log      *slog.Logger
 	observer registry.ListenerObserver
 	enter    func(netns string, f func() error) error
+	grace    time.Duration
 	spare    int
 
 	ephemeral  registry.PortRange
@@ -79,6 +84,10 @@ type holding struct {
 
 	sockets []*socket // in the order of their ports; never empty
 	lent    int       // loans that have not been returned
+	lending []loan    // each of them, by what is lent together: see loanOf
+	turn    uint64    // counts loans
+	group   int       // how many sockets the port has, in the order of binding; 0: one
+	salt    uint32    // of the group's steering
 	shared  bool      // was ever lent, or adopted, so that others may have duplicates
 	pins    int       // who works with the descriptors outside of Binder.mu
 }
@@ -91,6 +100,7 @@ func New(cfg Config) (*Binder, error) {
 		log:      cfg.Log,
 		observer: cfg.Observer,
 		enter:    cfg.Enter,
+		grace:    cmp.Or(cfg.Grace, 5*time.Second),
 		spare:    cmp.Or(cfg.Spare, 256),
 		held:     make(map[registry.SocketKey]*holding),
 		at:       make(map[spot][]*socket),
@@ -159,6 +169,7 @@ func (b *Binder) Close() {
 	b.mu.Lock()
 	var all []*socket
 	for _, h := range b.held {
+		h.forgo()
 		all = append(all, h.sockets...)
 	}
 	for _, s := range all {
@@ -181,13 +192,16 @@ func (b *Binder) add(key registry.SocketKey, socks []*socket) {
 		b.held[key] = h
 	}
 	h.sockets = append(h.sockets, socks...)
-	slices.SortFunc(h.sockets, func(x, y *socket) int { return cmp.Compare(x.ep.First, y.ep.First) })
+	slices.SortStableFunc(h.sockets, func(x, y *socket) int { return cmp.Compare(x.ep.First, y.ep.First) })
 	for _, s := range socks {
 		b.at[spotOf(s.ep)] = append(b.at[spotOf(s.ep)], s)
 		if s.bag == nil {
 			b.parking.open++
 		}
 		h.shared = h.shared || s.adopted
+		if s.grouped {
+			h.group = len(h.sockets)
+		}
 	}
 	b.settleLocked(h)
 }
@@ -213,6 +227,7 @@ func (b *Binder) remove(key registry.SocketKey) (*holding, error) {
 		return nil, err
 	}
 	delete(b.held, key)
+	h.forgo()
 	for _, s := range h.sockets {
 		b.forgetLocked(s)
 	}

@@ -96,7 +96,7 @@ func (b *Binder) fills(ep registry.Endpoint) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return slices.ContainsFunc(b.at[spotOf(ep)], func(own *socket) bool {
-		return own.ep.Addr == registry.AnyAddr && !own.ep.V6Only && own.ep.Device == "" && !own.adopted && !own.exposed
+		return own.ep.Addr == registry.AnyAddr && !own.ep.V6Only && own.ep.Device == "" && !own.adopted && !own.exposed && !own.grouped
 	})
 }
 

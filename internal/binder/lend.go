@@ -11,9 +11,10 @@ import (
 )
 
 // Lend gives out duplicates of the key's sockets, to be passed to a program; they are the caller's to close. Each Lend that
-// succeeded is followed by a Return. While a key is lent its datagram sockets queue what arrives. A program can do anything
-// to a socket that it has, so lend to those only who may have the port anyway. ErrNotFound where the key has no sockets,
-// ErrExhausted where descriptors have run out.
+// succeeded is followed by a Return. Of a group it is one socket: one that nobody has, first of all one that somebody left with
+// datagrams in it; where all are lent it is shared with whoever shares with the fewest. While a key is lent its datagram sockets queue what
+// arrives, and for Config.Grace after it. A program can do anything to a socket that it has, so lend to those only who may have the port
+// anyway. ErrNotFound where the key has no sockets, ErrExhausted where descriptors have run out.
 func (b *Binder) Lend(key registry.SocketKey) (lent []registry.Socket, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -35,15 +36,15 @@ func (b *Binder) Lend(key registry.SocketKey) (lent []registry.Socket, err error
 		}
 		lent = nil
 	}()
-	for _, s := range h.sockets {
+	member := h.choose()
+	for _, s := range h.lentWith(member) {
 		fd, err := unix.FcntlInt(uintptr(s.fd), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
 			return lent, fmt.Errorf("duplicate the socket of %v: %w", s.ep, ranOut(err))
 		}
-		lent = append(lent, registry.Socket{Endpoint: s.ep, FD: fd})
+		lent = append(lent, registry.Socket{Endpoint: s.ep, FD: fd, Member: member})
 	}
-	h.lent++
-	for _, s := range h.sockets {
+	for _, s := range h.lentWith(member) {
 		s.exposed = true
 		if s.adopted {
 			// As all that portd lends are, and as they stay (restore): from here on the port is more than the first program's.
@@ -53,16 +54,23 @@ func (b *Binder) Lend(key registry.SocketKey) (lent []registry.Socket, err error
 			continue
 		}
 		if err := s.passAll(); err != nil {
-			h.lent--
 			return lent, err
 		}
+	}
+	h.begin(member)
+	if err := h.steer(); err != nil { // only in a group
+		if h.end(member) {
+			err = errors.Join(err, h.sockets[member].silence())
+		}
+		return lent, err
 	}
 	return lent, nil
 }
 
-// Return ends a loan. With the last one the sockets are again as Bind and Listen left them, as far as the kernel lets that be
-// undone, and what waited in their queues is dropped. A key that was released meanwhile is no error.
-func (b *Binder) Return(key registry.SocketKey) {
+// Return ends a loan: of lent, whose descriptors may be closed by then. With the last one of a socket it is again as Bind and Listen left
+// it, as far as the kernel lets that be undone; but datagrams go on queueing for Config.Grace, for a program that takes the place of
+// the one that has gone. Then they are dropped. A key that was released meanwhile is no error.
+func (b *Binder) Return(key registry.SocketKey, lent ...registry.Socket) {
 	h, _, err := b.use(key)
 	if err != nil {
 		return
@@ -72,31 +80,62 @@ func (b *Binder) Return(key registry.SocketKey) {
 	defer h.work.Unlock()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.held[key] != h || h.lent == 0 {
+	member := 0
+	if len(lent) > 0 {
+		member = lent[0].Member
+	}
+	if b.held[key] != h || h.loans(member) == 0 || !h.end(member) {
 		return
 	}
-	h.lent--
-	if h.lent > 0 {
-		return
-	}
-	for _, s := range h.sockets {
-		if err := s.restore(); err != nil {
+	for _, s := range h.lentWith(member) {
+		err := s.restore()
+		if !s.ep.Proto.Streams() && b.grace <= 0 {
+			err = errors.Join(err, s.silence())
+		}
+		if err != nil {
 			b.log.Error("a socket that came back could not be set right", "endpoint", s.ep, "err", err)
 		}
 	}
+	if h.sockets[0].ep.Proto.Streams() || b.grace <= 0 {
+		return
+	}
+	h.keep(member, b.grace, func() { b.graceOver(h, member) })
+	if err := h.steer(); err != nil {
+		b.log.Error("a group of sockets is not divided among those that are left", "endpoint", h.sockets[0].ep, "err", err)
+	}
 }
+
+// graceOver drops what has queued for nobody.
+func (b *Binder) graceOver(h *holding, member int) {
+	h.work.Lock()
+	defer h.work.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !h.graceEnded(member) {
+		return
+	}
+	for _, s := range h.lentWith(member) {
+		if err := s.silence(); err != nil {
+			b.log.Error("a socket that came back could not be set right", "endpoint", s.ep, "err", err)
+		}
+	}
+	b.settleLocked(h)
+}
+
+// silence drops what is in a datagram socket's queue, and what arrives.
+func (s *socket) silence() error { return errors.Join(s.dropAll(), s.drain()) }
 
 // restore undoes what a program may have done to a socket that it had. All of this is shared with its duplicates.
 func (s *socket) restore() error {
 	var errs []error
 	errs = append(errs,
 		unix.SetNonblock(s.fd, true), // else our accept would block
-		s.set(unix.SOL_SOCKET, unix.SO_REUSEPORT, 0),
+		s.set(unix.SOL_SOCKET, unix.SO_REUSEPORT, btoi(s.grouped)),
 		s.reuse(s.listening && s.ep.Proto == registry.TCP))
 	if s.ep.Proto.Streams() {
 		return errors.Join(append(errs, s.restoreStream())...)
 	}
-	return errors.Join(append(errs, s.dropAll(), s.disconnect(), s.drain())...)
+	return errors.Join(append(errs, s.disconnect(), s.passAll())...) // a filter of the program's goes with it
 }
 
 func (s *socket) restoreStream() error {
@@ -105,7 +144,7 @@ func (s *socket) restoreStream() error {
 	case err != nil:
 		return fmt.Errorf("SO_ACCEPTCONN of %v: %w", s.ep, err)
 	case s.listening:
-		return errors.Join(s.inherit(s.opt), s.listen(s.opt)) // it may have been shut down
+		return errors.Join(s.inherit(s.opt, true), s.listen(s.opt)) // it may have been shut down
 	case accepts != 0:
 		return s.unlisten()
 	}

@@ -51,7 +51,7 @@ func receive(fd int) (string, error) {
 }
 
 func TestHeldDatagrams(t *testing.T) {
-	b := open(t, binder.Config{})
+	b := open(t, binder.Config{Grace: -1})
 	for _, text := range []string{"udp/1", "udp/127.0.0.1:1", "udplite/1"} {
 		ep := at(t, text, port())
 		if err := b.Bind(t.Context(), registry.Bind{Key: key(ep), Endpoint: ep}); errors.Is(err, registry.ErrUnsupported) {

@@ -27,7 +27,7 @@ func (b *Binder) Listen(ctx context.Context, key registry.SocketKey, opt registr
 		}
 	}
 	h.work.Lock()
-	err = b.in(socks[0].ep.Netns, func() error { return b.listen(ctx, socks, opt) })
+	err = b.in(socks[0].ep.Netns, func() error { return b.listen(ctx, h, socks, opt) })
 	h.work.Unlock()
 	if err != nil {
 		return fmt.Errorf("listen on %w", err)
@@ -40,7 +40,10 @@ func (b *Binder) Listen(ctx context.Context, key registry.SocketKey, opt registr
 	return nil
 }
 
-func (b *Binder) listen(ctx context.Context, socks []*socket, opt registry.ListenOptions) (err error) {
+func (b *Binder) listen(ctx context.Context, h *holding, socks []*socket, opt registry.ListenOptions) (err error) {
+	b.mu.Lock()
+	others := h.shared
+	b.mu.Unlock()
 	done := 0
 	defer func() {
 		if err == nil {
@@ -48,7 +51,7 @@ func (b *Binder) listen(ctx context.Context, socks []*socket, opt registry.Liste
 		}
 		for _, s := range socks[:done] {
 			if s.listening {
-				err = errors.Join(err, s.inherit(s.opt), s.listen(s.opt))
+				err = errors.Join(err, s.inherit(s.opt, others), s.listen(s.opt))
 			} else {
 				err = errors.Join(err, s.unlisten())
 			}
@@ -59,7 +62,7 @@ func (b *Binder) listen(ctx context.Context, socks []*socket, opt registry.Liste
 			return fmt.Errorf("%v: %w", s.ep, err)
 		}
 		// Before it listens, so that the first connection has them too.
-		if err := s.inherit(opt); err != nil {
+		if err := s.inherit(opt, others); err != nil {
 			return fmt.Errorf("%v: %w", s.ep, err)
 		}
 		if err := s.listenExclusively(ctx, opt); err != nil {

@@ -89,9 +89,9 @@ const (
 	recvLock  = 2
 )
 
-// inherit sets what accepted connections inherit from their listener, and undoes what is not asked for any more. It is called in the
-// endpoint's network namespace where something is asked for.
-func (s *socket) inherit(opt registry.ListenOptions) error {
+// inherit sets what accepted connections inherit from their listener, and undoes what is not asked for any more, as well as what
+// others may have set where they had the socket.
+func (s *socket) inherit(opt registry.ListenOptions, others bool) error {
 	for i := range options {
 		o, bit := &options[i], uint16(1)<<i
 		if !o.fits(s) {
@@ -104,7 +104,7 @@ func (s *socket) inherit(opt registry.ListenOptions) error {
 				return s.optionError(o, err)
 			}
 			s.tuned |= bit
-		case s.tuned&bit != 0 || s.exposed || s.adopted: // whoever had the socket may have set it
+		case s.tuned&bit != 0 || others:
 			if err := s.untune(o); err != nil {
 				return err
 			}

@@ -310,4 +310,3 @@ func sysctl(t testing.TB, name string) (n int) {
 	}
 	return n
 }
-

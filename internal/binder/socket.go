@@ -20,6 +20,7 @@ type socket struct {
 	adopted bool   // it is a program's, which portd has too
 	before  before // of an adopted one
 	exposed bool   // was ever lent: a program may have let others onto its port; guarded by Binder.mu
+	grouped bool   // is one of a group: see bindGroup
 	tuned   uint16 // which of options were asked for and set; guarded by holding.work
 
 	// Guarded by Binder.mu: Bind and Listen write them, for one key one at a time; others read them.

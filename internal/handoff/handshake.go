@@ -61,7 +61,7 @@ type part struct {
 
 // handshake reads what the worker wants and attaches it. Without a worker it has refused, or there was nobody to refuse to. What
 // was lent is the caller's to give back in either case.
-func (p *Pool) handshake(ctx context.Context, conn *net.UnixConn, cred peercred.Cred) (w *worker, lent []registry.SocketKey) {
+func (p *Pool) handshake(ctx context.Context, conn *net.UnixConn, cred peercred.Cred) (w *worker, lent []loan) {
 	_ = conn.SetDeadline(time.Now().Add(p.patience))
 	buf := make([]byte, wire.MaxMessage)
 	n, err := conn.Read(buf)
@@ -109,7 +109,7 @@ func (p *Pool) explain(err error) (wire.Code, string) {
 	return wire.CodeInternal, "internal error; portd's log says more"
 }
 
-func (p *Pool) grant(ctx context.Context, conn *net.UnixConn, c registry.Caller, want wire.Attach) (_ *worker, lent []registry.SocketKey, err error) {
+func (p *Pool) grant(ctx context.Context, conn *net.UnixConn, c registry.Caller, want wire.Attach) (_ *worker, lent []loan, err error) {
 	if want.MinVersion > wire.Version {
 		return nil, nil, refusef(wire.CodeVersion, "this portd speaks version %d of the hand-off protocol, and the worker %d to %d: upgrade portd",
 			wire.Version, want.MinVersion, want.MaxVersion)
@@ -132,7 +132,7 @@ func (p *Pool) grant(ctx context.Context, conn *net.UnixConn, c registry.Caller,
 		if parts[i].sockets, err = p.cfg.Lender.Lend(parts[i].key); err != nil {
 			return nil, lent, err
 		}
-		lent = append(lent, parts[i].key)
+		lent = append(lent, loan{parts[i].key, parts[i].sockets})
 	}
 	w, err := p.newWorker(conn, c, want)
 	if err != nil {
@@ -333,9 +333,15 @@ func (p *Pool) mayAttach(c registry.Caller) error {
 	return nil
 }
 
-func (p *Pool) giveBack(lent []registry.SocketKey) {
-	for _, key := range lent {
-		p.cfg.Lender.Return(key)
+// A loan is what a worker has of sockets themselves.
+type loan struct {
+	key     registry.SocketKey
+	sockets []registry.Socket
+}
+
+func (p *Pool) giveBack(lent []loan) {
+	for _, l := range lent {
+		p.cfg.Lender.Return(l.key, l.sockets...)
 	}
 }
 

@@ -30,9 +30,9 @@ type Attacher interface {
 // A Lender gives out the sockets themselves.
 type Lender interface {
 	// Lend returns descriptors of the key's sockets that are the caller's to close, and makes a UDP socket receive.
-	// Each Lend that succeeded is followed by a Return.
+	// Each Lend that succeeded is followed by a Return of what it gave, of which the descriptors may be closed by then.
 	Lend(key registry.SocketKey) ([]registry.Socket, error)
-	Return(key registry.SocketKey)
+	Return(key registry.SocketKey, lent ...registry.Socket)
 }
 
 // Config is what a Pool needs.

@@ -73,6 +73,7 @@ type Socket struct {
 	Endpoint Endpoint // one port
 	FD       int
 	Adopted  bool // a program has it too, which goes on accepting from it
+	Member   int  // which it is of the sockets in a group, from 0
 }
 
 // A ListenerObserver is told by the Binder of sockets that listen, so that their connections are accepted.

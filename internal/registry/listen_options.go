@@ -16,6 +16,25 @@ const (
 	maxSocketBuffer = 1<<30 - 1
 )
 
+// maxGroup is how many sockets a port may have: a descriptor each, and a dozen instructions for each datagram.
+const maxGroup = 64
+
+// checkGroup refuses a group where there is none.
+func (o BindOptions) checkGroup(e Endpoint, anyPorts *AnyPorts) error {
+	const field = "spec.bind_options.group"
+	switch {
+	case o.Group == 0:
+		return nil
+	case o.Group < 2 || o.Group > maxGroup:
+		return invalid(field, "%d is not allowed; allowed are 2 to %d sockets", o.Group, maxGroup)
+	case e.Proto != UDP:
+		return invalid(field, "is for udp, not for %v", e.Proto)
+	case e.Ports() > 1 || anyPorts != nil && anyPorts.Count > 1:
+		return invalid(field, "is for one port at a time, not for several")
+	}
+	return nil
+}
+
 // check refuses options that no kernel takes.
 func (o ListenOptions) check() error {
 	if o.Backlog < 0 {

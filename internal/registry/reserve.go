@@ -188,6 +188,9 @@ func (r *Registry) checkSpec(c Caller, s EndpointSpec, try PortRange, opt BindOp
 		if opt.MPTCP && e.Proto != TCP {
 			return invalid("spec.bind_options.mptcp", "is for tcp, not for %v", e.Proto)
 		}
+		if err := opt.checkGroup(e, s.Any); err != nil {
+			return err
+		}
 		if s.Any == nil || s.Any.poolName() == "" { // of a pool, choosable leaves out what is denied
 			if err := policy.Reserve(c, e, opt); err != nil {
 				return err

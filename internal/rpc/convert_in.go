@@ -43,7 +43,7 @@ func toSpec(field string, spec *pb.ReservationSpec) (s registry.Spec, err error)
 	}
 	opt := spec.GetBindOptions()
 	s.Options = registry.BindOptions{
-		Freebind: opt.GetFreebind(), Transparent: opt.GetTransparent(), MPTCP: opt.GetMptcp(), Group: int(min(opt.GetGroup(), math.MaxInt32)),
+		Freebind: opt.GetFreebind(), Transparent: opt.GetTransparent(), MPTCP: opt.GetMptcp(), Group: toGroup(opt.GetGroup()),
 		FileMode: uint16(min(opt.GetFileMode(), math.MaxUint16)),
 	}
 	for i, e := range spec.GetEndpoints() {

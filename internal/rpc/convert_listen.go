@@ -17,6 +17,14 @@ func toListen(req *pb.ListenRequest) (registry.Listen, error) {
 	return registry.Listen{Options: opt, Keep: req.GetOptions() == nil || len(fields) > 0, Fields: fields}, err
 }
 
+// toGroup is 0 for a group of one socket, which is none.
+func toGroup(n uint32) int {
+	if n == 1 {
+		return 0
+	}
+	return int(min(n, math.MaxInt32))
+}
+
 func toListenOptions(field string, o *pb.ListenOptions) (out registry.ListenOptions, err error) {
 	number := func(n uint32) int { return int(min(n, math.MaxInt32)) } // more is as much too many
 	out = registry.ListenOptions{
