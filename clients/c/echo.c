@@ -21,9 +21,10 @@ static int leaving; /* 1: takes what is on its way; 2: only what lies in its que
 static size_t open_connections, open_queues, drained;
 static int64_t again_at; /* when to look for portd, in ms */
 
-/* An item is what an event of epoll is about. */
+/* An item is what an event of epoll is about. It is never freed: while portd still has a descriptor of a connection that we closed,
+ * its events may come, and find an unused item, or one whose socket has nothing to say. */
 typedef struct item {
-	enum { CONTROL, QUEUE, SIGNAL, CONNECTION } kind;
+	enum { UNUSED, CONTROL, QUEUE, SIGNAL, CONNECTION } kind;
 	union {
 		portd_queue *queue;
 		portd_conn conn;
@@ -32,7 +33,8 @@ typedef struct item {
 } item;
 
 static item control = {CONTROL, {0}}, terminated = {SIGNAL, {0}};
-static item *unused; /* connections come and go faster than malloc needs to know */
+static item *unused;
+static item *newest; /* that of worker.queue */
 static item *parked; /* the queue that waits for descriptors */
 
 static void fail(const char *what)
@@ -54,6 +56,7 @@ static item *new_item(int kind)
 
 static void free_item(item *i)
 {
+	i->kind = UNUSED;
 	i->u.next = unused;
 	unused = i;
 }
@@ -79,10 +82,22 @@ static void attached(const portd_queue *before)
 	watch(EPOLL_CTL_ADD, worker.control, &control, EPOLLIN);
 	if (worker.queue == before)
 		return;
-	item *i = new_item(QUEUE);
-	i->u.queue = worker.queue;
+	newest = new_item(QUEUE);
+	newest->u.queue = worker.queue;
 	open_queues++;
-	watch(EPOLL_CTL_ADD, portd_queue_fd(worker.queue), i, EPOLLIN);
+	watch(EPOLL_CTL_ADD, portd_queue_fd(worker.queue), newest, EPOLLIN);
+}
+
+static void end_queue(item *i)
+{
+	watch(EPOLL_CTL_DEL, portd_queue_fd(i->u.queue), NULL, 0);
+	portd_end(&worker, i->u.queue);
+	if (newest == i)
+		newest = NULL;
+	if (parked == i)
+		parked = NULL;
+	free_item(i);
+	open_queues--;
 }
 
 static void take(item *i)
@@ -90,14 +105,9 @@ static void take(item *i)
 	static portd_conn conns[PORTD_MAX];
 	portd_queue *q = i->u.queue;
 	int n = portd_take(&worker, q, conns);
-	if (n < 0) { /* its descriptor is closed, which takes it out of epoll */
-		if (parked == i)
-			parked = NULL;
-		free_item(i);
-		open_queues--;
-		return;
-	}
-	if (n == 0 && portd_full(q)) {
+	if (n < 0)
+		end_queue(i);
+	else if (n == 0 && portd_full(q)) {
 		watch(EPOLL_CTL_MOD, portd_queue_fd(q), i, 0);
 		parked = i;
 	}
@@ -141,8 +151,8 @@ static void serve(item *i)
 
 static void leave(void)
 {
-	if (worker.queue != NULL)
-		open_queues--;
+	if (newest != NULL)
+		end_queue(newest);
 	portd_leave(&worker);
 }
 
@@ -242,6 +252,7 @@ int main(int argc, char **argv)
 			case CONNECTION: serve(i); break;
 			case QUEUE: queue = i; break;
 			case CONTROL: heed(); break;
+			case UNUSED: break;
 			case SIGNAL:
 				watch(EPOLL_CTL_DEL, term, NULL, 0);
 				leaving = worker.control < 0 ? 2 : 1;

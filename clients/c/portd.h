@@ -14,6 +14,9 @@
  *
  * A connection is an ordinary nonblocking socket, and the caller's. Close it with portd_close, which tells portd that the
  * worker has room again. portd_close may be called from any thread; the rest of a worker from one thread at a time.
+ *
+ * portd may have a descriptor of the connection, and has one of the queue, when the worker closes its own. So closing does not take
+ * it out of an epoll set (epoll(7), questions 6): EPOLL_CTL_DEL does, or let the event of one that is closed do no harm.
  */
 #ifndef PORTD_H
 #define PORTD_H
@@ -119,16 +122,19 @@ int portd_heed(portd_worker *w, portd_event *event);
 int portd_ready(portd_worker *w, uint32_t number);
 int portd_drain(portd_worker *w, uint32_t number);
 
-/* portd_leave ends the attachment: what was not taken goes to others. Connections stay. */
+/* portd_leave ends the attachment, and w->queue: what was not taken goes to others. Connections stay. */
 void portd_leave(portd_worker *w);
 
 int portd_queue_fd(const portd_queue *q);
 
 /* portd_take takes one message without waiting. It returns the number of connections; 0 if there is none, or if they do not
- * fit under the limit of descriptors now (portd_full says so: close some, or wait a moment); -1 at the end of the queue,
- * which is then freed when its last connection is closed, and w->queue, if it is this one, is NULL. */
+ * fit under the limit of descriptors now (portd_full says so: close some, or wait a moment); -1 at the end of the queue:
+ * stop waiting for it, and portd_end it. */
 int portd_take(portd_worker *w, portd_queue *q, portd_conn conns[PORTD_MAX]);
 int portd_full(const portd_queue *q);
+
+/* portd_end closes a queue, which is freed with its last connection. w->queue, if it is this one, is NULL then. */
+void portd_end(portd_worker *w, portd_queue *q);
 
 /* portd_close closes the connection and counts it as done. */
 void portd_close(portd_conn *c);
@@ -413,7 +419,7 @@ static void portd_unref_(portd_queue *q)
 	free(q);
 }
 
-static void portd_end_(portd_worker *w, portd_queue *q)
+void portd_end(portd_worker *w, portd_queue *q)
 {
 	close(q->fd);
 	if (w->queue == q)
@@ -596,7 +602,7 @@ static int portd_try_(portd_worker *w)
 		portd_close_all_(w->sockets, w->n_sockets);
 		w->n_sockets = 0;
 		if (w->queue != before)
-			portd_end_(w, w->queue);
+			portd_end(w, w->queue);
 		errno = err;
 		return -1;
 	}
@@ -717,7 +723,7 @@ void portd_leave(portd_worker *w)
 		close(w->control);
 	w->control = -1;
 	if (w->queue != NULL)
-		portd_end_(w, w->queue);
+		portd_end(w, w->queue);
 	free(w->listeners);
 	free(w->sockets);
 	w->listeners = NULL;
@@ -889,15 +895,12 @@ int portd_take(portd_worker *w, portd_queue *q, portd_conn conns[PORTD_MAX])
 		}
 	}
 	portd_store_(q, PORTD_TURN, ++q->turn);
-	if (n < 0) {
-		portd_end_(w, q);
+	if (n < 0)
 		return -1;
-	}
 	if (type < 0 || got < 0) {
 		/* It makes no sense: portd sees that we end it, and gives us another. */
 		portd_close_all_(fds, n_fds);
 		shutdown(q->fd, SHUT_RD);
-		portd_end_(w, q);
 		return -1;
 	}
 	if (q->full && q == w->queue && w->control >= 0)

@@ -240,6 +240,7 @@ class Listener:
 
     def _drop(self, queue):
         del self._queues[queue.fileno()]
+        self._epoll.unregister(queue)  # portd has a descriptor of it, too, so closing ours would not
         queue.close()
         self._ring()
 
