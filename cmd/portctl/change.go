@@ -68,47 +68,6 @@ func (c *ctl) releaseCommand() *cobra.Command {
 	return cmd
 }
 
-const listenHelp = `Listen makes the held ports of a reservation listen. Connections are accepted by the
-kernel from then on, and wait until a program takes them; they go on waiting while no
-program is there, and the port listens again after a restart of portd.`
-
-func (c *ctl) listenCommand() *cobra.Command {
-	var (
-		backlog uint32
-		only    ifRevision
-	)
-	cmd := &cobra.Command{
-		Use:   "listen RESERVATION…",
-		Short: "Make held ports listen",
-		Long:  listenHelp,
-		Example: `  portctl listen tcp/8080
-  portctl listen web --backlog 512`,
-		Args:              wants(1, many, "a reservation, by its id, its name or an endpoint,"),
-		ValidArgsFunction: c.completeReservations,
-	}
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		refs := c.there(words(args))
-		if err := only.check(cmd, refs); err != nil {
-			return err
-		}
-		return c.each(cmd.Context(), refs, func(cl *client.Client, ref string) error {
-			req := &pb.ListenRequest{Reservation: ref, ExpectedRevision: int64(only)}
-			if backlog != 0 {
-				req.Options = &pb.ListenOptions{Backlog: backlog}
-			}
-			answer, err := cl.Reservations.Listen(cmd.Context(), req)
-			if err != nil {
-				return listenHint(conflictHint(err, ref), ref)
-			}
-			return c.printAnswer(answer, answer.GetReservation())
-		})
-	}
-	cmd.Flags().Uint32Var(&backlog, "backlog", 0, "connections that may wait; the kernel caps it at net.core.somaxconn (default 4096)")
-	c.netnsFlag(cmd)
-	only.flag(cmd)
-	return cmd
-}
-
 const closeHelp = `Close stops listening; the ports stay held. Connections that still wait are reset.`
 
 func (c *ctl) closeCommand() *cobra.Command {

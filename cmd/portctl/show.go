@@ -37,7 +37,8 @@ func (c *ctl) showCommand() *cobra.Command {
 			_, err := fmt.Fprintln(c.out, answer.GetReservation().GetId())
 			return err
 		}
-		return c.printDetails(answer.GetReservation(), leaseEnds(cmd.Context(), cl, answer.GetReservation()))
+		res := answer.GetReservation()
+		return c.printDetails(res, leaseEnds(cmd.Context(), cl, res), listening(cmd.Context(), cl, res))
 	}
 	c.netnsFlag(cmd)
 	return cmd
@@ -60,14 +61,17 @@ func leaseEnds(ctx context.Context, cl *client.Client, res *pb.Reservation) stri
 	return r.GetLease() + untilClause(r)
 }
 
-func (c *ctl) printDetails(res *pb.Reservation, ends string) error {
+func (c *ctl) printDetails(res *pb.Reservation, ends string, listening map[string]*pb.ListenOptions) error {
 	t := c.table()
 	t.row("id", res.GetId())
 	t.row("name", res.GetName())
 	t.row("owner", ownerText(res.GetOwner()))
 	t.row("mode", word(res.GetSpec().GetMode()))
 	for _, a := range res.GetAssigned() {
-		t.row("endpoint", a.GetEndpoint().GetText()+"  "+stateText(a))
+		t.row("endpoint", a.GetEndpoint().GetText()+"  "+word(a.GetState()))
+		if opt := listening[a.GetEndpoint().GetText()]; opt != nil {
+			t.row("", optionsText(opt))
+		}
 		for _, ex := range exceptions(a) {
 			t.row("", ex.ports+"  "+ex.state)
 		}
@@ -115,20 +119,22 @@ func ownerText(principal string) string {
 	return principal
 }
 
-func stateText(a *pb.AssignedEndpoint) string {
-	s := word(a.GetState())
-	if o := a.GetListenOptions(); o != nil {
-		if o.GetBacklog() != 0 {
-			s += fmt.Sprintf(", backlog %d", o.GetBacklog())
-		}
-		if o.NoDelay != nil && !o.GetNoDelay() {
-			s += ", without TCP_NODELAY"
-		}
-		if o.KeepAlive != nil && !o.GetKeepAlive() {
-			s += ", without keep-alive"
-		}
+// listening are the options of what listens of a reservation as the kernel has them, by the endpoint; of what has just stopped, none.
+func listening(ctx context.Context, cl *client.Client, res *pb.Reservation) map[string]*pb.ListenOptions {
+	have := map[string]*pb.ListenOptions{}
+	if !slices.ContainsFunc(res.GetAssigned(), func(a *pb.AssignedEndpoint) bool { return a.GetListenOptions() != nil }) {
+		return have
 	}
-	return s
+	req := &pb.ListListenersRequest{Reservation: res.GetId()}
+	_ = pages(func(token string) (string, error) {
+		req.PageToken = token
+		page, err := cl.Handoff.ListListeners(ctx, req)
+		for _, l := range page.GetListeners() {
+			have[l.GetEndpoint().GetText()] = l.GetOptions()
+		}
+		return page.GetNextPageToken(), err
+	})
+	return have
 }
 
 func bindOptions(o *pb.BindOptions) string {
@@ -140,6 +146,9 @@ func bindOptions(o *pb.BindOptions) string {
 		if opt.is {
 			on = append(on, opt.name)
 		}
+	}
+	if n := o.GetGroup(); n != 0 {
+		on = append(on, fmt.Sprintf("a group of %d sockets", n))
 	}
 	if mode := o.GetFileMode(); mode != 0 {
 		on = append(on, fmt.Sprintf("file mode %04o", mode))
