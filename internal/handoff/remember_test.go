@@ -117,7 +117,7 @@ func (h *host) listenRange(addr string, first, count uint16) *registry.Reservati
 	h.table[res.ID] = res
 	h.mu.Unlock()
 	h.t.Cleanup(func() { h.Closing(keyOf(res)) })
-	h.Listening(keyOf(res), sockets)
+	h.Listening(keyOf(res), sockets, *res.Assigned[0].Listen)
 	return res
 }
 
@@ -376,7 +376,7 @@ func TestConnectionsElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	res.Assigned[0].Listen = &registry.ListenOptions{}
-	h.Listening(keyOf(res), []registry.Socket{{Endpoint: res.Assigned[0].Endpoint, FD: h.fds[keyOf(res)]}})
+	h.Listening(keyOf(res), []registry.Socket{{Endpoint: res.Assigned[0].Endpoint, FD: h.fds[keyOf(res)]}}, *res.Assigned[0].Listen)
 	h.worker("echo", res.ID)
 	c := dial(t, addrOf(res))
 	say(t, c, "x")
