@@ -14,19 +14,32 @@ type workers struct{ pool *handoff.Pool }
 func (w workers) Workers() []rpc.Worker {
 	var all []rpc.Worker
 	for _, h := range w.pool.Workers() {
-		out := rpc.Worker{
-			ID: h.ID, UID: h.Caller.UID, PID: h.Caller.PID, Command: h.Command,
-			Sent: h.Sent, Done: h.Done, Attached: h.Attached,
-			Generation: h.Generation, Received: h.Received, TakenBack: h.TakenBack, Stuck: h.Stuck, PerSecond: h.PerSecond,
-		}
-		for _, l := range h.Listeners {
-			out.Listeners = append(out.Listeners, rpc.WorkerListener{
-				Key: l.Key, Owner: l.Owner, Endpoint: l.Endpoint, State: workerStates[l.State], Socket: l.Socket, Room: l.Room, Drained: l.Drained,
-			})
-		}
-		all = append(all, out)
+		all = append(all, toWorker(h))
 	}
 	return all
+}
+
+func toWorker(h handoff.Worker) rpc.Worker {
+	out := rpc.Worker{
+		ID: h.ID, UID: h.Caller.UID, PID: h.Caller.PID, Command: h.Command,
+		Sent: h.Sent, Done: h.Done, Attached: h.Attached,
+		Generation: h.Generation, Received: h.Received, TakenBack: h.TakenBack, Stuck: h.Stuck, PerSecond: h.PerSecond,
+	}
+	for _, l := range h.Listeners {
+		out.Listeners = append(out.Listeners, rpc.WorkerListener{
+			Key: l.Key, Owner: l.Owner, Endpoint: l.Endpoint, State: workerStates[l.State], Socket: l.Socket, Room: l.Room, Drained: l.Drained,
+		})
+	}
+	return out
+}
+
+func (w workers) Drain(ctx context.Context, d rpc.Drain) (out rpc.Drained, err error) {
+	drained, err := w.pool.Drain(ctx, handoff.Drain(d))
+	out.Without = drained.Without
+	for _, h := range drained.Workers {
+		out.Workers = append(out.Workers, toWorker(h))
+	}
+	return out, err
 }
 
 var workerStates = map[handoff.State]rpc.WorkerState{

@@ -32,6 +32,7 @@ func TestCallerKeepsHisUID(t *testing.T) {
 	want := answers{
 		Status:  both("uid:65534 admin=false"),
 		Reserve: both("for uid:65534"),
+		Drain:   both(strings.Replace(denied, "release", "drain the workers of", 1)),
 		Release: both(denied),
 		Workers: both("0"),
 		Add:     both("PermissionDenied: uid:65534 may not add services: " + notHis),
@@ -45,6 +46,7 @@ func TestCallerKeepsHisUID(t *testing.T) {
 	want = answers{
 		Status:  both("uid:0 admin=true"),
 		Reserve: both("for uid:0"),
+		Drain:   both("done"),
 		Release: [2]string{"done", `NotFound: no reservation has the id or name "` + r.GetId() + `"`}, // REST came second
 		Workers: both("1"),
 		Add:     both("done"),

@@ -211,6 +211,7 @@ type crew struct {
 	connections []rpc.Connection
 	totals      map[registry.SocketKey]rpc.Totals
 	panics      bool
+	drain       func(rpc.Drain) (rpc.Drained, error)
 }
 
 func (c crew) Workers() []rpc.Worker {
@@ -218,6 +219,14 @@ func (c crew) Workers() []rpc.Worker {
 		panic("all hands lost")
 	}
 	return append([]rpc.Worker(nil), c.workers...)
+}
+
+// Drain is what c.drain does, or nothing.
+func (c crew) Drain(_ context.Context, d rpc.Drain) (rpc.Drained, error) {
+	if c.drain == nil {
+		return rpc.Drained{}, nil
+	}
+	return c.drain(d)
 }
 
 // Connections does what handoff.Pool does.

@@ -51,9 +51,9 @@ func (a actor) Run() int {
 }
 
 // Answers are what a caller was told, by gRPC and by REST.
-type answers struct{ Status, Reserve, Release, Workers, Add, Import, Undo [2]string }
+type answers struct{ Status, Reserve, Drain, Release, Workers, Add, Import, Undo [2]string }
 
-// ask asks portd who we are, for a port, for the end of a reservation, for the workers, and for changes of the service registry.
+// ask asks portd who we are, for a port, for workers to drain, for the end of a reservation, for the workers, and for changes of the service registry.
 func ask(socket, reservation string) (a answers, err error) {
 	conn, err := dialGRPC(socket)
 	if err != nil {
@@ -75,12 +75,18 @@ func ask(socket, reservation string) (a answers, err error) {
 	err = rest.call(ctx, http.MethodPost, "/v1/reservations", `{"spec": {"endpoints": [{"protocols": ["PROTOCOL_TCP"], "any": {}}]}}`, got)
 	a.Reserve[1] = outcome(err, "for %s", got.GetReservation().GetOwner())
 
+	handoffs := pb.NewHandoffServiceClient(conn)
+	_, err = handoffs.DrainWorkers(ctx, &pb.DrainWorkersRequest{Reservation: reservation})
+	a.Drain[0] = outcome(err, "done")
+	err = rest.call(ctx, http.MethodPost, "/v1/workers:drain", `{"reservation": "`+reservation+`"}`, &pb.DrainWorkersResponse{})
+	a.Drain[1] = outcome(err, "done")
+
 	_, err = reservations.Release(ctx, &pb.ReleaseRequest{Reservation: reservation})
 	a.Release[0] = outcome(err, "done")
 	err = rest.call(ctx, http.MethodDelete, "/v1/reservations/"+reservation, "", &pb.ReleaseResponse{})
 	a.Release[1] = outcome(err, "done")
 
-	workers, err := pb.NewHandoffServiceClient(conn).ListWorkers(ctx, &pb.ListWorkersRequest{})
+	workers, err := handoffs.ListWorkers(ctx, &pb.ListWorkersRequest{})
 	a.Workers[0] = outcome(err, "%d", len(workers.GetWorkers()))
 	workers = &pb.ListWorkersResponse{}
 	err = rest.call(ctx, http.MethodGet, "/v1/workers", "", workers)

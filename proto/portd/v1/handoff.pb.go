@@ -1202,7 +1202,9 @@ func (x *DrainWorkersRequest) GetWait() *durationpb.Duration {
 type DrainWorkersResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Those drained, as they are now.
-	Workers       []*Worker `protobuf:"bytes,1,rep,name=workers,proto3" json:"workers,omitempty"`
+	Workers []*Worker `protobuf:"bytes,1,rep,name=workers,proto3" json:"workers,omitempty"`
+	// Endpoints of the reservation that listen and that no worker is ready for now: clients wait, or what without_worker says.
+	WithoutWorker []*Endpoint `protobuf:"bytes,2,rep,name=without_worker,json=withoutWorker,proto3" json:"without_worker,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1240,6 +1242,13 @@ func (*DrainWorkersResponse) Descriptor() ([]byte, []int) {
 func (x *DrainWorkersResponse) GetWorkers() []*Worker {
 	if x != nil {
 		return x.Workers
+	}
+	return nil
+}
+
+func (x *DrainWorkersResponse) GetWithoutWorker() []*Endpoint {
+	if x != nil {
+		return x.WithoutWorker
 	}
 	return nil
 }
@@ -1360,9 +1369,10 @@ const file_portd_v1_handoff_proto_rawDesc = "" +
 	"\x06within\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x06within\x12-\n" +
 	"\x04wait\x18\a \x01(\v2\x19.google.protobuf.DurationR\x04waitB\r\n" +
 	"\v_generationB\x14\n" +
-	"\x12_except_generation\"B\n" +
+	"\x12_except_generation\"}\n" +
 	"\x14DrainWorkersResponse\x12*\n" +
-	"\aworkers\x18\x01 \x03(\v2\x10.portd.v1.WorkerR\aworkers*y\n" +
+	"\aworkers\x18\x01 \x03(\v2\x10.portd.v1.WorkerR\aworkers\x129\n" +
+	"\x0ewithout_worker\x18\x02 \x03(\v2\x12.portd.v1.EndpointR\rwithoutWorker*y\n" +
 	"\vWorkerState\x12\x1c\n" +
 	"\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15WORKER_STATE_ATTACHED\x10\x01\x12\x16\n" +
@@ -1428,19 +1438,20 @@ var file_portd_v1_handoff_proto_depIdxs = []int32{
 	17, // 15: portd.v1.DrainWorkersRequest.within:type_name -> google.protobuf.Duration
 	17, // 16: portd.v1.DrainWorkersRequest.wait:type_name -> google.protobuf.Duration
 	4,  // 17: portd.v1.DrainWorkersResponse.workers:type_name -> portd.v1.Worker
-	7,  // 18: portd.v1.HandoffService.ListListeners:input_type -> portd.v1.ListListenersRequest
-	9,  // 19: portd.v1.HandoffService.ListWorkers:input_type -> portd.v1.ListWorkersRequest
-	11, // 20: portd.v1.HandoffService.ListConnections:input_type -> portd.v1.ListConnectionsRequest
-	13, // 21: portd.v1.HandoffService.DrainWorkers:input_type -> portd.v1.DrainWorkersRequest
-	8,  // 22: portd.v1.HandoffService.ListListeners:output_type -> portd.v1.ListListenersResponse
-	10, // 23: portd.v1.HandoffService.ListWorkers:output_type -> portd.v1.ListWorkersResponse
-	12, // 24: portd.v1.HandoffService.ListConnections:output_type -> portd.v1.ListConnectionsResponse
-	14, // 25: portd.v1.HandoffService.DrainWorkers:output_type -> portd.v1.DrainWorkersResponse
-	22, // [22:26] is the sub-list for method output_type
-	18, // [18:22] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	15, // 18: portd.v1.DrainWorkersResponse.without_worker:type_name -> portd.v1.Endpoint
+	7,  // 19: portd.v1.HandoffService.ListListeners:input_type -> portd.v1.ListListenersRequest
+	9,  // 20: portd.v1.HandoffService.ListWorkers:input_type -> portd.v1.ListWorkersRequest
+	11, // 21: portd.v1.HandoffService.ListConnections:input_type -> portd.v1.ListConnectionsRequest
+	13, // 22: portd.v1.HandoffService.DrainWorkers:input_type -> portd.v1.DrainWorkersRequest
+	8,  // 23: portd.v1.HandoffService.ListListeners:output_type -> portd.v1.ListListenersResponse
+	10, // 24: portd.v1.HandoffService.ListWorkers:output_type -> portd.v1.ListWorkersResponse
+	12, // 25: portd.v1.HandoffService.ListConnections:output_type -> portd.v1.ListConnectionsResponse
+	14, // 26: portd.v1.HandoffService.DrainWorkers:output_type -> portd.v1.DrainWorkersResponse
+	23, // [23:27] is the sub-list for method output_type
+	19, // [19:23] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_portd_v1_handoff_proto_init() }
