@@ -303,7 +303,11 @@ func (c *ctl) sayReserved(res *pb.Reservation, existed bool) {
 		c.say("to serve on it: portctl run --record-only %s -- PROGRAM --port {port}", ref)
 		return
 	}
-	c.say("%s is held%s; nobody else can take it", ref, again)
+	if n := res.GetSpec().GetBindOptions().GetGroup(); n > 0 {
+		c.say("%s is held by %d sockets, for as many programs%s; only a program of portd's own user could join them", ref, n, again)
+	} else {
+		c.say("%s is held%s; nobody else can take it", ref, again)
+	}
 	how := fmt.Sprintf("portctl run %s -- PROGRAM", ref)
 	if !slices.ContainsFunc(res.GetAssigned(), func(a *pb.AssignedEndpoint) bool { return !streams(a.GetEndpoint().GetProtocol()) }) {
 		how += fmt.Sprintf(", or client.Listen(ctx, %q) in Go", ref)

@@ -70,7 +70,7 @@ func (c *ctl) printDetails(res *pb.Reservation, ends string, listening map[strin
 	for _, a := range res.GetAssigned() {
 		t.row("endpoint", a.GetEndpoint().GetText()+"  "+word(a.GetState()))
 		if opt := listening[a.GetEndpoint().GetText()]; opt != nil {
-			t.row("", optionsText(opt))
+			t.row("listens with", optionsText(opt))
 		}
 		for _, ex := range exceptions(a) {
 			t.row("", ex.ports+"  "+ex.state)
