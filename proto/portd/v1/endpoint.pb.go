@@ -655,9 +655,10 @@ type BindOptions struct {
 	Transparent bool `protobuf:"varint,2,opt,name=transparent,proto3" json:"transparent,omitempty"`
 	// Accept Multipath TCP (IPPROTO_MPTCP). TCP only.
 	Mptcp bool `protobuf:"varint,3,opt,name=mptcp,proto3" json:"mptcp,omitempty"`
-	// UDP only: hold the port with so many sockets, 2 to 64, in a SO_REUSEPORT group among which the kernel divides clients, so that several
-	// workers can have one each. Whoever runs programs as portd's own user can join such a group and take a share of what arrives
-	// (socket(7)); 0 or 1 is one socket, which nobody can join.
+	// UDP only, for endpoints of one port: hold it by so many sockets, 2 to 64, in a SO_REUSEPORT group, so that each worker can have one.
+	// portd says by client address and port which worker's socket gets a datagram; the same client has the same worker for as long as
+	// that is there. A program that runs as portd's own user can join such a group and take a share of what arrives (socket(7)). 0 or 1 is one
+	// socket, which nobody can join and which all workers share.
 	Group uint32 `protobuf:"varint,4,opt,name=group,proto3" json:"group,omitempty"`
 	// PROTOCOL_UNIX only: the permissions of the socket file (chmod(1)), at most 0777; whoever may write to it may connect. 0: 0600, its
 	// owner alone.

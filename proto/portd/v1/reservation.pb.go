@@ -1799,9 +1799,10 @@ func (x *WatchReservationsResponse) GetStoreId() string {
 type ListenRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Reservation string                 `protobuf:"bytes,1,opt,name=reservation,proto3" json:"reservation,omitempty"`
-	Options     *ListenOptions         `protobuf:"bytes,2,opt,name=options,proto3" json:"options,omitempty"`
-	// Of what listens already: the fields of options to change, as "backlog" or "handoff.strategy"; the others stay. Empty: options replaces
-	// all that there were.
+	// Without options what listens already goes on with those that it has, and what does not listen gets portd's defaults.
+	Options *ListenOptions `protobuf:"bytes,2,opt,name=options,proto3" json:"options,omitempty"`
+	// The fields of options to change in what listens already, as "backlog" or "handoff.strategy"; the others stay. A field that is named
+	// here and not set in options gets its default. Empty: options, where given, replaces all that there were.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,3,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	// As in ReleaseRequest.
 	ExpectedRevision int64  `protobuf:"varint,14,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
