@@ -86,9 +86,10 @@ type GetStatusResponse struct {
 	Listeners uint32 `protobuf:"varint,17,opt,name=listeners,proto3" json:"listeners,omitempty"`
 	Workers   uint32 `protobuf:"varint,18,opt,name=workers,proto3" json:"workers,omitempty"`
 	// Who you are to portd: "uid:1000", and whether you may do everything.
-	Caller        string        `protobuf:"bytes,19,opt,name=caller,proto3" json:"caller,omitempty"`
-	Admin         bool          `protobuf:"varint,20,opt,name=admin,proto3" json:"admin,omitempty"`
-	Policy        *PolicyStatus `protobuf:"bytes,21,opt,name=policy,proto3" json:"policy,omitempty"`
+	Caller        string         `protobuf:"bytes,19,opt,name=caller,proto3" json:"caller,omitempty"`
+	Admin         bool           `protobuf:"varint,20,opt,name=admin,proto3" json:"admin,omitempty"`
+	Policy        *PolicyStatus  `protobuf:"bytes,21,opt,name=policy,proto3" json:"policy,omitempty"`
+	Handoff       *HandoffStatus `protobuf:"bytes,22,opt,name=handoff,proto3" json:"handoff,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -270,6 +271,106 @@ func (x *GetStatusResponse) GetPolicy() *PolicyStatus {
 	return nil
 }
 
+func (x *GetStatusResponse) GetHandoff() *HandoffStatus {
+	if x != nil {
+		return x.Handoff
+	}
+	return nil
+}
+
+// HandoffStatus is what all listeners together count, since portd started: see Listener.
+type HandoffStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	HandedOver    uint64                 `protobuf:"varint,1,opt,name=handed_over,json=handedOver,proto3" json:"handed_over,omitempty"`
+	Redelivered   uint64                 `protobuf:"varint,2,opt,name=redelivered,proto3" json:"redelivered,omitempty"`
+	TakenBack     uint64                 `protobuf:"varint,3,opt,name=taken_back,json=takenBack,proto3" json:"taken_back,omitempty"`
+	Lost          uint64                 `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
+	Refused       uint64                 `protobuf:"varint,5,opt,name=refused,proto3" json:"refused,omitempty"`
+	Held          uint32                 `protobuf:"varint,6,opt,name=held,proto3" json:"held,omitempty"`
+	PerSecond     float64                `protobuf:"fixed64,7,opt,name=per_second,json=perSecond,proto3" json:"per_second,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HandoffStatus) Reset() {
+	*x = HandoffStatus{}
+	mi := &file_portd_v1_daemon_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HandoffStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HandoffStatus) ProtoMessage() {}
+
+func (x *HandoffStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_daemon_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HandoffStatus.ProtoReflect.Descriptor instead.
+func (*HandoffStatus) Descriptor() ([]byte, []int) {
+	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *HandoffStatus) GetHandedOver() uint64 {
+	if x != nil {
+		return x.HandedOver
+	}
+	return 0
+}
+
+func (x *HandoffStatus) GetRedelivered() uint64 {
+	if x != nil {
+		return x.Redelivered
+	}
+	return 0
+}
+
+func (x *HandoffStatus) GetTakenBack() uint64 {
+	if x != nil {
+		return x.TakenBack
+	}
+	return 0
+}
+
+func (x *HandoffStatus) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *HandoffStatus) GetRefused() uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+func (x *HandoffStatus) GetHeld() uint32 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
+func (x *HandoffStatus) GetPerSecond() float64 {
+	if x != nil {
+		return x.PerSecond
+	}
+	return 0
+}
+
 // PolicyStatus says which policy file portd goes by: pools, and how much history is kept.
 type PolicyStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -286,7 +387,7 @@ type PolicyStatus struct {
 
 func (x *PolicyStatus) Reset() {
 	*x = PolicyStatus{}
-	mi := &file_portd_v1_daemon_proto_msgTypes[2]
+	mi := &file_portd_v1_daemon_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -298,7 +399,7 @@ func (x *PolicyStatus) String() string {
 func (*PolicyStatus) ProtoMessage() {}
 
 func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_daemon_proto_msgTypes[2]
+	mi := &file_portd_v1_daemon_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -311,7 +412,7 @@ func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatus.ProtoReflect.Descriptor instead.
 func (*PolicyStatus) Descriptor() ([]byte, []int) {
-	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{2}
+	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *PolicyStatus) GetFile() string {
@@ -370,7 +471,7 @@ type ServiceRegistryStatus struct {
 
 func (x *ServiceRegistryStatus) Reset() {
 	*x = ServiceRegistryStatus{}
-	mi := &file_portd_v1_daemon_proto_msgTypes[3]
+	mi := &file_portd_v1_daemon_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -382,7 +483,7 @@ func (x *ServiceRegistryStatus) String() string {
 func (*ServiceRegistryStatus) ProtoMessage() {}
 
 func (x *ServiceRegistryStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_daemon_proto_msgTypes[3]
+	mi := &file_portd_v1_daemon_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -395,7 +496,7 @@ func (x *ServiceRegistryStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceRegistryStatus.ProtoReflect.Descriptor instead.
 func (*ServiceRegistryStatus) Descriptor() ([]byte, []int) {
-	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{3}
+	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ServiceRegistryStatus) GetDate() string {
@@ -495,7 +596,7 @@ type KernelFeature struct {
 
 func (x *KernelFeature) Reset() {
 	*x = KernelFeature{}
-	mi := &file_portd_v1_daemon_proto_msgTypes[4]
+	mi := &file_portd_v1_daemon_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -507,7 +608,7 @@ func (x *KernelFeature) String() string {
 func (*KernelFeature) ProtoMessage() {}
 
 func (x *KernelFeature) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_daemon_proto_msgTypes[4]
+	mi := &file_portd_v1_daemon_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -520,7 +621,7 @@ func (x *KernelFeature) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelFeature.ProtoReflect.Descriptor instead.
 func (*KernelFeature) Descriptor() ([]byte, []int) {
-	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{4}
+	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *KernelFeature) GetName() string {
@@ -549,7 +650,7 @@ var File_portd_v1_daemon_proto protoreflect.FileDescriptor
 const file_portd_v1_daemon_proto_rawDesc = "" +
 	"\n" +
 	"\x15portd/v1/daemon.proto\x12\bportd.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xf3\x05\n" +
+	"\x10GetStatusRequest\"\xa6\x06\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x10\n" +
@@ -573,7 +674,19 @@ const file_portd_v1_daemon_proto_rawDesc = "" +
 	"\aworkers\x18\x12 \x01(\rR\aworkers\x12\x16\n" +
 	"\x06caller\x18\x13 \x01(\tR\x06caller\x12\x14\n" +
 	"\x05admin\x18\x14 \x01(\bR\x05admin\x12.\n" +
-	"\x06policy\x18\x15 \x01(\v2\x16.portd.v1.PolicyStatusR\x06policy\"\xac\x01\n" +
+	"\x06policy\x18\x15 \x01(\v2\x16.portd.v1.PolicyStatusR\x06policy\x121\n" +
+	"\ahandoff\x18\x16 \x01(\v2\x17.portd.v1.HandoffStatusR\ahandoff\"\xd2\x01\n" +
+	"\rHandoffStatus\x12\x1f\n" +
+	"\vhanded_over\x18\x01 \x01(\x04R\n" +
+	"handedOver\x12 \n" +
+	"\vredelivered\x18\x02 \x01(\x04R\vredelivered\x12\x1d\n" +
+	"\n" +
+	"taken_back\x18\x03 \x01(\x04R\ttakenBack\x12\x12\n" +
+	"\x04lost\x18\x04 \x01(\x04R\x04lost\x12\x18\n" +
+	"\arefused\x18\x05 \x01(\x04R\arefused\x12\x12\n" +
+	"\x04held\x18\x06 \x01(\rR\x04held\x12\x1d\n" +
+	"\n" +
+	"per_second\x18\a \x01(\x01R\tperSecond\"\xac\x01\n" +
 	"\fPolicyStatus\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x127\n" +
 	"\tload_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bloadTime\x12\x14\n" +
@@ -616,31 +729,33 @@ func file_portd_v1_daemon_proto_rawDescGZIP() []byte {
 	return file_portd_v1_daemon_proto_rawDescData
 }
 
-var file_portd_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_portd_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_portd_v1_daemon_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),      // 0: portd.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),     // 1: portd.v1.GetStatusResponse
-	(*PolicyStatus)(nil),          // 2: portd.v1.PolicyStatus
-	(*ServiceRegistryStatus)(nil), // 3: portd.v1.ServiceRegistryStatus
-	(*KernelFeature)(nil),         // 4: portd.v1.KernelFeature
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
+	(*HandoffStatus)(nil),         // 2: portd.v1.HandoffStatus
+	(*PolicyStatus)(nil),          // 3: portd.v1.PolicyStatus
+	(*ServiceRegistryStatus)(nil), // 4: portd.v1.ServiceRegistryStatus
+	(*KernelFeature)(nil),         // 5: portd.v1.KernelFeature
+	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
 }
 var file_portd_v1_daemon_proto_depIdxs = []int32{
-	5, // 0: portd.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
-	3, // 1: portd.v1.GetStatusResponse.service_registry:type_name -> portd.v1.ServiceRegistryStatus
-	4, // 2: portd.v1.GetStatusResponse.kernel_features:type_name -> portd.v1.KernelFeature
-	2, // 3: portd.v1.GetStatusResponse.policy:type_name -> portd.v1.PolicyStatus
-	5, // 4: portd.v1.PolicyStatus.load_time:type_name -> google.protobuf.Timestamp
-	5, // 5: portd.v1.PolicyStatus.error_time:type_name -> google.protobuf.Timestamp
-	5, // 6: portd.v1.ServiceRegistryStatus.import_time:type_name -> google.protobuf.Timestamp
-	3, // 7: portd.v1.ServiceRegistryStatus.previous:type_name -> portd.v1.ServiceRegistryStatus
-	0, // 8: portd.v1.DaemonService.GetStatus:input_type -> portd.v1.GetStatusRequest
-	1, // 9: portd.v1.DaemonService.GetStatus:output_type -> portd.v1.GetStatusResponse
-	9, // [9:10] is the sub-list for method output_type
-	8, // [8:9] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	6,  // 0: portd.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
+	4,  // 1: portd.v1.GetStatusResponse.service_registry:type_name -> portd.v1.ServiceRegistryStatus
+	5,  // 2: portd.v1.GetStatusResponse.kernel_features:type_name -> portd.v1.KernelFeature
+	3,  // 3: portd.v1.GetStatusResponse.policy:type_name -> portd.v1.PolicyStatus
+	2,  // 4: portd.v1.GetStatusResponse.handoff:type_name -> portd.v1.HandoffStatus
+	6,  // 5: portd.v1.PolicyStatus.load_time:type_name -> google.protobuf.Timestamp
+	6,  // 6: portd.v1.PolicyStatus.error_time:type_name -> google.protobuf.Timestamp
+	6,  // 7: portd.v1.ServiceRegistryStatus.import_time:type_name -> google.protobuf.Timestamp
+	4,  // 8: portd.v1.ServiceRegistryStatus.previous:type_name -> portd.v1.ServiceRegistryStatus
+	0,  // 9: portd.v1.DaemonService.GetStatus:input_type -> portd.v1.GetStatusRequest
+	1,  // 10: portd.v1.DaemonService.GetStatus:output_type -> portd.v1.GetStatusResponse
+	10, // [10:11] is the sub-list for method output_type
+	9,  // [9:10] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_portd_v1_daemon_proto_init() }
@@ -654,7 +769,7 @@ func file_portd_v1_daemon_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_portd_v1_daemon_proto_rawDesc), len(file_portd_v1_daemon_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -621,10 +621,12 @@ type Connection struct {
 	Peer        string                 `protobuf:"bytes,5,opt,name=peer,proto3" json:"peer,omitempty"`
 	AcceptTime  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=accept_time,json=acceptTime,proto3" json:"accept_time,omitempty"`
 	Redelivered bool                   `protobuf:"varint,7,opt,name=redelivered,proto3" json:"redelivered,omitempty"`
-	Local       string                 `protobuf:"bytes,8,opt,name=local,proto3" json:"local,omitempty"`
-	// As in ss(8): "ESTABLISHED", "CLOSE-WAIT", …; empty where the kernel has it no longer.
+	// Empty where it is not known: the connection is over, or see state, and the listener is on every address.
+	Local string `protobuf:"bytes,8,opt,name=local,proto3" json:"local,omitempty"`
+	// As in ss(8): "ESTABLISHED", "CLOSE-WAIT", …; empty where the connection is over (TIME-WAIT is). Where a client has the same port
+	// to several addresses of a listener on every address, the states of all of these: which is which is not known, nor what is below.
 	State string `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"`
-	// Smoothed round trip time, and bytes received and acknowledged (tcp_info).
+	// Smoothed round trip time, and bytes received and acknowledged (tcp_info); without it, none of these is known.
 	Rtt           *durationpb.Duration `protobuf:"bytes,10,opt,name=rtt,proto3" json:"rtt,omitempty"`
 	BytesReceived uint64               `protobuf:"varint,11,opt,name=bytes_received,json=bytesReceived,proto3" json:"bytes_received,omitempty"`
 	BytesSent     uint64               `protobuf:"varint,12,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
@@ -972,12 +974,13 @@ func (x *ListWorkersResponse) GetNextPageToken() string {
 }
 
 type ListConnectionsRequest struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	PageSize    int32                  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	PageToken   string                 `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	Reservation string                 `protobuf:"bytes,3,opt,name=reservation,proto3" json:"reservation,omitempty"`
-	WorkerId    string                 `protobuf:"bytes,4,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
-	// Only those that the kernel still has.
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 5,000; 0: 1,000.
+	PageSize    int32  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken   string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	Reservation string `protobuf:"bytes,3,opt,name=reservation,proto3" json:"reservation,omitempty"`
+	WorkerId    string `protobuf:"bytes,4,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	// Only those that are not over. FAILED_PRECONDITION (reason NO_SOCK_DIAG) where that cannot be told.
 	Open          bool `protobuf:"varint,5,opt,name=open,proto3" json:"open,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

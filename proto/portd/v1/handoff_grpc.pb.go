@@ -36,7 +36,8 @@ const (
 type HandoffServiceClient interface {
 	ListListeners(ctx context.Context, in *ListListenersRequest, opts ...grpc.CallOption) (*ListListenersResponse, error)
 	ListWorkers(ctx context.Context, in *ListWorkersRequest, opts ...grpc.CallOption) (*ListWorkersResponse, error)
-	// ListConnections lists what was handed over lately, the newest first, with what the kernel knows of each now; the record is bounded.
+	// ListConnections lists what was handed over lately, and before that what is still open, the newest first, with what the kernel knows of
+	// each now; the record is bounded. Pages of one list that are asked for within seconds are of one look at the kernel's table.
 	ListConnections(ctx context.Context, in *ListConnectionsRequest, opts ...grpc.CallOption) (*ListConnectionsResponse, error)
 	// DrainWorkers sends workers no more connections; they finish what they have. Draining who drains already is no error.
 	// NOT_FOUND where a worker_id or the reservation is not there; FAILED_PRECONDITION (reason NOT_READY) where the successors were
@@ -101,7 +102,8 @@ func (c *handoffServiceClient) DrainWorkers(ctx context.Context, in *DrainWorker
 type HandoffServiceServer interface {
 	ListListeners(context.Context, *ListListenersRequest) (*ListListenersResponse, error)
 	ListWorkers(context.Context, *ListWorkersRequest) (*ListWorkersResponse, error)
-	// ListConnections lists what was handed over lately, the newest first, with what the kernel knows of each now; the record is bounded.
+	// ListConnections lists what was handed over lately, and before that what is still open, the newest first, with what the kernel knows of
+	// each now; the record is bounded. Pages of one list that are asked for within seconds are of one look at the kernel's table.
 	ListConnections(context.Context, *ListConnectionsRequest) (*ListConnectionsResponse, error)
 	// DrainWorkers sends workers no more connections; they finish what they have. Draining who drains already is no error.
 	// NOT_FOUND where a worker_id or the reservation is not there; FAILED_PRECONDITION (reason NOT_READY) where the successors were
