@@ -28,6 +28,9 @@ test-long: ## run the tests at length, and every fuzz target for FUZZTIME
 bench: ## run the benchmarks
 	go test -run '^$$' -bench '$(BENCH)' -benchmem ./...
 
+bench-handoff: ## compare the hand-off with servers that need none (needs cc; HAPROXY=1: with HAProxy too, installed if missing)
+	go run ./bench/handoff $(if $(HAPROXY),-haproxy)
+
 demo: build ## show the first minute with portd
 	@CGO_ENABLED=0 go build -trimpath $(VCS) -o .scratch/bin/ ./examples/demo ./examples/http-worker
 	@PATH="$$PWD/bin:$$PWD/.scratch/bin:$$PATH" .scratch/bin/demo
@@ -58,4 +61,4 @@ ci: ## do what CI does (as root)
 clean: ## remove what was built
 	rm -rf bin .scratch/api.binpb
 
-.PHONY: help build test test-long bench demo generate fmt lint lint-api api-baseline ci clean
+.PHONY: help build test test-long bench bench-handoff demo generate fmt lint lint-api api-baseline ci clean

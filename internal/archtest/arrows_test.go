@@ -59,7 +59,9 @@ var arrows = map[string][]string{
 	"client": {
 		"internal/fdpass", "internal/paths", "internal/peercred", "internal/registry", "internal/wire", "proto/portd/v1",
 	},
-	"cmd/portd": {"internal/daemon"},
+	"bench/handoff":        {"client", "proto/portd/v1"},
+	"bench/handoff/server": {"client"},
+	"cmd/portd":            {"internal/daemon"},
 	"cmd/portctl": {
 		"client", "internal/etcservices", "internal/ianadb", "internal/paths", "internal/registry",
 		"internal/registry/boltstore", "internal/services", "proto/portd/v1",
