@@ -3,13 +3,16 @@ package sockdiag
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -87,24 +90,34 @@ type search struct {
 
 func (s *search) look(pid int, name string) error {
 	const dir = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC
-	process, err := unix.Openat(s.proc, name, dir, 0)
-	if err != nil {
-		return err
+	path := name + "/fd"
+	if sizesTold() {
+		var st unix.Stat_t
+		if err := unix.Fstatat(s.proc, path, &st, 0); err != nil || st.Size == 0 {
+			return err // the kernel's own threads have none open, and they are most of what runs on some hosts
+		}
 	}
-	defer unix.Close(process)
-	fds, err := unix.Openat(process, "fd", dir, 0)
+	fds, err := unix.Openat(s.proc, path, dir, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fds)
 	found, err := s.sockets(fds)
+	if len(found) == 0 && !errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	process, openErr := unix.Openat(fds, "..", dir, 0) // of the same process, whoever has the pid by now
+	if openErr != nil {
+		return openErr
+	}
+	defer unix.Close(process)
 	if errors.Is(err, unix.EACCES) {
 		// Also the answer for a process that ended between the kernel's finding the link and reading it.
 		if _, gone := readAt(process, "comm"); gone != nil {
 			return gone
 		}
 	}
-	if len(found) == 0 || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
+	if len(found) == 0 {
 		return err
 	}
 	who, describeErr := describe(process, fds)
@@ -119,17 +132,31 @@ func (s *search) look(pid int, name string) error {
 	return err
 }
 
+// sizesTold says whether the kernel tells how many descriptors a process has open as the size of their directory, as it does
+// since Linux 6.2; the others say 0 of everyone.
+var sizesTold = sync.OnceValue(func() bool {
+	var st unix.Stat_t
+	return unix.Stat("/proc/self/fd", &st) == nil && st.Size > 0
+})
+
 // sockets returns which of the wanted inodes are among the descriptors in fds, each as often as it is there, also beside an error.
 func (s *search) sockets(fds int) (found []uint64, err error) {
-	var entries []string
 	for {
 		n, err := unix.ReadDirent(fds, s.names)
 		if err != nil || n <= 0 {
 			return found, err
 		}
-		_, _, entries = unix.ParseDirent(s.names[:n], -1, entries[:0])
-		for _, entry := range entries {
-			n, err := unix.Readlinkat(fds, entry, s.link)
+		for b := s.names[:n]; len(b) > direntName; {
+			size := int(binary.NativeEndian.Uint16(b[direntSize:]))
+			if size <= direntName || size > len(b) {
+				return found, fmt.Errorf("directory entry of %d bytes in the %d left", size, len(b))
+			}
+			name := b[direntName:size]
+			b = b[size:]
+			if name[0] == '.' {
+				continue
+			}
+			n, err := readlinkat(fds, &name[0], s.link)
 			if errors.Is(err, unix.ENOENT) {
 				continue // closed meanwhile
 			}
@@ -141,6 +168,22 @@ func (s *search) sockets(fds int) (found []uint64, err error) {
 			}
 		}
 	}
+}
+
+const (
+	direntSize = 16 // offset of d_reclen in struct linux_dirent64 (getdents(2))
+	direntName = 19 // of d_name
+)
+
+// readlinkat is readlinkat(2) of a name that ends with a NUL, in /proc: nothing there blocks, and there are thousands, so that Go's
+// scheduler is not told of each.
+func readlinkat(dir int, name *byte, b []byte) (n int, err error) {
+	got, _, errno := unix.RawSyscall6(unix.SYS_READLINKAT, uintptr(dir), uintptr(unsafe.Pointer(name)),
+		uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(got), nil
 }
 
 func socketInode(link string) (uint64, bool) {
