@@ -29,6 +29,7 @@ func TestMain(m *testing.M) {
 		"as":       asMain,
 		"terminal": terminalMain,
 		"web":      webMain,
+		"worker":   workerMain,
 	})
 }
 

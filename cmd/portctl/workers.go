@@ -10,7 +10,9 @@ const workersHelp = `Workers lists the programs that serve on ports of portd's: 
 and those that have the socket itself ("socket", as portctl run gives it), whose
 connections portd does not see. Of those that take connections it says how many were sent
 to them per second, over the last ten, and in all; how many of them they took out of their
-queue, and how many they are done with, as far as they say so.
+queue, and how many they are done with, as far as they say so. One that is "draining" gets
+no more, and is "drained" when it has taken what it was sent; one that is "stuck" takes
+nothing, and gets none before it does.
 
 You see those of your own reservations; root and the user that portd runs as see all.`
 
@@ -50,11 +52,17 @@ var workerColumns = []column[workerRow]{
 	{head: "OWNER", cell: ofWorker(func(w *pb.Worker) string { return ownerName(w.GetOwner()) })},
 	{head: "SERVES", cell: func(r workerRow) string { return r.listener.GetEndpoint().GetText() }},
 	{head: "AS", cell: func(r workerRow) string {
-		if r.listener.GetSocket() {
+		switch {
+		case r.listener.GetSocket():
 			return "socket"
+		case r.listener.GetDrained():
+			return "drained"
+		case r.worker.GetStuck() && r.listener.GetState() == pb.WorkerState_WORKER_STATE_READY:
+			return "stuck"
 		}
 		return word(r.listener.GetState())
 	}},
+	{head: "GENERATION", when: ifAny, cell: ofWorker((*pb.Worker).GetGeneration)},
 	{head: "RATE", cell: counted(func(w *pb.Worker) string { return rate(w.GetPerSecond()) })},
 	{head: "SENT", cell: counted(func(w *pb.Worker) string { return number(w.GetSent()) })},
 	{head: "RECEIVED", cell: counted(func(w *pb.Worker) string { return number(w.GetReceived()) })},
