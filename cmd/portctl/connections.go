@@ -19,6 +19,9 @@ port to two of them, it is not known which of the two is which: then there are n
 
 You see those of your own reservations; root and the user that portd runs as see all.`
 
+// connectionsOnPage is how many portd gives at once.
+const connectionsOnPage = 5000
+
 // A connectionRow is a connection at a moment.
 type connectionRow struct {
 	*pb.Connection
@@ -57,7 +60,7 @@ var connectionColumns = []column[connectionRow]{
 }
 
 func (c *ctl) connectionsCommand() *cobra.Command {
-	req, wide := &pb.ListConnectionsRequest{}, false
+	req, wide := &pb.ListConnectionsRequest{PageSize: connectionsOnPage}, false
 	cmd := c.handoffCommand("connections", "List the connections handed over lately", connectionsHelp,
 		func(cmd *cobra.Command, cl *client.Client, reservation string) error {
 			all := &pb.ListConnectionsResponse{}

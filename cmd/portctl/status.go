@@ -60,6 +60,7 @@ func (c *ctl) printStatus(st *pb.GetStatusResponse, socket string) error {
 		has += fmt.Sprintf("; %d lost (portctl list --state lost)", st.GetLost())
 	}
 	t.row("has", has)
+	handoffRow(t, st.GetHandoff())
 	policyRows(t, st.GetPolicy())
 	registryRows(t, st.GetServiceRegistry())
 	var missing []*pb.KernelFeature
@@ -75,6 +76,26 @@ func (c *ctl) printStatus(st *pb.GetStatusResponse, socket string) error {
 		t.row("kernel", "lacks "+f.GetName()+": "+f.GetConsequence())
 	}
 	return t.flush()
+}
+
+// handoffRow says how much was handed over, and what of it is out of the ordinary.
+func handoffRow(t table, h *pb.HandoffStatus) {
+	if h.GetHandedOver()+h.GetRefused()+h.GetLost() == 0 {
+		return
+	}
+	text := fmt.Sprintf("%s handed over, %s", count(int(h.GetHandedOver()), "connection"), rate(h.GetPerSecond()))
+	for _, n := range []struct {
+		n    uint64
+		what string
+	}{
+		{h.GetRedelivered(), "once more"}, {h.GetTakenBack(), "taken back"}, {uint64(h.GetHeld()), "held"},
+		{h.GetRefused(), "refused"}, {h.GetLost(), "lost"},
+	} {
+		if n.n > 0 {
+			text += fmt.Sprintf(", %d %s", n.n, n.what)
+		}
+	}
+	t.row("handoff", text+" (portctl listeners)")
 }
 
 // registryRows says which IANA registry answers, since when, and what others there are.

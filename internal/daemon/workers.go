@@ -58,3 +58,5 @@ func (w workers) Connections(ctx context.Context, q rpc.ConnectionQuery) ([]rpc.
 }
 
 func (w workers) Totals(key registry.SocketKey) rpc.Totals { return rpc.Totals(w.pool.Totals(key)) }
+
+func (w workers) Sum() rpc.Totals { return rpc.Totals(w.pool.Sum()) }

@@ -142,8 +142,9 @@ func (p *Pool) listener(key registry.SocketKey) *listener {
 }
 
 func (p *Pool) forgetUnused(l *listener) {
-	if !l.listening && len(l.workers) == 0 {
+	if !l.listening && len(l.workers) == 0 && p.listeners[l.key] == l {
 		delete(p.listeners, l.key)
+		p.past.count(l)
 	}
 }
 

@@ -83,6 +83,7 @@ type Pool struct {
 	out       outgoing
 	in        incoming
 	record    record
+	past      Totals // of listeners that are not there any more
 	info      tcpInfo
 	orphans   []*worker     // gone, with connections in their queues that portd has no descriptors for
 	interval  time.Duration // of the ticker

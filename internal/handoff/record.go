@@ -85,7 +85,7 @@ func (p *Pool) Totals(key registry.SocketKey) (t Totals) {
 	if l == nil {
 		return t
 	}
-	t.HandedOver, t.Redelivered, t.TakenBack, t.Lost = l.handedOver, l.redelivered, l.takenBack, l.lost
+	t.count(l)
 	t.Held, t.PerSecond, t.Waits = l.held.n, l.rate.perSecond(time.Since(p.began)), l.sampler.waits.buckets()
 	t.Waiting = p.backlog(l)
 	for _, s := range l.workers {
@@ -94,6 +94,27 @@ func (p *Pool) Totals(key registry.SocketKey) (t Totals) {
 		}
 	}
 	return t
+}
+
+// Sum is what all listeners together count, those that are not there any more included; Workers, Waiting and Waits are left out.
+func (p *Pool) Sum() Totals {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now, t := time.Since(p.began), p.past
+	for _, l := range p.listeners {
+		t.count(l)
+		t.Held += l.held.n
+		t.PerSecond += l.rate.perSecond(now)
+	}
+	return t
+}
+
+// count adds what l has counted.
+func (t *Totals) count(l *listener) {
+	t.HandedOver += l.handedOver
+	t.Redelivered += l.redelivered
+	t.TakenBack += l.takenBack
+	t.Lost += l.lost
 }
 
 // backlog is how many connections wait for somebody to accept them. The engine gets its turn between some of the sockets and the next,

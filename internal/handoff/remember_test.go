@@ -242,6 +242,13 @@ func TestConnectionsRedelivered(t *testing.T) {
 	if got := h.Totals(keyOf(res)); got.Held != 0 || got.HandedOver != 2 || got.Redelivered != 1 {
 		t.Errorf("%+v", got)
 	}
+	// What a listener has counted outlives it.
+	h.listen("127.0.0.1")
+	h.release(res, "released")
+	until(t, "the workers are gone", func() bool { return len(h.Workers()) == 0 })
+	if got := h.Sum(); got.Held != 0 || got.HandedOver != 2 || got.Redelivered != 1 {
+		t.Errorf("of all listeners: %+v", got)
+	}
 }
 
 // The record is bounded. What is still open outlives its place in it.

@@ -35,6 +35,13 @@ func addrText(a netip.AddrPort) string {
 	return a.String()
 }
 
+func fromSum(t Totals) *pb.HandoffStatus {
+	return &pb.HandoffStatus{
+		HandedOver: t.HandedOver, Redelivered: t.Redelivered, TakenBack: t.TakenBack, Lost: t.Lost,
+		Held: uint32(t.Held), PerSecond: t.PerSecond,
+	}
+}
+
 func fromWaits(buckets []WaitBucket) *pb.LatencyHistogram {
 	out := &pb.LatencyHistogram{}
 	for _, b := range buckets {

@@ -246,6 +246,13 @@ func (c crew) Connections(_ context.Context, q rpc.ConnectionQuery) (some []rpc.
 	return some, false, nil
 }
 
+func (c crew) Sum() (sum rpc.Totals) {
+	for _, t := range c.totals {
+		sum.HandedOver += t.HandedOver
+	}
+	return sum
+}
+
 func (c crew) Totals(key registry.SocketKey) rpc.Totals { return c.totals[key] }
 
 // reserve reserves a port of portd's choice and returns it.

@@ -18,6 +18,8 @@ type Workers interface {
 	Connections(ctx context.Context, q ConnectionQuery) (some []Connection, more bool, err error)
 	// Totals are a listener's counts, zero for one that the hand-off does not know.
 	Totals(key registry.SocketKey) Totals
+	// Sum is what all listeners together count since portd started.
+	Sum() Totals
 	// Drain drains workers, and tells them. Where successors are to be ready first and are not in time it drains these, and the error is a
 	// *registry.UnsupportedError with the code NOT_READY; a worker that is not there is an ErrNotFound.
 	Drain(ctx context.Context, d Drain) (Drained, error)
