@@ -21,6 +21,9 @@ func (q *fifo[T]) push(v T) {
 
 func (q *fifo[T]) peek() T { return q.ring[q.head] }
 
+// first is a pointer to what peek gives, good until the next push or pop.
+func (q *fifo[T]) first() *T { return &q.ring[q.head] }
+
 func (q *fifo[T]) pop() T {
 	var zero T
 	v := q.ring[q.head]

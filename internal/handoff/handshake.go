@@ -56,6 +56,8 @@ type part struct {
 	endpoint registry.Endpoint
 	socket   bool
 	state    State
+	weight   uint16
+	priority uint8
 	sockets  []registry.Socket // lent
 }
 
@@ -182,7 +184,7 @@ func (p *Pool) resolve(ctx context.Context, c registry.Caller, wishes []wire.Wis
 			}
 			parts = append(parts, part{
 				wish: i, key: key, owner: res.Owner, endpoint: res.Assigned[index].Endpoint,
-				socket: wish.Want == wire.WantSocket, state: state,
+				socket: wish.Want == wire.WantSocket, state: state, weight: max(wish.Weight, 1), priority: wish.Priority,
 			})
 		}
 	}
@@ -271,7 +273,10 @@ func (p *Pool) join(w *worker, parts []part) (err error) {
 	p.workers[w.id] = w
 	p.tally(w.caller.UID, func(t *tally) { t.attached++ })
 	for i, part := range parts {
-		s := &serving{worker: w, number: uint32(i), endpoint: part.endpoint, socket: part.socket, state: part.state}
+		s := &serving{
+			worker: w, number: uint32(i), endpoint: part.endpoint, socket: part.socket, state: part.state,
+			weight: part.weight, priority: part.priority,
+		}
 		s.listener = p.listener(part.key)
 		s.listener.owner = part.owner
 		if !s.listener.listening {
@@ -280,7 +285,7 @@ func (p *Pool) join(w *worker, parts []part) (err error) {
 		if s.socket {
 			p.shared[part.key.Reservation], s.listener.shared = true, true
 		} else {
-			s.listener.workers = append(s.listener.workers, s)
+			s.listener.enter(s)
 		}
 		w.serves = append(w.serves, s)
 	}

@@ -23,8 +23,10 @@ type listener struct {
 	ready     fifo[*socket]  // have connections, as far as is known
 	held      fifo[heldConn] // accepted, and without a worker again
 	workers   []*serving     // of workers that take connections, ready or not
+	levels    []*level       // the same by their priority
+	staged    int            // accepted, and waiting for one of workers
+	due       fifo[*serving] // of workers, have room for what waits for them
 	shared    bool           // programs have, or had, the sockets themselves: see Pool.shared
-	turn      int            // where the next choice among workers begins
 	queued    bool           // is in Pool.work
 
 	takeBackAfter time.Duration // from a worker that does not take what it was sent; 0: never
@@ -52,8 +54,9 @@ type socket struct {
 
 // A heldConn is an accepted connection that portd has in its hands.
 type heldConn struct {
-	fd   int
-	conn wire.Connection
+	fd       int
+	conn     wire.Connection
+	endpoint *registry.Endpoint // nil where it is not known any more
 }
 
 // Listening says that these sockets listen from now on, or go on listening, with these options. Others that the key had before are
@@ -65,7 +68,7 @@ func (p *Pool) Listening(key registry.SocketKey, sockets []registry.Socket, opt 
 		return
 	}
 	l := p.listener(key)
-	l.options = opt.Handoff
+	p.setOptions(l, opt.Handoff)
 	if l.listening && slices.EqualFunc(l.sockets, sockets, func(o *socket, s registry.Socket) bool { return o.fd == s.FD && o.endpoint == s.Endpoint }) {
 		return
 	}
@@ -106,9 +109,24 @@ func (p *Pool) Closing(key registry.SocketKey) {
 	}
 }
 
+// setOptions makes what is said of the hand-off count from the next message on.
+func (p *Pool) setOptions(l *listener, o registry.HandoffOptions) {
+	before := l.options
+	l.options = o
+	if o.Strategy != before.Strategy {
+		l.rank()
+		p.enqueue(l)
+		p.wakeUp()
+	}
+	p.setTakeBack(l, o.TakeBackAfter)
+}
+
 func (p *Pool) stopListening(l *listener) {
 	p.forgetSockets(l)
 	l.listening = false
+	for _, s := range l.workers {
+		l.unstage(s)
+	}
 	for l.held.n > 0 {
 		closeRaw(l.held.pop().fd)
 	}
@@ -160,7 +178,7 @@ func (p *Pool) acceptable(s *socket) {
 // enqueue makes the engine look at l if there is something to hand over. Where no worker has room it drops out again, and the next
 // room brings it back.
 func (p *Pool) enqueue(l *listener) {
-	if !l.queued && l.ready.n+l.held.n > 0 {
+	if !l.queued && l.ready.n+l.held.n+l.due.n > 0 {
 		l.queued = true
 		p.work.push(l)
 	}
@@ -174,15 +192,10 @@ func (p *Pool) dispatch(messages int) (more bool) {
 	for ; p.work.n > 0 && messages > 0; messages-- {
 		l := p.work.pop()
 		l.queued = false
-		if l.ready.n+l.held.n == 0 {
-			continue
+		moved, err := p.handOverSome(l)
+		if moved {
+			p.enqueue(l)
 		}
-		to := l.pick()
-		if to == nil {
-			continue
-		}
-		err := p.handOver(l, to)
-		p.enqueue(l)
 		if err != 0 {
 			if p.rest.begin() {
 				p.log.Warn("cannot hand over connections; they wait", "err", err)
@@ -193,6 +206,22 @@ func (p *Pool) dispatch(messages int) (more bool) {
 	return p.work.n > 0
 }
 
+// handOverSome hands over a message, where the client's address decides a few, and says whether anything has happened. Where not, no
+// worker has room.
+func (p *Pool) handOverSome(l *listener) (moved bool, out syscall.Errno) {
+	if l.sticky() {
+		return p.assign(l)
+	}
+	if l.ready.n+l.held.n == 0 {
+		return false, 0
+	}
+	to := l.pick()
+	if to == nil {
+		return false, 0
+	}
+	return true, p.handOver(l, to)
+}
+
 // handOver fills one message for a worker that has room, and sends it. The error is one that will not go away at once, such as
 // EMFILE.
 func (p *Pool) handOver(l *listener, to *serving) syscall.Errno {
@@ -200,17 +229,22 @@ func (p *Pool) handOver(l *listener, to *serving) syscall.Errno {
 	frame := wire.BeginFrame(o.frame[:0], w.sequence+1)
 	conns := o.conns[:]
 	n := 0
-	o.now = time.Now() // for all of the message
-	o.since = o.now.Sub(p.began)
-	for ; n < perMessage && l.held.n > 0; n++ {
-		h := l.held.pop()
+	o.begin(p.began)
+	sticky := l.sticky()
+	held := &l.held
+	if sticky {
+		held = &to.staged
+		l.staged -= min(held.n, perMessage)
+	}
+	for ; n < perMessage && held.n > 0; n++ {
+		h := held.pop()
 		o.fds[n], conns[n] = h.fd, h.conn
 		conns[n].Listener = to.number
 		frame = wire.AppendConnection(frame, &conns[n])
 		o.at[n] = l.endpointOf(&h)
 	}
 	var out syscall.Errno
-	for n < perMessage && l.ready.n > 0 && out == 0 {
+	for n < perMessage && l.ready.n > 0 && out == 0 && !sticky {
 		s := l.ready.peek()
 		var c *wire.Connection
 		if c, out = p.acceptOne(s, &conns[n], n); c == nil {
@@ -256,6 +290,9 @@ func (p *Pool) handOver(l *listener, to *serving) syscall.Errno {
 
 // endpointOf is that of the port that a connection in portd's hands came to.
 func (l *listener) endpointOf(h *heldConn) *registry.Endpoint {
+	if h.endpoint != nil {
+		return h.endpoint
+	}
 	port := h.conn.Local.Port
 	if len(l.sockets) != 1 && port == 0 {
 		port = localPort(h.fd)
@@ -306,7 +343,7 @@ func (p *Pool) acceptOne(s *socket, c *wire.Connection, n int) (*wire.Connection
 // hold takes the message's connections back into portd's hands; they are the first to be handed over.
 func (p *Pool) hold(l *listener, conns []wire.Connection) {
 	for i := range conns {
-		l.held.push(heldConn{p.out.fds[i], conns[i]})
+		l.held.push(heldConn{p.out.fds[i], conns[i], p.out.at[i]})
 	}
 	p.enqueue(l)
 }

@@ -86,7 +86,7 @@ func (p *Pool) Totals(key registry.SocketKey) (t Totals) {
 		return t
 	}
 	t.count(l)
-	t.Held, t.PerSecond, t.Waits = l.held.n, l.rate.perSecond(time.Since(p.began)), l.sampler.waits.buckets()
+	t.Held, t.PerSecond, t.Waits = l.held.n+l.staged, l.rate.perSecond(time.Since(p.began)), l.sampler.waits.buckets()
 	t.Waiting = p.backlog(l)
 	for _, s := range l.workers {
 		if !s.socket {

@@ -179,11 +179,12 @@ func (p *Pool) change(s *serving, t wire.Type) {
 			w.draining--
 		}
 		s.state = Ready
-		p.enqueue(s.listener)
+		p.offer(s)
 		p.wakeUp()
 		return
 	}
 	s.state, s.drainSeq = Draining, w.sequence
+	p.unstage(s)
 	if !s.owes {
 		s.owes = true
 		w.draining++

@@ -148,6 +148,9 @@ func (p *Pool) unload(w *worker, why string) (done bool) {
 		return false
 	}
 	w.stuck, w.room = true, false
+	for _, s := range w.serves {
+		p.unstage(s)
+	}
 	if w.draining > 0 {
 		p.checkDrained(w)
 	}

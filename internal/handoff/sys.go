@@ -55,6 +55,12 @@ type outgoing struct {
 	since  time.Duration // the same since the pool began
 }
 
+// begin notes when a message is begun: the time is asked for once.
+func (o *outgoing) begin(origin time.Time) {
+	o.now = time.Now()
+	o.since = o.now.Sub(origin)
+}
+
 // send sends the frame, which lies in o.frame, padded, with the first n descriptors. They stay open here.
 func (o *outgoing) send(fd int, frame []byte, n int) error {
 	clear(o.frame[len(frame):]) // what another worker got is not this one's business

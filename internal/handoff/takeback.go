@@ -75,7 +75,7 @@ func (p *Pool) takeFrame(w *worker, packet []byte, fds []int) (n int) {
 		if !w.gone {
 			l.takenBack++
 		}
-		l.held.push(heldConn{fd, c})
+		l.held.push(heldConn{fd: fd, conn: c})
 		p.enqueue(l)
 		n++
 	}

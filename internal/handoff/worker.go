@@ -53,6 +53,17 @@ type serving struct {
 	drainSeq uint64 // once this message has been taken, nothing waits
 	owes     bool   // a DRAINED
 	gone     bool
+
+	// Its place in the choice: see pick.go and sticky.go.
+	weight   uint16
+	priority uint8
+	level    *level // nil where it is no choice
+	at       int    // in the level's heap; -1: not there
+	turn     uint64
+	placed   bool           // in the level's slots
+	seed     uint64         // there
+	staged   fifo[heldConn] // wait for it
+	due      bool           // is in the listener's due
 }
 
 // State says whether a worker takes connections.
@@ -64,29 +75,6 @@ const (
 	Draining // takes no more
 )
 
-// active is how many connections w has, as far as it says.
-func (w *worker) active() uint64 { return w.sent - min(w.page.Done(), w.sent) }
-
-// pick chooses the worker that has the fewest connections among those with room; among equals they take turns.
-func (l *listener) pick() (best *serving) {
-	var least uint64
-	n, at := len(l.workers), 0
-	for i := range n {
-		j := (l.turn + i) % n
-		s := l.workers[j]
-		if s.state != Ready || !s.worker.room {
-			continue
-		}
-		if active := s.worker.active(); best == nil || active < least {
-			best, least, at = s, active, j
-		}
-	}
-	if best != nil {
-		l.turn = at + 1
-	}
-	return best
-}
-
 // hasRoom notes that w's queue takes a message.
 func (p *Pool) hasRoom(w *worker) {
 	if !p.livesAgain(w) {
@@ -95,7 +83,7 @@ func (p *Pool) hasRoom(w *worker) {
 	w.room = true
 	for _, s := range w.serves {
 		if s.state == Ready {
-			p.enqueue(s.listener)
+			p.offer(s)
 		}
 	}
 	if w.draining > 0 {
@@ -111,6 +99,7 @@ func (p *Pool) sent(l *listener, to *serving, conns []wire.Connection) {
 	to.sent += n
 	w.page.Sent(w.sent, w.sequence)
 	w.room = w.allowed > 1 && writable(w.queue)
+	l.charge(to, len(conns))
 	l.handedOver += n
 	l.rate.add(p.out.since, len(conns))
 	w.rate.add(p.out.since, len(conns))
@@ -162,15 +151,10 @@ func (p *Pool) detach(w *worker, takeBack bool, why string) {
 	p.log.Info("worker left", "worker", w.id, "pid", w.caller.PID, "why", why, "taken_back", back)
 }
 
-// leave takes s out of its listener's choice.
+// leave takes s out of its listener's choice. What waited for it is anybody's.
 func (p *Pool) leave(s *serving) {
-	l := s.listener
-	for i, o := range l.workers {
-		if o == s {
-			l.workers = append(l.workers[:i], l.workers[i+1:]...)
-			break
-		}
-	}
+	p.unstage(s)
+	s.listener.exit(s)
 }
 
 func (w *worker) serving(number uint32) *serving {
