@@ -41,13 +41,6 @@ func NoRing() error {
 	return err
 }
 
-// SetTakeBackAfter sets after which time a listener's connections are taken back from a worker that does not take them.
-func (p *Pool) SetTakeBackAfter(key registry.SocketKey, after time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.setTakeBack(p.listener(key), after)
-}
-
 // SetReady makes the workers of a listener ready, as if they had said so.
 func (p *Pool) SetReady(key registry.SocketKey) {
 	p.mu.Lock()

@@ -68,7 +68,8 @@ func (p *Pool) Listening(key registry.SocketKey, sockets []registry.Socket, opt 
 		return
 	}
 	l := p.listener(key)
-	p.setOptions(l, opt.Handoff)
+	l.options = opt.Handoff
+	p.setTakeBack(l, opt.Handoff.TakeBackAfter)
 	if l.listening && slices.EqualFunc(l.sockets, sockets, func(o *socket, s registry.Socket) bool { return o.fd == s.FD && o.endpoint == s.Endpoint }) {
 		return
 	}

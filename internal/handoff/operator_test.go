@@ -44,7 +44,7 @@ func TestOperatorDrains(t *testing.T) {
 	w := h.attach(wire.Attach{Wishes: []wire.Wish{connections(res.ID)}, Generation: "v1"})
 	_, first := askMany(t, addrOf(res), 1)
 	until(t, "it is in the queue", func() bool { return h.Workers()[0].Sent == 1 })
-	got, err := h.Drain(t.Context(), handoff.Drain{Reservation: res.ID})
+	got, err := h.Pool.Drain(t.Context(), handoff.Drain{Reservation: res.ID})
 	if err != nil || len(got.Workers) != 1 {
 		t.Fatalf("%+v, %v", got, err)
 	}
@@ -63,7 +63,7 @@ func TestOperatorDrains(t *testing.T) {
 	}
 	drained := make(chan handoff.Drained, 1)
 	go func() {
-		got, err := h.Drain(t.Context(), handoff.Drain{Reservation: res.ID, Workers: []string{w.got.ID}, Wait: time.Minute})
+		got, err := h.Pool.Drain(t.Context(), handoff.Drain{Reservation: res.ID, Workers: []string{w.got.ID}, Wait: time.Minute})
 		if err != nil {
 			t.Error(err)
 		}
@@ -106,7 +106,7 @@ func TestDrainedByLeaving(t *testing.T) {
 		until(t, "it is draining", func() bool { return h.Workers()[0].Listeners[0].State == handoff.Draining })
 		w.Close()
 	}()
-	got, err := h.Drain(t.Context(), handoff.Drain{Reservation: res.ID, Wait: time.Minute})
+	got, err := h.Pool.Drain(t.Context(), handoff.Drain{Reservation: res.ID, Wait: time.Minute})
 	if err != nil || len(got.Workers) != 1 || !got.Workers[0].Listeners[0].Drained {
 		t.Errorf("%+v, %v", got, err)
 	}
@@ -141,7 +141,7 @@ func TestDrainSome(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.d.Reservation = res.ID
-			drained, err := h.Drain(t.Context(), tt.d)
+			drained, err := h.Pool.Drain(t.Context(), tt.d)
 			if !errors.Is(err, tt.err) {
 				t.Fatal(err)
 			}
@@ -175,7 +175,7 @@ func TestSuccessorsFirst(t *testing.T) {
 	h.attach(wire.Attach{Wishes: []wire.Wish{connections(res.ID)}, Generation: "v1"})
 	done := make(chan handoff.Drained, 1)
 	go func() {
-		got, err := h.Drain(t.Context(), handoff.Drain{Reservation: res.ID, Except: text("v2"), Ready: 2, Within: time.Minute})
+		got, err := h.Pool.Drain(t.Context(), handoff.Drain{Reservation: res.ID, Except: text("v2"), Ready: 2, Within: time.Minute})
 		if err != nil {
 			t.Error(err)
 		}
@@ -208,7 +208,7 @@ func TestRollBack(t *testing.T) {
 	h.attach(wire.Attach{Wishes: []wire.Wish{connections(res.ID)}, Generation: "v1"})
 	h.attach(wire.Attach{Wishes: []wire.Wish{connections(res.ID)}, Generation: "v2"})
 	late := h.attach(wire.Attach{Wishes: []wire.Wish{{Reference: res.ID, Want: wire.WantConnections}}, Generation: "v2"})
-	_, err := h.Drain(t.Context(), handoff.Drain{
+	_, err := h.Pool.Drain(t.Context(), handoff.Drain{
 		Reservation: res.ID, Endpoints: res.Endpoints(), Except: text("v2"), Ready: 2, Within: 20 * time.Millisecond,
 	})
 	var unsupported *registry.UnsupportedError
@@ -235,7 +235,7 @@ func TestDrainGivenUp(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	wait := func() {
-		_, err := h.Drain(ctx, d)
+		_, err := h.Pool.Drain(ctx, d)
 		ended <- err
 	}
 	go wait()

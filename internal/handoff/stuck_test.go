@@ -11,11 +11,22 @@ import (
 	"github.com/portd/portd/internal/fdpass"
 	"github.com/portd/portd/internal/handoff"
 	"github.com/portd/portd/internal/nstest"
+	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/wire"
 	"golang.org/x/sys/unix"
 )
 
 const takeBackAfter = 50 * time.Millisecond
+
+// takeBack sets after which time a listener's connections are taken back from a worker that does not take them.
+func (h *host) takeBack(res *registry.Reservation, after time.Duration) {
+	h.mu.Lock()
+	opt := registry.ListenOptions{Handoff: registry.HandoffOptions{TakeBackAfter: after}}
+	res.Assigned[0].Listen = &opt
+	sockets := []registry.Socket{{Endpoint: res.Assigned[0].Endpoint, FD: h.fds[keyOf(res)]}}
+	h.mu.Unlock()
+	h.Listening(keyOf(res), sockets, opt)
+}
 
 // What a worker leaves lying goes to another one after the listener's time. It gets no more until it has taken the probe that lies there in
 // its place, and then it is a worker like others.
@@ -24,7 +35,7 @@ func TestStuckWorkerLosesItsQueue(t *testing.T) {
 	h := newHost(t)
 	defer h.stop()
 	res := h.listen("127.0.0.1")
-	h.SetTakeBackAfter(keyOf(res), takeBackAfter)
+	h.takeBack(res, takeBackAfter)
 	stuck := h.attach(wire.Attach{Wishes: []wire.Wish{connections(res.ID)}})
 	const requests = 20
 	answered, failures := askMany(t, addrOf(res), requests)
@@ -70,7 +81,7 @@ func TestStuckWorkerLosesItsQueue(t *testing.T) {
 func TestNotTakenBackWhereNotAsked(t *testing.T) {
 	h := newHost(t)
 	patient, other := h.listen("127.0.0.1"), h.listen("127.0.0.1")
-	h.SetTakeBackAfter(keyOf(other), takeBackAfter)
+	h.takeBack(other, takeBackAfter)
 	w := h.attach(wire.Attach{Wishes: []wire.Wish{connections(patient.ID)}})
 	stuck := h.attach(wire.Attach{Wishes: []wire.Wish{connections(other.ID)}})
 	_, failures := askMany(t, addrOf(patient), 1)
@@ -93,10 +104,10 @@ func TestTakeBackIsSetMeanwhile(t *testing.T) {
 	h.attach(wire.Attach{Wishes: []wire.Wish{connections(res.ID)}})
 	_, failures := askMany(t, addrOf(res), 1)
 	until(t, "it is in the queue", func() bool { return h.Totals(keyOf(res)).HandedOver == 1 })
-	h.SetTakeBackAfter(keyOf(res), time.Hour)
-	h.SetTakeBackAfter(keyOf(res), takeBackAfter)
+	h.takeBack(res, time.Hour)
+	h.takeBack(res, takeBackAfter)
 	until(t, "it is taken back", func() bool { return h.Totals(keyOf(res)).TakenBack == 1 })
-	h.SetTakeBackAfter(keyOf(res), 0)
+	h.takeBack(res, 0)
 	go func() { _ = echo(h.join(res)) }()
 	if n := failures(); n > 0 {
 		t.Errorf("%d failed", n)
@@ -139,7 +150,7 @@ func TestTakeBackRace(t *testing.T) {
 	h := newHost(t)
 	defer h.stop()
 	res := h.listen("127.0.0.1")
-	h.SetTakeBackAfter(keyOf(res), 10*time.Millisecond)
+	h.takeBack(res, 10*time.Millisecond)
 	stop := make(chan struct{})
 	var working sync.WaitGroup
 	for i := range 4 {
