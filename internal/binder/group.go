@@ -54,15 +54,15 @@ func (s *socket) join() error {
 	return nil
 }
 
-// steer divides what arrives among the members of a group that are lent. Where none is it stays as it was: the next program gets what
-// the last ones left.
+// steer divides what arrives among the members of a group that programs have who want it. Where there are none it stays as it was: the next
+// program gets what the last ones left.
 func (h *holding) steer() error {
 	if h.group == 0 {
 		return nil
 	}
 	var lent []uint32
 	for member := range h.group {
-		if h.loanOf(member).count > 0 {
+		if h.loanOf(member).wants() {
 			lent = append(lent, uint32(member))
 		}
 	}

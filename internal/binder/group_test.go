@@ -199,12 +199,31 @@ func TestGroupSteersByClient(t *testing.T) {
 		if again := who(p0, p1, p2, p3); again != four {
 			t.Errorf("%v: after a restart %d of %d clients have another program than before", ep, moved(again, four), clients)
 		}
+		// One that wants no more gets no more, and the others keep theirs; it reads what it has and leaves nothing behind.
+		b.Drain(key(ep), true, p1.lent...)
+		drained := who(p0, p3, p2)
+		for i := range drained {
+			if now := map[int]int{0: 0, 1: 3, 2: 2}[drained[i]]; four[i] != 1 && now != four[i] {
+				t.Fatalf("%v: client %d moved from program %d to %d when another one drained", ep, i, four[i], now)
+			}
+		}
+		if rest := p1.all(); len(rest) > 0 {
+			t.Errorf("%v: a program that has drained received %q", ep, rest)
+		}
+		b.Drain(key(ep), false, p1.lent...)
+		if again := who(p0, p1, p2, p3); again != four {
+			t.Errorf("%v: %d of %d clients are elsewhere than before their program drained and came back", ep, moved(again, four), clients)
+		}
 		// More programs than sockets: one more shares.
 		p4 := borrow(t, b, ep)
 		if p4.lent[0].Member != p0.lent[0].Member {
 			t.Errorf("%v: a fifth program shares with member %d, want that of the longest lent one, %d", ep, p4.lent[0].Member, p0.lent[0].Member)
 		}
-		for _, p := range []*borrower{p0, p1, p2, p3, p4} {
+		b.Drain(key(ep), true, p0.lent...)
+		who(p4, p1, p2, p3)
+		p0.leave()
+		who(p4, p1, p2, p3)
+		for _, p := range []*borrower{p1, p2, p3, p4} {
 			p.leave()
 		}
 		release(t, b, ep)

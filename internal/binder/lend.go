@@ -37,12 +37,13 @@ func (b *Binder) Lend(key registry.SocketKey) (lent []registry.Socket, err error
 		lent = nil
 	}()
 	member := h.choose()
+	turn := h.turn + 1
 	for _, s := range h.lentWith(member) {
 		fd, err := unix.FcntlInt(uintptr(s.fd), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
 			return lent, fmt.Errorf("duplicate the socket of %v: %w", s.ep, ranOut(err))
 		}
-		lent = append(lent, registry.Socket{Endpoint: s.ep, FD: fd, Member: member})
+		lent = append(lent, registry.Socket{Endpoint: s.ep, FD: fd, Member: member, Loan: turn})
 	}
 	for _, s := range h.lentWith(member) {
 		s.exposed = true
@@ -59,7 +60,7 @@ func (b *Binder) Lend(key registry.SocketKey) (lent []registry.Socket, err error
 	}
 	h.begin(member)
 	if err := h.steer(); err != nil { // only in a group
-		if h.end(member) {
+		if h.end(member, turn) {
 			err = errors.Join(err, h.sockets[member].silence())
 		}
 		return lent, err
@@ -80,11 +81,12 @@ func (b *Binder) Return(key registry.SocketKey, lent ...registry.Socket) {
 	defer h.work.Unlock()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	member := 0
-	if len(lent) > 0 {
-		member = lent[0].Member
+	member, turn := loanOf(lent)
+	if b.held[key] != h || h.loans(member) == 0 {
+		return
 	}
-	if b.held[key] != h || h.loans(member) == 0 || !h.end(member) {
+	if !h.end(member, turn) {
+		b.steerLocked(h) // the others may have drained
 		return
 	}
 	for _, s := range h.lentWith(member) {
@@ -100,8 +102,32 @@ func (b *Binder) Return(key registry.SocketKey, lent ...registry.Socket) {
 		return
 	}
 	h.keep(member, b.grace, func() { b.graceOver(h, member) })
+	b.steerLocked(h)
+}
+
+// loanOf is what was lent with what, and when.
+func loanOf(lent []registry.Socket) (member int, turn uint64) {
+	if len(lent) == 0 {
+		return 0, 0
+	}
+	return lent[0].Member, lent[0].Loan
+}
+
+// Drain says that who has a socket of a group takes no more of what arrives, or does so again after all: others get it, where there are
+// any. What is in the socket's queue stays there.
+func (b *Binder) Drain(key registry.SocketKey, on bool, lent ...registry.Socket) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	member, turn := loanOf(lent)
+	if h := b.held[key]; h != nil && h.loans(member) > 0 {
+		h.loanOf(member).drain(turn, on)
+		b.steerLocked(h)
+	}
+}
+
+func (b *Binder) steerLocked(h *holding) {
 	if err := h.steer(); err != nil {
-		b.log.Error("a group of sockets is not divided among those that are left", "endpoint", h.sockets[0].ep, "err", err)
+		b.log.Error("the datagrams of a group of sockets go where they went before", "endpoint", h.sockets[0].ep, "err", err)
 	}
 }
 

@@ -1,13 +1,20 @@
 package binder
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // A loan is of sockets that are lent together: all of a holding's, or one of a group.
 type loan struct {
-	count int         // loans that have not been returned
-	began uint64      // the turn of the last one
-	grace *time.Timer // runs from the last return until what has queued is dropped; nil: it does not
+	count   int         // loans that have not been returned
+	drained []uint64    // those of them whose programs want no more, by their turn
+	began   uint64      // the turn of the last one
+	grace   *time.Timer // runs from the last return until what has queued is dropped; nil: it does not
 }
+
+// wants says whether a program has the sockets that takes what arrives.
+func (l *loan) wants() bool { return l.count > len(l.drained) }
 
 // loanOf is that of a member of a group, or the only one.
 func (h *holding) loanOf(member int) *loan {
@@ -60,11 +67,20 @@ func (h *holding) begin(member int) {
 }
 
 // end counts a return, and says whether it was the last one.
-func (h *holding) end(member int) (last bool) {
+func (h *holding) end(member int, turn uint64) (last bool) {
 	l := h.loanOf(member)
+	l.drain(turn, false)
 	l.count--
 	h.lent--
 	return l.count == 0
+}
+
+// drain notes that a program wants no more, or wants it again after all.
+func (l *loan) drain(turn uint64, on bool) {
+	l.drained = slices.DeleteFunc(l.drained, func(t uint64) bool { return t == turn })
+	if on {
+		l.drained = append(l.drained, turn)
+	}
 }
 
 // keep calls over when the grace has passed, unless begin or stop came before.

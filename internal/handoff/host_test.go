@@ -211,6 +211,8 @@ func (h *host) Return(key registry.SocketKey, _ ...registry.Socket) {
 	h.lent[key]--
 }
 
+func (h *host) Drain(registry.SocketKey, bool, ...registry.Socket) {}
+
 // loans is how many loans of a key have not been returned.
 func (h *host) loans(key registry.SocketKey) int {
 	h.mu.Lock()

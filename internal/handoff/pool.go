@@ -33,6 +33,8 @@ type Lender interface {
 	// Each Lend that succeeded is followed by a Return of what it gave, of which the descriptors may be closed by then.
 	Lend(key registry.SocketKey) ([]registry.Socket, error)
 	Return(key registry.SocketKey, lent ...registry.Socket)
+	// Drain says that a worker wants no more datagrams in what it was lent, or wants them again; what is queued stays.
+	Drain(key registry.SocketKey, on bool, lent ...registry.Socket)
 }
 
 // Config is what a Pool needs.

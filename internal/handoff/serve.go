@@ -150,6 +150,7 @@ func (p *Pool) said(w *worker, packet []byte) error {
 	if err != nil {
 		return err
 	}
+	p.drainSockets(w, number, m.Type == wire.TypeDrain) // before it is told that it is drained
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if w.gone {

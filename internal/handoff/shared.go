@@ -5,6 +5,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/portd/portd/internal/wire"
 	"golang.org/x/sys/unix"
 )
 
@@ -108,6 +109,15 @@ func (p *Pool) hasRing() bool {
 		}
 	}
 	return p.ring != nil
+}
+
+// drainSockets passes on what a worker says of sockets that it was lent. It is called by the worker's session, which alone returns them.
+func (p *Pool) drainSockets(w *worker, number uint32, on bool) {
+	for _, s := range w.serves {
+		if s.socket && (number == wire.AllListeners || number == s.number) {
+			p.cfg.Lender.Drain(s.listener.key, on, s.lent...)
+		}
+	}
 }
 
 // blocking says whether accept on fd waits. Where that cannot be told it does not.

@@ -48,6 +48,7 @@ type serving struct {
 	number   uint32
 	endpoint registry.Endpoint
 	socket   bool // it has the socket itself
+	lent     []registry.Socket
 	state    State
 	sent     uint64
 	drainSeq uint64 // once this message has been taken, nothing waits

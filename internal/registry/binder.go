@@ -74,6 +74,8 @@ type Socket struct {
 	FD       int
 	Adopted  bool // a program has it too, which goes on accepting from it
 	Member   int  // which it is of the sockets in a group, from 0
+
+	Loan uint64 // tells one loan of a lent one from others
 }
 
 // A ListenerObserver is told by the Binder of sockets that listen, so that their connections are accepted.
