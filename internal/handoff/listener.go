@@ -68,8 +68,7 @@ func (p *Pool) Listening(key registry.SocketKey, sockets []registry.Socket, opt 
 		return
 	}
 	l := p.listener(key)
-	l.options = opt.Handoff
-	p.setTakeBack(l, opt.Handoff.TakeBackAfter)
+	p.setOptions(l, opt.Handoff)
 	if l.listening && slices.EqualFunc(l.sockets, sockets, func(o *socket, s registry.Socket) bool { return o.fd == s.FD && o.endpoint == s.Endpoint }) {
 		return
 	}
