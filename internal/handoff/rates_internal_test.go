@@ -2,8 +2,12 @@ package handoff
 
 import (
 	"math"
+	"net"
 	"testing"
 	"time"
+
+	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/wire"
 )
 
 func TestRate(t *testing.T) {
@@ -81,5 +85,59 @@ func TestHistogram(t *testing.T) {
 	buckets := h.buckets()
 	if n := len(buckets); n != 14 || buckets[0].AtMost != time.Millisecond || buckets[12].AtMost != 10*time.Second || buckets[13].AtMost != 0 {
 		t.Errorf("%v", buckets)
+	}
+}
+
+// BenchmarkCount is what it takes to count and record one message of four connections, but for the clock.
+func BenchmarkCount(b *testing.B) {
+	r, l, w, e := newRecord(recordSize), &listener{}, &worker{}, &registry.Endpoint{}
+	conns := make([]wire.Connection, perMessage)
+	sampled := 0
+	now := time.Duration(0)
+	for b.Loop() {
+		now += 100 * time.Microsecond
+		l.rate.add(now, len(conns))
+		w.rate.add(now, len(conns))
+		for i := range conns {
+			r.add(e, l, w, &conns[i])
+		}
+		r.due()
+		if l.sampler.due(&l.rate) {
+			sampled++
+		}
+		if r.asked {
+			<-r.sweep
+			r.swept, r.asked = r.n, false
+		}
+	}
+	b.ReportMetric(float64(sampled)/float64(b.N), "sampled/op")
+}
+
+// BenchmarkWaited is what it takes to sample one.
+func BenchmarkWaited(b *testing.B) {
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer ln.Close()
+	c, err := net.Dial("tcp4", ln.Addr().String())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		b.Fatal(err)
+	}
+	var info tcpInfo
+	err = raw.Control(func(fd uintptr) {
+		for b.Loop() {
+			if _, ok := info.waited(int(fd)); !ok {
+				b.Fatal("no tcp_info")
+			}
+		}
+	})
+	if err != nil {
+		b.Fatal(err)
 	}
 }
