@@ -273,7 +273,10 @@ func (p *Pool) join(w *worker, parts []part) (err error) {
 	p.workers[w.id] = w
 	p.tally(w.caller.UID, func(t *tally) { t.attached++ })
 	for i, part := range parts {
-		s := &serving{worker: w, number: uint32(i), endpoint: part.endpoint, socket: part.socket, lent: part.sockets, state: part.state}
+		s := &serving{
+			worker: w, number: uint32(i), endpoint: part.endpoint, socket: part.socket, lent: part.sockets, state: part.state,
+			weight: part.weight, priority: part.priority,
+		}
 		s.listener = p.listener(part.key)
 		s.listener.owner = part.owner
 		if !s.listener.listening {
