@@ -157,7 +157,7 @@ func (s *socket) restore() error {
 	errs = append(errs,
 		unix.SetNonblock(s.fd, true), // else our accept would block
 		s.set(unix.SOL_SOCKET, unix.SO_REUSEPORT, btoi(s.grouped)),
-		s.reuse(s.listening && s.ep.Proto == registry.TCP))
+		s.reuse(s.listens() && s.ep.Proto == registry.TCP))
 	if s.ep.Proto.Streams() {
 		return errors.Join(append(errs, s.restoreStream())...)
 	}
@@ -169,7 +169,12 @@ func (s *socket) restoreStream() error {
 	switch {
 	case err != nil:
 		return fmt.Errorf("SO_ACCEPTCONN of %v: %w", s.ep, err)
-	case s.listening:
+	case s.listens():
+		if s.door == parked {
+			if err := s.dropAll(); err != nil {
+				return fmt.Errorf("park clients of %v again: %w", s.ep, err)
+			}
+		}
 		return errors.Join(s.inherit(s.opt, true), s.listen(s.opt)) // it may have been shut down
 	case accepts != 0:
 		return s.unlisten()

@@ -51,7 +51,10 @@ func (b *Binder) listen(ctx context.Context, h *holding, socks []*socket, opt re
 		}
 		for _, s := range socks[:done] {
 			if s.listening {
-				err = errors.Join(err, s.inherit(s.opt, others), s.listen(s.opt))
+				err = errors.Join(err, s.inherit(s.opt, others))
+				if s.listens() {
+					err = errors.Join(err, s.listen(s.opt))
+				}
 			} else {
 				err = errors.Join(err, s.unlisten())
 			}
@@ -64,6 +67,10 @@ func (b *Binder) listen(ctx context.Context, h *holding, socks []*socket, opt re
 		// Before it listens, so that the first connection has them too.
 		if err := s.inherit(opt, others); err != nil {
 			return fmt.Errorf("%v: %w", s.ep, err)
+		}
+		if s.door == refusing { // the backlog is set when it listens again
+			done++
+			continue
 		}
 		if err := s.listenExclusively(ctx, opt); err != nil {
 			return fmt.Errorf("%v: %w", s.ep, err)
@@ -95,12 +102,17 @@ func (b *Binder) Unlisten(key registry.SocketKey) error {
 	defer h.work.Unlock()
 	var errs []error
 	for _, s := range socks {
-		errs = append(errs, s.unlisten())
+		if s.listens() {
+			errs = append(errs, s.unlisten())
+		}
+		if s.door == parked {
+			errs = append(errs, s.passAll())
+		}
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, s := range socks {
-		s.listening = false
+		s.listening, s.door = false, admitting
 	}
 	return errors.Join(errs...)
 }
@@ -126,7 +138,7 @@ func (b *Binder) Options(key registry.SocketKey) (registry.ListenOptions, error)
 // Once it listens the socket refuses everybody, SO_REUSEADDR or not, and keeps it on: its connections inherit that, and one
 // without would keep us from binding the port again after a restart, for as long as it lasts and a minute more.
 func (s *socket) listenExclusively(ctx context.Context, opt registry.ListenOptions) (err error) {
-	if s.listening || s.ep.Proto != registry.TCP {
+	if s.listens() || s.ep.Proto != registry.TCP {
 		return s.listen(opt)
 	}
 	// Nobody connects before SO_REUSEADDR is on: a client that tries is not answered, and tries again in a second. MPTCP has

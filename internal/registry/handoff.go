@@ -75,10 +75,18 @@ func (o HandoffOptions) check() error {
 
 // fit refuses what the sockets of an endpoint cannot do without a worker.
 func (o HandoffOptions) fit(e Endpoint, bound BindOptions) error {
-	if o.WithoutWorker == Park && bound.MPTCP {
-		return &UnsupportedError{
-			"park clients of " + e.String(), "a Multipath TCP socket has no filter that could keep them unanswered: let them wait, or refuse them", "PARK",
-		}
+	kind := ""
+	switch {
+	case o.WithoutWorker != Park:
+		return nil
+	case e.Proto == Unix:
+		kind = "unix"
+	case bound.MPTCP:
+		kind = "Multipath TCP"
+	default:
+		return nil
 	}
-	return nil
+	return &UnsupportedError{
+		"park clients of " + e.String(), "a " + kind + " socket has no filter that could keep them unanswered: let them wait, or refuse them", "PARK",
+	}
 }
