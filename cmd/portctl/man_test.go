@@ -142,7 +142,7 @@ func flags(b *bytes.Buffer, title string, set *pflag.FlagSet) {
 		if value != "" {
 			fmt.Fprintf(b, " \\fI%s\\fR", roff(value))
 		}
-		if !slices.Contains([]string{"", "0", "false", "[]"}, f.DefValue) {
+		if !slices.Contains([]string{"", "0", "0s", "false", "[]"}, f.DefValue) {
 			text += fmt.Sprintf(" (default %s)", f.DefValue)
 		}
 		fmt.Fprintf(b, "\n%s\n", roff(text))
