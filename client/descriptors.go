@@ -13,16 +13,15 @@ import (
 type descriptors struct {
 	budget int  // connections that may come before the next look
 	near   bool // the limit, or have been lately
-	needed int  // for the message that did not fit; 0 where the last one did
+	full   bool // the last message did not fit
 	polls  []unix.PollFd
 }
 
 const (
-	highest  = 256 // numbers that are looked at
-	plenty   = 64  // free ones among them, with which no message is looked at
-	perFree  = 4   // of free numbers to a connection: a program may open some more for each
-	soonest  = 16  // connections to the next look near the limit
-	smallest = 8   // connections that a message may well bring
+	highest = 256 // numbers that are looked at
+	plenty  = 64  // free ones among them, with which no message is looked at
+	perFree = 4   // of free numbers to a connection: a program may open some more for each
+	soonest = 16  // connections to the next look near the limit
 )
 
 // scarce says whether the next message is to be looked at before it is taken.
@@ -57,32 +56,21 @@ func (d *descriptors) free() (n int) {
 	return n
 }
 
-// enough says whether what did not fit would fit now.
-func (d *descriptors) enough(fd int) bool {
-	if d.needed == 0 {
-		return true
+// none says whether there is still no descriptor for what did not fit. With some there may be: portd sends less at a time then.
+func (d *descriptors) none(fd int) bool {
+	if !d.full {
+		return false
 	}
-	var taken []int
-	for len(taken) < d.needed {
-		n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-		if err != nil {
-			break
-		}
-		taken = append(taken, n)
+	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err == nil {
+		_ = unix.Close(n)
+		d.full = false
 	}
-	fits := len(taken) == d.needed
-	closeEach(taken)
-	if fits {
-		d.needed = 0
-	}
-	return fits
+	return d.full
 }
 
-// exhausted notes that a message of so many connections did not fit.
-func (d *descriptors) exhausted(connections int) {
-	d.needed = max(connections, smallest)
-	d.near, d.budget = true, soonest
-}
+// exhausted notes that a message did not fit.
+func (d *descriptors) exhausted() { d.full, d.near, d.budget = true, true, soonest }
 
 func closeEach(fds []int) {
 	for _, fd := range fds {

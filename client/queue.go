@@ -79,7 +79,7 @@ var (
 
 // receiveFrom takes a message if there is one. The netpoller reports edges: only EAGAIN of this very call may park.
 func (q *queue) receiveFrom(fd uintptr) bool {
-	if !q.numbers.enough(int(fd)) {
+	if q.numbers.none(int(fd)) {
 		q.n, q.fds, q.err = 0, nil, errNoDescriptors
 		return true
 	}
@@ -105,7 +105,7 @@ func (q *queue) lookAndTake(fd int) {
 	seen, fds, err := q.in.Peek(fd, q.peeked)
 	if errors.Is(err, fdpass.ErrFDsTruncated) {
 		closeEach(fds)
-		q.numbers.exhausted(countOf(q.peeked[:seen]))
+		q.numbers.exhausted()
 		q.err = errGiveBack
 		return
 	} else if err != nil {
@@ -121,16 +121,6 @@ func (q *queue) lookAndTake(fd int) {
 		return
 	}
 	closeEach(q.duplicates)
-}
-
-// countOf is how many connections a message has.
-func countOf(packet []byte) int {
-	m, err := wire.Parse(packet)
-	if err != nil || m.Type != wire.TypeConnections {
-		return 0
-	}
-	f, _ := wire.DecodeFrame(m)
-	return f.Count
 }
 
 // take waits for a message and appends its connections to dst. io.EOF: nothing more will come. net.ErrClosed: the queue was
@@ -151,7 +141,7 @@ func (q *queue) take(dst []*conn) ([]*conn, error) {
 	q.page.EndTake(f.Sequence, f.Count)
 	if err == nil && f.Count != len(fds) {
 		err = fmt.Errorf("%d of %d descriptors came: %w", len(fds), f.Count, unix.EMFILE)
-		q.numbers.exhausted(f.Count)
+		q.numbers.exhausted()
 	}
 	q.numbers.budget -= f.Count
 	var c wire.Connection

@@ -59,3 +59,13 @@ func (p *Pool) Swept() uint64 {
 	defer p.mu.Unlock()
 	return p.record.swept
 }
+
+// Taken is how many connections a worker has received, and whether that is known now.
+func (p *Pool) Taken(worker string) (received uint64, known bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if w := p.workers[worker]; w != nil {
+		_, received, known = w.page.Taken()
+	}
+	return received, known
+}

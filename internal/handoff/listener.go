@@ -228,15 +228,15 @@ func (p *Pool) handOver(l *listener, to *serving) syscall.Errno {
 	o, w := &p.out, to.worker
 	frame := wire.BeginFrame(o.frame[:0], w.sequence+1)
 	conns := o.conns[:]
-	n := 0
+	n, most := 0, perMessage-w.fewer
 	o.begin(p.began)
 	sticky := l.sticky()
 	held := &l.held
 	if sticky {
 		held = &to.staged
-		l.staged -= min(held.n, perMessage)
+		l.staged -= min(held.n, most)
 	}
-	for ; n < perMessage && held.n > 0; n++ {
+	for ; n < most && held.n > 0; n++ {
 		h := held.pop()
 		o.fds[n], conns[n] = h.fd, h.conn
 		conns[n].Listener = to.number
@@ -244,7 +244,7 @@ func (p *Pool) handOver(l *listener, to *serving) syscall.Errno {
 		o.at[n] = l.endpointOf(&h)
 	}
 	var out syscall.Errno
-	for n < perMessage && l.ready.n > 0 && out == 0 && !sticky {
+	for n < most && l.ready.n > 0 && out == 0 && !sticky {
 		s := l.ready.peek()
 		var c *wire.Connection
 		if c, out = p.acceptOne(s, &conns[n], n); c == nil {

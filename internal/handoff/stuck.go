@@ -167,12 +167,15 @@ func (p *Pool) unload(w *worker, why string) (done bool) {
 	return true
 }
 
-// givesBack takes back what a worker has no descriptors for.
+// givesBack takes back what a worker has no descriptors for. It may have some, and never enough for a whole message: so the next ones
+// are smaller.
 func (p *Pool) givesBack(w *worker) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !w.gone && !w.stuck {
+		before := w.takenBack
 		p.unload(w, "it is out of descriptors")
+		w.fewer = perMessage - max(1, int(min(w.takenBack-before, perMessage))/2)
 	}
 }
 

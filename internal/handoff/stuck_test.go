@@ -20,8 +20,12 @@ const takeBackAfter = 50 * time.Millisecond
 
 // takeBack sets after which time a listener's connections are taken back from a worker that does not take them.
 func (h *host) takeBack(res *registry.Reservation, after time.Duration) {
+	h.options(res, registry.HandoffOptions{TakeBackAfter: after})
+}
+
+func (h *host) options(res *registry.Reservation, o registry.HandoffOptions) {
 	h.mu.Lock()
-	opt := registry.ListenOptions{Handoff: registry.HandoffOptions{TakeBackAfter: after}}
+	opt := registry.ListenOptions{Handoff: o}
 	res.Assigned[0].Listen = &opt
 	sockets := []registry.Socket{{Endpoint: res.Assigned[0].Endpoint, FD: h.fds[keyOf(res)]}}
 	h.mu.Unlock()

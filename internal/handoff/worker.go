@@ -35,6 +35,7 @@ type worker struct {
 	progress  progress
 	stuck     bool // leaves what it was sent in its queue, where a probe lies now
 	takenBack uint64
+	fewer     int // connections in its next message, than otherwise: it had no descriptors for the last one
 
 	serves   []*serving
 	draining int // how many of serves still owe a DRAINED
@@ -98,6 +99,7 @@ func (p *Pool) sent(l *listener, to *serving, conns []wire.Connection) {
 	w.sequence++
 	w.sent += n
 	to.sent += n
+	w.fewer = max(0, w.fewer-1)
 	w.page.Sent(w.sent, w.sequence)
 	w.room = w.allowed > 1 && writable(w.queue)
 	l.charge(to, len(conns))

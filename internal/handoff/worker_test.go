@@ -76,6 +76,8 @@ func perform(act, socket, ref string) error {
 		fmt.Println("ready", child.Process.Pid)
 		_, err = io.Copy(io.Discard, os.Stdin)
 		return err
+	case "victim":
+		return serveVictim(cfg)
 	case "narrow":
 		return serveNarrow(cfg)
 	case "direct":
