@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -16,15 +17,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A conn is a connection that came through portd. It stands on os.File rather than on net.FileConn, which makes a duplicate of the
-// descriptor and asks the kernel a dozen things that are known: a third of the cost of a short connection.
+// A conn is a connection that came through portd. It begins as a bare descriptor: what is there already is read and what finds room
+// is written without the netpoller, which most short connections then never need. The first call that has to wait, and whoever wants
+// more than that, makes an os.File of it. (A net.FileConn would duplicate the descriptor and ask the kernel a dozen things
+// that are known.)
 type conn struct {
-	file   *os.File
-	page   *page
-	closed atomic.Bool
+	file atomic.Pointer[os.File] // once there is one, it has the descriptor
+	page *page
+
+	// writing is held by one Write from its beginning to its end, so that two do not mix.
+	writing sync.Mutex
+
+	// mu guards what follows, and the calls on fd while there is no file. It is held for calls that do not wait.
+	mu            sync.Mutex
+	fd            int
+	closed        bool
+	readBy, until time.Time // deadlines for the file to come; zero where there is none
+
 	local  atomic.Pointer[net.TCPAddr]
 	remote net.TCPAddr
-	ip     [16]byte // what remote points to
+	ip     [16]byte  // what remote points to
 	unix   *unixEnds // of a unix socket, whose addresses are these instead
 }
 
@@ -42,7 +54,8 @@ var _ interface {
 
 // newConn takes ownership of fd, which portd made nonblocking.
 func newConn(fd int, c *wire.Connection, p *page) *conn {
-	t := &conn{page: p, file: os.NewFile(uintptr(fd), "tcp")}
+	t := &conn{page: p, fd: fd}
+	runtime.SetFinalizer(t, (*conn).abandoned) // as net's connections have it
 	if c.Peer.Family == wire.FamilyUnix {
 		t.unix = &unixEnds{local: net.UnixAddr{Net: "unix", Name: string(c.Local.Path)}, remote: net.UnixAddr{Net: "unix", Name: string(c.Peer.Path)}}
 		return t
@@ -53,6 +66,9 @@ func newConn(fd int, c *wire.Connection, p *page) *conn {
 	}
 	return t
 }
+
+// abandoned closes a connection that was forgotten.
+func (c *conn) abandoned() { _ = c.Close() }
 
 func tcpAddr(a *wire.Addr) *net.TCPAddr {
 	t := &struct {
@@ -86,27 +102,139 @@ func zone(scope uint32) string {
 }
 
 func (c *conn) Read(b []byte) (int, error) {
-	n, err := c.file.Read(b)
+	f := c.file.Load()
+	if f == nil {
+		n, wait, err := c.readNow(b)
+		if wait == nil {
+			return n, err
+		}
+		f = wait
+	}
+	n, err := f.Read(b)
 	if err != nil && err != io.EOF {
 		err = c.opError("read", err)
 	}
 	return n, err
 }
 
-func (c *conn) Write(b []byte) (int, error) {
-	n, err := c.file.Write(b)
+// readNow reads what is there. Where there is nothing yet it returns the file, to wait with.
+func (c *conn) readNow(b []byte) (n int, wait *os.File, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.usable(c.readBy); err != nil || c.file.Load() != nil || len(b) == 0 {
+		return 0, c.file.Load(), c.opErrorOrNil("read", err)
+	}
+	for {
+		switch n, err := unix.Read(c.fd, b[:min(len(b), maxChunk)]); {
+		case err == unix.EINTR:
+		case err == unix.EAGAIN:
+			return 0, c.fileLocked(), nil
+		case err != nil:
+			return 0, nil, c.opError("read", err)
+		case n == 0:
+			return 0, nil, io.EOF
+		default:
+			return n, nil, nil
+		}
+	}
+}
+
+func (c *conn) Write(b []byte) (n int, err error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	f := c.file.Load()
+	if f == nil {
+		if n, f, err = c.writeNow(b); f == nil {
+			return n, err
+		}
+	}
+	m, err := f.Write(b[n:])
 	if err != nil {
 		err = c.opError("write", err)
 	}
-	return n, err
+	return n + m, err
+}
+
+// writeNow writes what there is room for. Where something is left it returns the file, to wait with.
+func (c *conn) writeNow(b []byte) (n int, wait *os.File, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.usable(c.until); err != nil || c.file.Load() != nil {
+		return 0, c.file.Load(), c.opErrorOrNil("write", err)
+	}
+	for len(b) > 0 {
+		switch m, err := unix.Write(c.fd, b[:min(len(b), maxChunk)]); {
+		case err == unix.EINTR:
+		case err == unix.EAGAIN:
+			return n, c.fileLocked(), nil
+		case err != nil:
+			return n, nil, c.opError("write", err)
+		default:
+			n, b = n+m, b[m:]
+		}
+	}
+	return n, nil, nil
+}
+
+// usable says what a call with this deadline fails with before it begins. With a file it is for the file to say.
+func (c *conn) usable(deadline time.Time) error {
+	switch {
+	case c.file.Load() != nil:
+	case c.closed:
+		return net.ErrClosed
+	case !deadline.IsZero() && !time.Now().Before(deadline):
+		return os.ErrDeadlineExceeded
+	}
+	return nil
+}
+
+// fileLocked is the file, made now if there was none. The connection must not be closed.
+func (c *conn) fileLocked() *os.File {
+	if f := c.file.Load(); f != nil {
+		return f
+	}
+	runtime.SetFinalizer(c, nil) // the file has one
+	f := os.NewFile(uintptr(c.fd), "tcp")
+	if !c.readBy.IsZero() {
+		_ = f.SetReadDeadline(c.readBy)
+	}
+	if !c.until.IsZero() {
+		_ = f.SetWriteDeadline(c.until)
+	}
+	c.file.Store(f)
+	return f
+}
+
+func (c *conn) asFile() (*os.File, error) {
+	if f := c.file.Load(); f != nil {
+		return f, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, net.ErrClosed
+	}
+	return c.fileLocked(), nil
 }
 
 // Close closes the connection and tells portd that this worker has one less.
 func (c *conn) Close() error {
-	if !c.closed.CompareAndSwap(false, true) {
-		return c.opError("close", os.ErrClosed)
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return c.opError("close", net.ErrClosed)
 	}
-	err := c.file.Close()
+	c.closed = true
+	f := c.file.Load()
+	var err error
+	if f == nil {
+		runtime.SetFinalizer(c, nil)
+		err = unix.Close(c.fd)
+	}
+	c.mu.Unlock()
+	if f != nil {
+		err = f.Close()
+	}
 	c.page.AddDone(1)
 	runtime.KeepAlive(c.page) // its end unmaps it
 	return c.opErrorOrNil("close", err)
@@ -155,14 +283,34 @@ func (c *conn) LocalAddr() net.Addr {
 	return a
 }
 
-func (c *conn) SetDeadline(t time.Time) error { return c.opErrorOrNil("set", c.file.SetDeadline(t)) }
+func (c *conn) SetDeadline(t time.Time) error {
+	return c.deadline(func() { c.readBy, c.until = t, t }, func(f *os.File) error { return f.SetDeadline(t) })
+}
 
 func (c *conn) SetReadDeadline(t time.Time) error {
-	return c.opErrorOrNil("set", c.file.SetReadDeadline(t))
+	return c.deadline(func() { c.readBy = t }, func(f *os.File) error { return f.SetReadDeadline(t) })
 }
 
 func (c *conn) SetWriteDeadline(t time.Time) error {
-	return c.opErrorOrNil("set", c.file.SetWriteDeadline(t))
+	return c.deadline(func() { c.until = t }, func(f *os.File) error { return f.SetWriteDeadline(t) })
+}
+
+// deadline sets one now, or notes it for when somebody waits.
+func (c *conn) deadline(note func(), set func(*os.File) error) error {
+	c.mu.Lock()
+	f := c.file.Load()
+	switch {
+	case c.closed:
+		c.mu.Unlock()
+		return c.opError("set", net.ErrClosed)
+	case f == nil:
+		note()
+	}
+	c.mu.Unlock()
+	if f == nil {
+		return nil
+	}
+	return c.opErrorOrNil("set", set(f))
 }
 
 // CloseRead shuts down the reading side.
@@ -179,12 +327,31 @@ func shutdown(fd, how int) error { return os.NewSyscallError("shutdown", unix.Sh
 
 // SyscallConn gives access to the descriptor, which stays the connection's.
 func (c *conn) SyscallConn() (syscall.RawConn, error) {
-	raw, err := c.file.SyscallConn()
+	raw, err := c.rawConn()
 	return raw, c.opErrorOrNil("raw-control", err)
 }
 
+func (c *conn) rawConn() (syscall.RawConn, error) {
+	f, err := c.asFile()
+	if err != nil {
+		return nil, err
+	}
+	return f.SyscallConn()
+}
+
+// control lets f use the descriptor, for a call that does not wait.
 func (c *conn) control(f func(fd int) error) error {
-	raw, err := c.file.SyscallConn()
+	c.mu.Lock()
+	file := c.file.Load()
+	if file == nil {
+		defer c.mu.Unlock()
+		if c.closed {
+			return net.ErrClosed
+		}
+		return f(c.fd)
+	}
+	c.mu.Unlock()
+	raw, err := file.SyscallConn()
 	if err != nil {
 		return err
 	}
@@ -210,19 +377,25 @@ func (c *conn) opError(op string, err error) error {
 	}
 	var errno syscall.Errno
 	switch {
-	case errors.Is(err, os.ErrClosed):
+	case errors.Is(err, os.ErrClosed), errors.Is(err, net.ErrClosed):
 		err = net.ErrClosed
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		err = os.ErrDeadlineExceeded
 	case errors.As(err, &errno):
 		err = os.NewSyscallError(op, errno)
-	case c.closed.Load(): // the poller's own error for that cannot be named from here
+	case c.file.Load() != nil && c.isClosed(): // the poller's own error for that cannot be named from here
 		err = net.ErrClosed
 	}
 	if c.unix != nil {
 		return &net.OpError{Op: op, Net: "unix", Source: &c.unix.local, Addr: &c.unix.remote, Err: err}
 	}
 	return &net.OpError{Op: op, Net: "tcp", Source: c.local.Load(), Addr: &c.remote, Err: err}
+}
+
+func (c *conn) isClosed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closed
 }
 
 // TCPConn makes a *net.TCPConn of a connection that a Listener's Accept returned, for programs that insist on the type. It takes c's
@@ -235,7 +408,11 @@ func TCPConn(c net.Conn) (*net.TCPConn, error) {
 		if c.unix != nil {
 			return nil, fmt.Errorf("the connection to %v is no TCP connection", c.LocalAddr())
 		}
-		t, err := net.FileConn(c.file)
+		f, err := c.asFile()
+		if err != nil {
+			return nil, err
+		}
+		t, err := net.FileConn(f)
 		if err != nil {
 			return nil, err
 		}

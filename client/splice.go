@@ -37,7 +37,7 @@ func (c *conn) readFrom(src io.Reader, limit int64) (n int64, handled bool, err 
 	if !ok {
 		return 0, false, nil
 	}
-	to, err := c.file.SyscallConn()
+	to, err := c.rawConn()
 	if err != nil {
 		return 0, true, err
 	}
@@ -47,7 +47,7 @@ func (c *conn) readFrom(src io.Reader, limit int64) (n int64, handled bool, err 
 // WriteTo sends what the connection receives to w, by splice where w is a socket.
 func (c *conn) WriteTo(w io.Writer) (int64, error) {
 	if to, ok := socketOf(w); ok {
-		from, err := c.file.SyscallConn()
+		from, err := c.rawConn()
 		if err != nil {
 			return 0, c.opError("writeto", err)
 		}
@@ -88,7 +88,7 @@ func socketOf(v any) (syscall.RawConn, bool) {
 const maxChunk = 1 << 20
 
 func (c *conn) sendFile(f *os.File, limit int64) (n int64, handled bool, err error) {
-	to, err := c.file.SyscallConn()
+	to, err := c.rawConn()
 	if err != nil {
 		return 0, true, err
 	}
