@@ -242,6 +242,14 @@ func TestGroupIsHeld(t *testing.T) {
 	}
 	_ = unix.Close(fd)
 	holdGroup(t, b, ep, 64)
+	var programs []*borrower
+	for member := range 64 { // the longest steering that there is
+		p := borrow(t, b, ep)
+		programs = append(programs, p)
+		if p.lent[0].Member != member {
+			t.Errorf("program %d has socket %d", member, p.lent[0].Member)
+		}
+	}
 	for _, thief := range thieves(unix.SOCK_DGRAM, ep.First) {
 		if thief.RP || !ep.Overlaps(thief.place(registry.UDP)) {
 			continue
@@ -253,6 +261,9 @@ func TestGroupIsHeld(t *testing.T) {
 		t.Logf("this kernel keeps portd's own user out of a group, too: %v", err)
 	} else {
 		_ = unix.Close(fd)
+	}
+	for _, p := range programs {
+		p.leave()
 	}
 	release(t, b, ep)
 	stranger{Type: unix.SOCK_DGRAM, At: netip.AddrPortFrom(ep.Addr, ep.First)}.open(t)

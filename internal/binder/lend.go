@@ -90,6 +90,10 @@ func (b *Binder) Return(key registry.SocketKey, lent ...registry.Socket) {
 		return
 	}
 	for _, s := range h.lentWith(member) {
+		if s.grouped && s.connected() {
+			b.log.Error("a program connected a socket of a group, which took it out of the group: datagrams go astray until the port is "+
+				"released and reserved anew", "endpoint", s.ep)
+		}
 		err := s.restore()
 		if !s.ep.Proto.Streams() && b.grace <= 0 {
 			err = errors.Join(err, s.silence())
@@ -182,9 +186,14 @@ func (s *socket) restoreStream() error {
 	return nil
 }
 
+func (s *socket) connected() bool {
+	_, err := unix.Getpeername(s.fd)
+	return !errors.Is(err, unix.ENOTCONN)
+}
+
 // disconnect undoes a connect(2), which narrows the address that the socket is bound to.
 func (s *socket) disconnect() error {
-	if _, err := unix.Getpeername(s.fd); errors.Is(err, unix.ENOTCONN) {
+	if !s.connected() {
 		return nil
 	}
 	to := unix.RawSockaddr{Family: unix.AF_UNSPEC}
