@@ -19,6 +19,11 @@
 // The first one reserves the port and the second one joins it. To keep the port when neither runs, reserve it beforehand (portctl
 // reserve tcp 8080 --name web) and name it: http-worker web. With --direct :8080 it binds a port by itself, as programs do that
 // know nothing of portd, and is refused where portd holds the port.
+//
+// To restart without a gap, start the new one beside the old one, with another generation, and drain the old one:
+//
+//	PORTD_GENERATION=v2 http-worker web &
+//	portctl drain web --except v2 --ready 1
 package main
 
 import (
@@ -55,7 +60,8 @@ func main() {
 	}
 }
 
-// run serves until ctx ends.
+// run serves until ctx ends, or somebody drains this worker (portctl drain). Either way nobody is left without an answer: no more
+// connections come, those that were on their way are taken, and all are served before it returns.
 func run(ctx context.Context, where string, direct bool) error {
 	ln, err := listen(ctx, where, direct)
 	if err != nil {
@@ -63,27 +69,47 @@ func run(ctx context.Context, where string, direct bool) error {
 	}
 	fmt.Printf("http-worker %d serves %s\n", os.Getpid(), where)
 	srv := &http.Server{Handler: http.HandlerFunc(answer), ReadHeaderTimeout: 10 * time.Second}
-	stopped := make(chan error, 1)
-	go func() {
-		<-ctx.Done()
-		// Requests that are being served are answered; what waits for us goes to another worker.
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	unlessEnded := context.AfterFunc(ctx, func() {
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 		defer cancel()
-		stopped <- srv.Shutdown(grace)
-	}()
-	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		_ = ln.Drain(grace) // when it takes too long what waits for us goes to another worker
+	})
+	defer unlessEnded()
+	if err := srv.Serve(ln); !errors.Is(err, net.ErrClosed) {
 		return err
 	}
-	return <-stopped
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	defer cancel()
+	// Before Shutdown, which closes connections whose first request it has not read yet.
+	srv.SetKeepAlivesEnabled(false)
+	_ = ln.Wait(grace)
+	return srv.Shutdown(grace)
 }
 
-func listen(ctx context.Context, where string, direct bool) (net.Listener, error) {
+// grace is how long connections may take to end.
+const grace = 5 * time.Second
+
+// A drainer is a listener that can be left without a loss.
+type drainer interface {
+	net.Listener
+	Drain(ctx context.Context, wishes ...int) error
+	Wait(ctx context.Context) error
+}
+
+func listen(ctx context.Context, where string, direct bool) (drainer, error) {
 	if direct {
-		return net.Listen("tcp", where)
+		ln, err := net.Listen("tcp", where)
+		return bound{ln}, err
 	}
 	// client.Listen(ctx, where) is the same without a log.
 	return client.ListenConfig{Log: slog.Default()}.Listen(ctx, where)
 }
+
+// A bound listener's port is its own: what waits there is reset when it closes.
+type bound struct{ net.Listener }
+
+func (b bound) Drain(context.Context, ...int) error { return b.Close() }
+func (bound) Wait(context.Context) error            { return nil }
 
 // answer says who serves and who asks: RemoteAddr is the client's own address, as there is nothing in between.
 func answer(w http.ResponseWriter, r *http.Request) {
