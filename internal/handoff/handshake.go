@@ -329,11 +329,11 @@ func (w *worker) answer(parts []part, page int) (messages [][]byte, fds []int) {
 func (p *Pool) mayAttach(c registry.Caller) error {
 	limit := p.cfg.MaxPerUser
 	if c.UID == 0 || c.UID == p.self {
-		limit *= 3
+		limit = p.mostOwn
 	}
 	if t := p.perUser[c.UID]; t != nil && t.attached >= limit {
-		return refusef(wire.CodeExhausted, "%s has %d workers attached, and portd's descriptors allow no more: stop some, or raise portd's RLIMIT_NOFILE",
-			registry.UserName(c.UID), t.attached)
+		return refusef(wire.CodeExhausted, "%s has %d workers attached, and portd's descriptors allow no more: stop some, or raise portd's RLIMIT_NOFILE (now %d)",
+			registry.UserName(c.UID), t.attached, p.nofile)
 	}
 	return nil
 }

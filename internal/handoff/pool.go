@@ -52,6 +52,9 @@ type Config struct {
 	MaxPerUser int
 }
 
+// spareDescriptors are for everything but workers, where root's workers take what they can.
+const spareDescriptors = 1024
+
 // A Pool is the hand-off: listeners on one side, workers on the other. It is a registry.ListenerObserver.
 type Pool struct {
 	cfg  Config
@@ -59,7 +62,10 @@ type Pool struct {
 	self uint32 // portd's own uid
 
 	epoll, wake int
-	ticker      int // a timer: see stuck.go
+	nofile      uint64 // RLIMIT_NOFILE
+	mostOwn     int    // attachments of root and portd's own user
+	silent      bool   // the engine may wait without a word to Go's scheduler
+	ticker      int    // a timer: see stuck.go
 	guard       *guard
 	ring        *ring         // for adopted sockets; nil where none was needed yet, or there is none
 	ringless    bool          // there is none
@@ -124,7 +130,9 @@ func (p *Pool) open() (err error) {
 	}
 	if p.cfg.MaxPerUser == 0 {
 		p.cfg.MaxPerUser = int(min(limit.Cur, 1<<20) / 16)
+		p.mostOwn = (int(min(limit.Cur, 1<<20)) - spareDescriptors) / 4
 	}
+	p.nofile, p.mostOwn = limit.Cur, max(p.mostOwn, 3*p.cfg.MaxPerUser)
 	if p.truesize, err = measureFrame(); err != nil {
 		return err
 	}
@@ -172,7 +180,7 @@ func (p *Pool) Run(ctx context.Context) error {
 	// Its own thread, so that waiting in epoll does not wake another one up each time.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	p.guard.tid = unix.Gettid()
+	p.guard.tid, p.silent = unix.Gettid(), mayBeSilent()
 	sweeping, endSweeps := context.WithCancel(ctx)
 	var sweeper sync.WaitGroup
 	sweeper.Go(func() { p.sweeper(sweeping) })
@@ -209,7 +217,7 @@ func (p *Pool) engine(ctx context.Context) error {
 		if more && timeout < 0 {
 			timeout = 0
 		}
-		n, err := unix.EpollWait(p.epoll, events[:], timeout)
+		n, err := p.wait(events[:], timeout)
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("hand-off: epoll_wait: %w", err)
 		}
