@@ -289,7 +289,7 @@ func each(t *testing.T, f func(h *host, l language)) {
 	}
 }
 
-var sanitize = []string{"-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"}
+var sanitize = []string{"-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"}
 
 var compiled sync.Map // command line to func() (string, error)
 

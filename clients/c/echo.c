@@ -18,7 +18,7 @@
 static portd_worker worker;
 static int poller, term, once, verbose;
 static int leaving; /* 1: takes what is on its way; 2: only what lies in its queues; 3: goes */
-static size_t open_connections, open_queues, drained;
+static size_t open_connections, open_queues;
 static int64_t again_at; /* when to look for portd, in ms */
 
 /* An item is what an event of epoll is about. It is never freed: while portd still has a descriptor of a connection that we closed,
@@ -162,11 +162,10 @@ static void heed(void)
 	switch (portd_heed(&worker, &e)) {
 	case PORTD_DRAIN:
 		fprintf(stderr, "echo: draining\n");
-		leaving = 1;
 		break;
 	case PORTD_DRAINED:
 		fprintf(stderr, "echo: drained after %llu connections\n", (unsigned long long)e.count);
-		if (leaving && ++drained == worker.n_listeners)
+		if (portd_over(&worker))
 			leaving = 3;
 		break;
 	case PORTD_GONE:

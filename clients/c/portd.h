@@ -45,7 +45,7 @@ typedef struct {
 
 typedef struct {
 	const char *socket;     /* portd's control socket, or NULL: $PORTD_SOCKET, else one's own portd's, else the system's */
-	const char *generation; /* may be NULL */
+	const char *generation; /* or NULL: $PORTD_GENERATION */
 	uint16_t room;          /* messages that may wait for this worker; 0 leaves it to portd */
 	portd_wish *wishes;     /* must stay; their flags follow portd_ready, portd_drain and what portd says */
 	size_t n_wishes;        /* 1 to 250 */
@@ -57,7 +57,7 @@ typedef struct {
 	char reservation[256], name[256];
 	const int *sockets; /* PORTD_SOCKET: the caller closes them */
 	uint32_t n_sockets;
-	uint8_t gone;
+	uint8_t gone, draining, drained;
 } portd_listener;
 
 /* A queue is where connections come from. A worker has one, and for a while an older one too after portd was away. */
@@ -70,6 +70,7 @@ typedef struct {
 	portd_listener *listeners;
 	size_t n_listeners;
 	int wait_ms;      /* after PORTD_AWAY: before portd_again makes sense */
+	int backoff_ms;
 	int code;         /* of a refusal, 0 where it is none of portd's */
 	char error[512];  /* what went wrong last, for people */
 	portd_config config;
@@ -93,7 +94,7 @@ typedef struct {
 enum {
 	PORTD_NOTHING, /* no more messages for now */
 	PORTD_OTHER,   /* a message of a later version */
-	PORTD_DRAIN,   /* portd sends no more of this listener, or of PORTD_ALL: finish, and leave */
+	PORTD_DRAIN,   /* portd sends no more of this listener, or of PORTD_ALL: finish, and leave when portd_over says so */
 	PORTD_DRAINED, /* after portd_drain or PORTD_DRAIN: count connections were sent in all, and none lie in the queue */
 	PORTD_GONE,    /* the listener has ended for good; text says why */
 	PORTD_AWAY,    /* portd is gone; read the queue to its end, and call portd_again after wait_ms */
@@ -122,6 +123,9 @@ int portd_heed(portd_worker *w, portd_event *event);
 int portd_ready(portd_worker *w, uint32_t number);
 int portd_drain(portd_worker *w, uint32_t number);
 
+/* portd_over says whether every listener is drained or gone: what was sent is taken. */
+int portd_over(const portd_worker *w);
+
 /* portd_leave ends the attachment, and w->queue: what was not taken goes to others. Connections stay. */
 void portd_leave(portd_worker *w);
 
@@ -141,7 +145,6 @@ void portd_close(portd_conn *c);
 
 /* portd_done only counts: for who has closed the descriptor, or passed it on. Once for each connection. */
 void portd_done(portd_queue *q);
-
 
 #ifdef PORTD_IMPLEMENTATION
 
@@ -367,7 +370,8 @@ static size_t portd_wishes_(const portd_worker *w, unsigned char *buf)
 {
 	const portd_config *c = &w->config;
 	size_t n = 8, token = w->token_len >= 16 && w->token_len <= 32 ? w->token_len : 0;
-	size_t generation = c->generation == NULL ? 0 : strlen(c->generation);
+	const char *named = c->generation != NULL ? c->generation : getenv("PORTD_GENERATION");
+	size_t generation = named == NULL ? 0 : strlen(named);
 	if (c->n_wishes < 1 || c->n_wishes > 250 || generation > 63)
 		return 0;
 	portd_put_(buf, &n, 1, 2);
@@ -400,7 +404,7 @@ static size_t portd_wishes_(const portd_worker *w, unsigned char *buf)
 	}
 	if (generation) {
 		portd_put_(buf, &n, 1 | generation << 16, 4);
-		memcpy(buf + n, c->generation, generation);
+		memcpy(buf + n, named, generation);
 		n += generation;
 	}
 	size_t at = 0;
@@ -566,6 +570,7 @@ static int portd_answer_(portd_worker *w, int fd, unsigned char *buf)
 	}
 }
 
+/* portd_try_ makes one attempt to attach. */
 static int portd_try_(portd_worker *w)
 {
 	unsigned char *buf = malloc(PORTD_PACKET);
@@ -601,13 +606,20 @@ static int portd_try_(portd_worker *w)
 			close(fd);
 		portd_close_all_(w->sockets, w->n_sockets);
 		w->n_sockets = 0;
-		if (w->queue != before)
+		if (w->queue != before) {
 			portd_end(w, w->queue);
+			w->queue = before;
+		}
 		errno = err;
 		return -1;
 	}
 	w->control = fd;
-	w->wait_ms = 0;
+	w->wait_ms = w->backoff_ms = 0;
+	for (size_t i = 0; i < w->n_listeners; i++) { /* drained before: now there is to be a DRAINED */
+		const portd_listener *l = &w->listeners[i];
+		if (l->wish < w->config.n_wishes && w->config.wishes[l->wish].flags & PORTD_DRAINING)
+			portd_drain(w, l->number);
+	}
 	return 0;
 }
 
@@ -626,7 +638,11 @@ int portd_again(portd_worker *w)
 	/* 9 too: after a restart the port may still be somebody else's, and comes back. */
 	if (w->code != 0 && w->code != 8 && w->code != 9 && w->code != 13 && w->code != 14)
 		return -2;
-	w->wait_ms = w->wait_ms < 10 ? 10 : w->wait_ms * 2 > 1000 ? 1000 : w->wait_ms * 2;
+	/* Spread out, as all workers of a portd lose it at the same time. */
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	w->backoff_ms = w->backoff_ms < 10 ? 10 : w->backoff_ms > 500 ? 1000 : w->backoff_ms * 2;
+	w->wait_ms = w->backoff_ms / 2 + (int)((now.tv_nsec / 1000 + getpid()) % w->backoff_ms);
 	return -1;
 }
 
@@ -647,23 +663,29 @@ static int portd_send_(portd_worker *w, unsigned type, const uint32_t *number)
 	return 0;
 }
 
-/* portd_flags_ has the wishes say, when portd was away, what was said last. */
-static void portd_flags_(portd_worker *w, uint32_t number, uint8_t flags)
+/* portd_stand_ notes what was said last of listeners. The wishes say it again when portd was away. */
+static void portd_stand_(portd_worker *w, uint32_t number, uint8_t flags)
 {
-	for (size_t i = 0; i < w->n_listeners; i++)
-		if ((number == PORTD_ALL || number == w->listeners[i].number) && w->listeners[i].wish < w->config.n_wishes)
-			w->config.wishes[w->listeners[i].wish].flags = flags;
+	for (size_t i = 0; i < w->n_listeners; i++) {
+		portd_listener *l = &w->listeners[i];
+		if (number != PORTD_ALL && number != l->number)
+			continue;
+		l->draining = flags == PORTD_DRAINING;
+		l->drained = 0;
+		if (l->wish < w->config.n_wishes)
+			w->config.wishes[l->wish].flags = flags;
+	}
 }
 
 int portd_ready(portd_worker *w, uint32_t number)
 {
-	portd_flags_(w, number, PORTD_READY);
+	portd_stand_(w, number, PORTD_READY);
 	return portd_send_(w, 5, &number);
 }
 
 int portd_drain(portd_worker *w, uint32_t number)
 {
-	portd_flags_(w, number, PORTD_DRAINING);
+	portd_stand_(w, number, PORTD_DRAINING);
 	return portd_send_(w, 6, &number);
 }
 
@@ -703,18 +725,28 @@ int portd_heed(portd_worker *w, portd_event *e)
 	free(buf);
 	for (size_t i = 0; i < w->n_listeners; i++) {
 		portd_listener *l = &w->listeners[i];
-		if (e->type == PORTD_GONE && l->number == e->number)
-			l->gone = 1;
+		if (l->number == e->number) {
+			l->gone |= e->type == PORTD_GONE;
+			l->drained |= e->type == PORTD_DRAINED && l->draining; /* else a READY crossed with it */
+		}
 		gone += l->gone;
 	}
 	if (e->type == PORTD_DRAIN)
-		portd_flags_(w, e->number, PORTD_DRAINING);
+		portd_drain(w, e->number); /* a READY may have crossed with it, too; this one is answered in any case */
 	if (type == -1) { /* its end, or what makes no sense: begin anew */
 		close(w->control);
 		w->control = -1;
 		e->type = w->n_listeners > 0 && gone == w->n_listeners ? PORTD_OVER : PORTD_AWAY;
 	}
 	return e->type;
+}
+
+int portd_over(const portd_worker *w)
+{
+	for (size_t i = 0; i < w->n_listeners; i++)
+		if (!w->listeners[i].gone && !w->listeners[i].drained)
+			return 0;
+	return 1;
 }
 
 void portd_leave(portd_worker *w)
@@ -835,7 +867,7 @@ static uint64_t portd_sequence_(const portd_queue *q, ssize_t n, size_t *count)
 /* portd_fits_ says whether so many descriptors are free. */
 static int portd_fits_(const portd_queue *q, size_t need)
 {
-	int fds[PORTD_MAX];
+	int fds[PORTD_MAX] = {0};
 	size_t n = 0;
 	while (n < need && n < PORTD_MAX && (fds[n] = fcntl(q->fd, F_DUPFD_CLOEXEC, 0)) >= 0)
 		n++;

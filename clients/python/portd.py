@@ -15,6 +15,7 @@ import errno
 import itertools
 import mmap
 import os
+import random
 import resource
 import select
 import socket
@@ -27,7 +28,6 @@ ATTACH, ATTACHED, SOCKETS, REFUSED, READY, DRAIN, DRAINED, LISTENER_GONE, GIVE_B
 CONNECTIONS = 16
 ALL = 0xFFFFFFFF
 LATER = 8, 9, 13, 14  # refusals that may end: no room, does not listen (yet), internal error, stopping
-NO_SENSE = ValueError, struct.error, IndexError
 MOST = 253  # descriptors in a message
 
 
@@ -37,6 +37,10 @@ class Refused(ConnectionRefusedError):
     def __init__(self, code, text):
         super().__init__(errno.ECONNREFUSED, text)
         self.code = code
+
+
+class Malformed(ConnectionError):
+    """What is there does not talk as portd does."""
 
 
 class Connection(socket.socket):
@@ -57,7 +61,8 @@ class Listener:
 
     def __init__(self, *references, path=None, ready=True, lend=False, weight=0, priority=0, generation="", room=0):
         self.id, self.names, self.sockets = "", {}, []
-        self._path, self._token, self._flags = path, b"", 1 if ready else 0
+        generation = generation or os.environ.get("PORTD_GENERATION", "")
+        self._path, self._token, self._flags = path, b"", [1 if ready else 0] * len(references)
         self._wishes = references, 2 if lend else 1, weight, priority, generation, room
         self._why, self._blocking, self._rung = "", True, False
         self._gone, self._draining, self._drained = set(), set(), set()
@@ -121,14 +126,12 @@ class Listener:
     def ready(self):
         """Ask for connections."""
         with self._lock:
-            self._flags, self._draining, self._drained = 1, set(), set()
-            self._say(READY, ALL)
+            self._stand(READY, ALL)
 
     def drain(self):
         """Ask for no more. accept goes on until all that were sent are taken; EOFError follows."""
         with self._lock:
-            self._flags, self._draining = 2, set(self.names)
-            self._say(DRAIN, ALL)
+            self._stand(DRAIN, ALL)
 
     def close(self):
         """Leave. What was not accepted goes to others; what was is not touched."""
@@ -148,8 +151,8 @@ class Listener:
         tlvs = struct.pack("<HHH", 1, 2, weight) if weight else b""
         tlvs += struct.pack("<HHB", 2, 1, priority) if priority else b""
         body = struct.pack("<HHHHBxxx", 1, 1, room, len(references), len(self._token)) + self._token
-        for text in map(str.encode, references):
-            body += struct.pack("<HBBH", 6 + len(text + tlvs), kind, self._flags, len(text)) + text + tlvs
+        for text, flags in zip(map(str.encode, references), self._flags):
+            body += struct.pack("<HBBH", 6 + len(text + tlvs), kind, flags, len(text)) + text + tlvs
         if generation:
             body += struct.pack("<HH", 1, len(generation.encode())) + generation.encode()
         control, path = _connect(self._path)
@@ -167,11 +170,16 @@ class Listener:
                     raise Refused(m.get("HH")[0], m.text())
                 if kind == ATTACHED:
                     kept, (_, _, n, id_len, token_len) = flags & 1, m.get("HHHBB")
-                    ident, token = m.take(id_len).decode(), m.take(token_len)
+                    ident, token = m.take(id_len).decode(errors="replace"), m.take(token_len)
                     listeners = dict(_listener(m.entry()) for _ in range(n))
                 if kind in (ATTACHED, SOCKETS) and listeners is not None:
                     more = flags & 2
-            queue = None if kept else _Queue(fds[0], fds[1], listeners)
+                else:  # of a later version
+                    _close(got)
+                    del fds[len(fds) - len(got):]
+            if not kept and len(fds) < 2:
+                raise Malformed("no queue comes")
+            queue = None if kept else _Queue(fds[0], fds[1], {number: name for number, (_, name) in listeners.items()})
             control.settimeout(None)
         except BaseException:
             _close(fds)
@@ -183,9 +191,14 @@ class Listener:
                 del fds[:2]
                 self._queues[queue.fileno()] = queue
                 self._epoll.register(queue, select.EPOLLIN)
-            self.id, self.names, self._token, self._path, self._control = ident, listeners, token, path, control
-            self.sockets = [socket.socket(fileno=fd) for fd in fds]
-            self._gone, self._drained, self._draining = set(), set(), set(listeners) if self._flags == 2 else set()
+            self.id, self._token, self._path, self._control = ident, token, path, control
+            self.names = {number: name for number, (_, name) in listeners.items()}
+            self.sockets = list(filter(None, (_adopt(socket.socket, fd) for fd in fds)))
+            self._wish_of = {number: wish for number, (wish, _) in listeners.items() if wish < len(self._flags)}
+            self._gone, self._draining, self._drained = set(), set(), set()
+            for number, wish in self._wish_of.items():
+                if self._flags[wish] == 2:  # drained before: now there is to be a DRAINED
+                    self._stand(DRAIN, number)
             if self._why:  # somebody closed it meanwhile
                 self._end(self._why, drop=True)
 
@@ -195,18 +208,18 @@ class Listener:
             try:
                 self._heed(*_parse(_receive(self._control)[0]))
                 continue
-            except (OSError, *NO_SENSE):  # its end, or what makes no sense: begin anew
+            except OSError:  # its end, or what makes no sense: begin anew
                 self._control.close()
-            if self._gone >= self.names.keys() or self._flags == 2:
-                self._end("released" if self._flags != 2 else "drained")
+            if self._gone >= self.names.keys() or self._draining >= self.names.keys():
+                self._end("released" if self._gone else "drained")
             wait = 0.01
             while not self._why and self._control.fileno() < 0:
                 try:
                     self._attach()
-                except (OSError, *NO_SENSE) as e:
+                except OSError as e:
                     if isinstance(e, Refused) and e.code not in LATER:
                         self._end(str(e))
-                    time.sleep(wait)
+                    time.sleep(wait * random.uniform(0.5, 1.5))  # not all workers at once
                     wait = min(wait * 2, 1)
         self._control.close()
 
@@ -214,14 +227,21 @@ class Listener:
         with self._lock:
             number = m.get("I")[0] if kind in (DRAIN, DRAINED, LISTENER_GONE) else None
             if kind == DRAIN:
-                self._draining |= self.names.keys() if number == ALL else {number}
-                self._flags = 2 if self._draining >= self.names.keys() else self._flags
+                self._stand(DRAIN, number)  # a READY may have crossed with it, and this is answered in any case
             elif kind == DRAINED and number in self._draining:  # else a READY crossed with it
                 self._drained.add(number)
             elif kind == LISTENER_GONE:
                 self._gone.add(number)
             if self._drained and self._drained | self._gone >= self.names.keys():  # and nothing lies in the queue
                 self._end("drained", drop=True)
+
+    def _stand(self, kind, number):
+        numbers = set(self.names) if number == ALL else {number}
+        self._drained -= numbers
+        self._draining = self._draining | numbers if kind == DRAIN else self._draining - numbers
+        for n in numbers & self._wish_of.keys():  # said again when portd was away
+            self._flags[self._wish_of[n]] = 2 if kind == DRAIN else 1
+        self._say(kind, number)
 
     def _say(self, kind, *number):
         try:
@@ -297,8 +317,8 @@ class _Queue(socket.socket):
                 sequence, n = m.get("QBxxx")
                 entries = [_connection(m.entry()) for _ in range(n)]
                 if len(fds) > n:
-                    raise ValueError("more descriptors than connections")
-            except NO_SENSE:
+                    raise Malformed("more descriptors than connections")
+            except Malformed:
                 _close(fds)
                 self.shutdown(socket.SHUT_RD)  # portd sees it, and gives us another queue
                 return None
@@ -313,7 +333,7 @@ class _Queue(socket.socket):
             count.turn.value += 1
         for _ in range(n - len(fds)):
             count.done()  # the kernel closed it
-        return [self._connection(fd, *entry) for fd, entry in zip(fds, entries)]
+        return list(filter(None, map(self._connection, fds, entries)))
 
     def _careful(self):
         """Take a message in the steps of "Near the limit of descriptors"."""
@@ -333,8 +353,11 @@ class _Queue(socket.socket):
         _close(held)
         return again, fds, cut
 
-    def _connection(self, fd, number, flags, accepted, peer):
-        conn = Connection(fileno=fd)
+    def _connection(self, fd, entry):
+        number, flags, accepted, peer = entry
+        conn = _adopt(Connection, fd)
+        if not conn:
+            return self._count.done()
         conn.setblocking(False)
         conn._done = weakref.finalize(conn, self._count.done)  # once: when it is closed, or forgotten
         conn._done.atexit = False
@@ -347,7 +370,10 @@ class _Count:
     """The shared page. Each number is stored by one instruction, which struct.pack_into would not promise."""
 
     def __init__(self, fd):
-        page = mmap.mmap(fd, 4096)
+        try:
+            page = mmap.mmap(fd, 4096)
+        except ValueError as e:
+            raise Malformed("page: %s" % e)
         self.turn, self.sequence, self.received, self._done = (
             ctypes.c_uint64.from_buffer(page, at) for at in (128, 136, 144, 192))
         self._numbers, self._lock, self._pid = itertools.count(1), threading.RLock(), os.getpid()
@@ -365,7 +391,7 @@ class _Cursor:
     def take(self, n):
         self.at += n
         if self.at > len(self.data):
-            raise ValueError("a message that ends too early")
+            raise Malformed("a message that ends too early")
         return self.data[self.at - n:self.at]
 
     def get(self, fields):
@@ -377,7 +403,7 @@ class _Cursor:
     def entry(self):
         length, = self.get("H")
         if length < 2:
-            raise ValueError("an entry shorter than its length")
+            raise Malformed("an entry shorter than its length")
         return _Cursor(self.take(length - 2))
 
 
@@ -386,16 +412,16 @@ def _message(kind, body):
 
 
 def _parse(packet):
-    kind, flags, length = struct.unpack_from("<HHI", packet)
+    kind, flags, length = _Cursor(packet).get("HHI")
     if not 8 <= length <= len(packet):
-        raise ValueError("a message longer than its packet")
+        raise Malformed("a message longer than its packet")
     return kind, flags, _Cursor(packet[8:length])
 
 
 def _listener(e):
-    number, _, _, _ = e.get("IHHI")
+    number, wish, _, _ = e.get("IHHI")
     e.text()
-    return number, e.text()
+    return number, (wish, e.text())
 
 
 def _connection(e):
@@ -422,6 +448,14 @@ def _receive(sock, flags=0):
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(data[:len(data) // 4 * 4])
     return packet, list(fds), bool(got & socket.MSG_CTRUNC)
+
+
+def _adopt(kind, fd):
+    """A socket of fd, or None, and fd is closed, where it is something else."""
+    try:
+        return kind(fileno=fd)
+    except OSError:
+        os.close(fd)
 
 
 def _close(fds):

@@ -66,6 +66,7 @@ def main():
         sock, = listener.sockets
         sock.setblocking(True)
         assert sock.type == socket.SOCK_DGRAM
+        print("ready", flush=True)
         while True:
             data, peer = sock.recvfrom(65536)
             sock.sendto(data, peer)
