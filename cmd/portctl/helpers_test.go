@@ -72,7 +72,7 @@ func serveStream(ln net.Listener, text string) {
 	}
 }
 
-// obey answers a client, who says one line.
+// obey answers a client, who says one line, unless that is what to do.
 func obey(c net.Conn, text string) {
 	buf := make([]byte, 100)
 	n, _ := c.Read(buf)
@@ -83,6 +83,8 @@ func obey(c net.Conn, text string) {
 		os.Exit(number)
 	case "die":
 		_ = unix.Kill(os.Getpid(), syscall.Signal(number))
+	case "stay": // for as long as the client does
+		_, _ = io.Copy(io.Discard, c)
 	default:
 		fmt.Fprintf(c, "%s\n", text)
 	}
