@@ -21,7 +21,14 @@ it and its children have closed that, or when the program ends.
 If nobody has reserved the endpoint, run does, and the reservation ends with the program
 unless --keep is given. A reservation of yours that is there is used and left alone: when
 the program dies, however that comes about, its port goes on listening, clients wait, and
-the next run serves them.
+the next run serves them. Datagrams go on queueing for five seconds, for the next run to
+read; a run that starts while another one is there shares its UDP socket, or has one of its
+own where the port is held by a group of them (reserve --group).
+
+The program can do with the socket what it likes, so only the port's owner, root and the
+user that portd runs as may run programs on it. portd neither counts its connections nor
+gives them to another program when it dies; a program that attaches for its connections
+(client.Listen in Go) leaves that to portd.
 
 A program that insists on binding its port itself is run with --record-only: the port is
 reserved in portd's table only, {port} and {addr} in the program's arguments are replaced

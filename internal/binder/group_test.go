@@ -383,3 +383,38 @@ func TestRestartLosesNoDatagram(t *testing.T) {
 		}
 	}
 }
+
+// A group that nobody has is parked as other sockets are, and its places stay what they were.
+func TestGroupIsParked(t *testing.T) {
+	needMessages(t)
+	b := open(t, binder.Config{Spare: 50, Grace: -1})
+	limit(t, 300)
+	before := descriptors(t)
+	ep := at(t, "udp/127.0.0.1:1", port())
+	holdGroup(t, b, ep, 16)
+	first := ports(400)
+	for i := range 400 {
+		hold(t, b, at(t, "tcp/1", first+uint16(i)))
+	}
+	if n := descriptors(t) - before; n > 200 {
+		t.Errorf("%d descriptors are open for 416 sockets: nothing is parked", n)
+	}
+	programs := []*borrower{borrow(t, b, ep), borrow(t, b, ep), borrow(t, b, ep)}
+	const clients = 60
+	for range clients {
+		if _, err := client(t, ep).Write([]byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all := 0
+	for i, p := range programs {
+		n := len(p.all())
+		if all += n; n == 0 {
+			t.Errorf("program %d of %d received nothing", i, len(programs))
+		}
+		p.leave()
+	}
+	if all != clients {
+		t.Errorf("%d of %d datagrams arrived", all, clients)
+	}
+}
