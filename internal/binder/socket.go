@@ -25,7 +25,7 @@ type socket struct {
 
 	// Guarded by Binder.mu: Bind and Listen write them, for one key one at a time; others read them.
 	listening bool
-	door      door // of one that is to listen; written with work held, too
+	door      door                   // of one that is to listen; written with work held, too
 	opt       registry.ListenOptions // of the last Listen
 
 	// Guarded by Binder.mu once its endpoint is bound; fd likewise, which stays as it is while the holding is in use.

@@ -277,7 +277,7 @@ func (cfg Config) introduce(store registry.Store, settings registry.Settings) (_
 	if p.netns, err = netns.New(strings.TrimSpace(string(bootID)), log("netns")); err != nil {
 		return nil, err
 	}
-	if p.pool, err = handoff.New(handoff.Config{Attacher: asks, Lender: lends, Join: p.netns.Join, Enter: p.netns.Enter, Log: log("handoff")}); err != nil {
+	if p.pool, err = handoff.New(handoff.Config{Attacher: asks, Lender: lends, Doors: lends, Join: p.netns.Join, Enter: p.netns.Enter, Log: log("handoff")}); err != nil {
 		return nil, err
 	}
 	if err := binder.KeepBack(); err != nil {

@@ -28,6 +28,7 @@ func toWorker(h handoff.Worker) rpc.Worker {
 	for _, l := range h.Listeners {
 		out.Listeners = append(out.Listeners, rpc.WorkerListener{
 			Key: l.Key, Owner: l.Owner, Endpoint: l.Endpoint, State: workerStates[l.State], Socket: l.Socket, Room: l.Room, Drained: l.Drained,
+			Weight: l.Weight, Priority: l.Priority,
 		})
 	}
 	return out

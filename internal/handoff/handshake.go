@@ -127,6 +127,7 @@ func (p *Pool) grant(ctx context.Context, conn *net.UnixConn, c registry.Caller,
 			}
 		}
 	}()
+	defer p.arrive(parts)()
 	for i := range parts {
 		if !parts[i].socket {
 			continue
@@ -283,10 +284,12 @@ func (p *Pool) join(w *worker, parts []part) (err error) {
 			s.listener.endpoint = part.endpoint
 		}
 		if s.socket {
+			s.listener.borrowers++
 			p.shared[part.key.Reservation], s.listener.shared = true, true
 		} else {
 			s.listener.enter(s)
 		}
+		p.attend(s.listener)
 		w.serves = append(w.serves, s)
 	}
 	w.setPatience()

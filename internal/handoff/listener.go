@@ -19,21 +19,30 @@ type listener struct {
 	endpoint  registry.Endpoint
 	listening bool
 	options   registry.HandoffOptions
-	sockets   []*socket
-	ready     fifo[*socket]  // have connections, as far as is known
-	held      fifo[heldConn] // accepted, and without a worker again
-	workers   []*serving     // of workers that take connections, ready or not
-	levels    []*level       // the same by their priority
-	staged    int            // accepted, and waiting for one of workers
-	due       fifo[*serving] // of workers, have room for what waits for them
-	shared    bool           // programs have, or had, the sockets themselves: see Pool.shared
-	queued    bool           // is in Pool.work
+
+	// For when there is no worker: see without.go.
+	door      registry.Reception // 0: not known
+	alone     time.Time          // since when there is none; zero while there is one
+	timer     *time.Timer
+	arriving  int  // workers that are about to attach
+	borrowers int  // programs that have the sockets themselves
+	deaf      bool // the engine does not watch the sockets
+
+	sockets []*socket
+	ready   fifo[*socket]  // have connections, as far as is known
+	held    fifo[heldConn] // accepted, and without a worker again
+	workers []*serving     // of workers that take connections, ready or not
+	levels  []*level       // the same by their priority
+	staged  int            // accepted, and waiting for one of workers
+	due     fifo[*serving] // of workers, have room for what waits for them
+	shared  bool           // programs have, or had, the sockets themselves: see Pool.shared
+	queued  bool           // is in Pool.work
 
 	takeBackAfter time.Duration // from a worker that does not take what it was sent; 0: never
 
-	handedOver, redelivered, takenBack, lost uint64
-	rate                                     rate // of connections handed over
-	sampler                                  sampler
+	handedOver, redelivered, takenBack, lost, refused uint64
+	rate                                              rate // of connections handed over
+	sampler                                           sampler
 }
 
 // A socket is one listening socket. The descriptor is the binder's.
@@ -62,16 +71,23 @@ type heldConn struct {
 // Listening says that these sockets listen from now on, or go on listening, with these options. Others that the key had before are
 // forgotten.
 func (p *Pool) Listening(key registry.SocketKey, sockets []registry.Socket, opt registry.ListenOptions) {
+	p.listening(key, sockets, opt)
+	p.settle(key)
+}
+
+func (p *Pool) listening(key registry.SocketKey, sockets []registry.Socket, opt registry.ListenOptions) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return
 	}
 	l := p.listener(key)
+	defer p.attend(l)
 	p.setOptions(l, opt.Handoff)
 	if l.listening && slices.EqualFunc(l.sockets, sockets, func(o *socket, s registry.Socket) bool { return o.fd == s.FD && o.endpoint == s.Endpoint }) {
 		return
 	}
+	l.door, l.deaf = 0, false
 	p.forgetSockets(l)
 	l.listening = true
 	for i, s := range sockets {
@@ -123,7 +139,8 @@ func (p *Pool) setOptions(l *listener, o registry.HandoffOptions) {
 
 func (p *Pool) stopListening(l *listener) {
 	p.forgetSockets(l)
-	l.listening = false
+	l.listening, l.alone = false, time.Time{}
+	l.wait()
 	for _, s := range l.workers {
 		l.unstage(s)
 	}
@@ -135,7 +152,9 @@ func (p *Pool) stopListening(l *listener) {
 
 func (p *Pool) forgetSockets(l *listener) {
 	for _, s := range l.sockets {
-		p.unwatch(s.fd, s.slot)
+		if !l.deaf {
+			p.unwatch(s.fd, s.slot)
+		}
 		s.gone = true
 	}
 	l.sockets, l.ready = nil, fifo[*socket]{}
@@ -160,7 +179,7 @@ func (p *Pool) listener(key registry.SocketKey) *listener {
 }
 
 func (p *Pool) forgetUnused(l *listener) {
-	if !l.listening && len(l.workers) == 0 && p.listeners[l.key] == l {
+	if !l.listening && len(l.workers)+l.borrowers+l.arriving == 0 && p.listeners[l.key] == l {
 		delete(p.listeners, l.key)
 		p.past.count(l)
 	}

@@ -41,6 +41,7 @@ type Lender interface {
 type Config struct {
 	Attacher Attacher
 	Lender   Lender
+	Doors    Doorkeeper   // nil: clients wait where there is no worker, whatever their listener says
 	Log      *slog.Logger // silent when nil
 	// Join says in which network namespace the peer of a connection lives, as endpoints spell it, and keeps it known by that name
 	// until leave is called; nil: everybody is taken for a program in portd's own.
@@ -74,11 +75,16 @@ type Pool struct {
 	began       time.Time     // what rates count seconds from
 	surveys     surveys
 
+	// doors is held by who turns one, and is taken before mu.
+	doors sync.Mutex
+	bell  chan struct{}
+
 	// mu guards everything below. The engine holds it between two waits and never blocks under it, so the others wait for
 	// microseconds; whoever has it knows that the engine uses no descriptor.
 	mu        sync.Mutex
 	closed    bool
 	listeners map[registry.SocketKey]*listener
+	callers   map[registry.SocketKey]struct{} // of the doorman
 	workers   map[string]*worker
 	// shared are the reservations whose sockets a program has been lent. It may keep a duplicate after it has given them
 	// back, and whatever it does to that is done to ours.
@@ -108,10 +114,11 @@ func New(cfg Config) (*Pool, error) {
 		cfg: cfg, log: cfg.Log, self: uint32(os.Geteuid()),
 		epoll: -1, wake: -1, ticker: -1, interval: longestTick, guard: newGuard(), patience: firstMessage,
 		listeners: make(map[registry.SocketKey]*listener),
-		workers:   make(map[string]*worker),
-		shared:    make(map[string]bool),
-		perUser:   make(map[uint32]*tally),
-		record:    newRecord(recordSize), began: time.Now(),
+		callers:   make(map[registry.SocketKey]struct{}), bell: make(chan struct{}, 1),
+		workers: make(map[string]*worker),
+		shared:  make(map[string]bool),
+		perUser: make(map[uint32]*tally),
+		record:  newRecord(recordSize), began: time.Now(),
 	}
 	if p.log == nil {
 		p.log = slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -181,12 +188,13 @@ func (p *Pool) Run(ctx context.Context) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	p.guard.tid, p.silent = unix.Gettid(), mayBeSilent()
-	sweeping, endSweeps := context.WithCancel(ctx)
-	var sweeper sync.WaitGroup
-	sweeper.Go(func() { p.sweeper(sweeping) })
+	beside, end := context.WithCancel(ctx)
+	var others sync.WaitGroup
+	others.Go(func() { p.sweeper(beside) })
+	others.Go(func() { p.doorman(beside) })
 	err := p.engine(ctx)
-	endSweeps()
-	sweeper.Wait()
+	end()
+	others.Wait()
 
 	p.mu.Lock()
 	defer p.mu.Unlock()

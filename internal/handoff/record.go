@@ -33,6 +33,8 @@ type WorkerListener struct {
 	Socket   bool // it has the socket itself
 	Room     int  // messages that may wait in its queue
 	Drained  bool // it is draining, and nothing that it was sent lies in its queue
+	Weight   int  // its share beside others of its priority
+	Priority int  // 0 is the highest
 }
 
 // Totals are a listener's counts since portd started.
@@ -40,12 +42,14 @@ type Totals struct {
 	Workers     int // that take connections from it
 	HandedOver  uint64
 	Redelivered uint64
-	TakenBack   uint64       // from workers that were stuck
-	Lost        uint64       // accepted and not handed to anybody
-	Held        int          // accepted, and in portd's hands
-	Waiting     int          // in the kernel's backlog at this moment; 0 for a unix socket
-	PerSecond   float64      // handed over, over the last ten or so
-	Waits       []WaitBucket // from established to handed over, of a sample
+	TakenBack   uint64             // from workers that were stuck
+	Lost        uint64             // accepted and not handed to anybody
+	Refused     uint64             // for want of a worker, as far as portd saw them: those that had waited for one
+	Reception   registry.Reception // what becomes of clients that connect now
+	Held        int                // accepted, and in portd's hands
+	Waiting     int                // in the kernel's backlog at this moment; 0 for a unix socket
+	PerSecond   float64            // handed over, over the last ten or so
+	Waits       []WaitBucket       // from established to handed over, of a sample
 }
 
 // Workers are the attachments, in no particular order.
@@ -71,6 +75,7 @@ func (p *Pool) seen(w *worker) Worker {
 		if !v.gone {
 			s.Listeners = append(s.Listeners, WorkerListener{
 				v.listener.key, v.listener.owner, v.endpoint, v.state, v.socket, w.allowed, v.state == Draining && !v.owes,
+				int(v.weight), int(v.priority),
 			})
 		}
 	}
@@ -88,6 +93,9 @@ func (p *Pool) Totals(key registry.SocketKey) (t Totals) {
 	t.count(l)
 	t.Held, t.PerSecond, t.Waits = l.held.n+l.staged, l.rate.perSecond(time.Since(p.began)), l.sampler.waits.buckets()
 	t.Waiting = p.backlog(l)
+	if t.Reception = l.door; l.door == 0 && l.listening {
+		t.Reception = l.reception(time.Now())
+	}
 	for _, s := range l.workers {
 		if !s.socket {
 			t.Workers++
@@ -103,7 +111,7 @@ func (p *Pool) Sum() Totals {
 	now, t := time.Since(p.began), p.past
 	for _, l := range p.listeners {
 		t.count(l)
-		t.Held += l.held.n
+		t.Held += l.held.n + l.staged
 		t.PerSecond += l.rate.perSecond(now)
 	}
 	return t
@@ -115,6 +123,7 @@ func (t *Totals) count(l *listener) {
 	t.Redelivered += l.redelivered
 	t.TakenBack += l.takenBack
 	t.Lost += l.lost
+	t.Refused += l.refused
 }
 
 // backlog is how many connections wait for somebody to accept them. The engine gets its turn between some of the sockets and the next,

@@ -173,6 +173,7 @@ func (p *Pool) said(w *worker, packet []byte) error {
 // change makes a worker take connections of a listener, or no more of them.
 func (p *Pool) change(s *serving, t wire.Type) {
 	defer p.changed()
+	defer p.attend(s.listener)
 	w := s.worker
 	if t == wire.TypeReady {
 		if s.owes {

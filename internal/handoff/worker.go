@@ -156,8 +156,12 @@ func (p *Pool) detach(w *worker, takeBack bool, why string) {
 
 // leave takes s out of its listener's choice. What waited for it is anybody's.
 func (p *Pool) leave(s *serving) {
+	if s.socket && !s.gone {
+		s.listener.borrowers--
+	}
 	p.unstage(s)
 	s.listener.exit(s)
+	p.attend(s.listener)
 }
 
 func (w *worker) serving(number uint32) *serving {

@@ -58,6 +58,21 @@ func (w WithoutWorker) String() string {
 	return fmt.Sprintf("without worker %d", uint8(w))
 }
 
+// Reception is what becomes of clients of a listener that connect now.
+type Reception uint8
+
+// 0 where it is not known.
+const (
+	Served   Reception = iota + 1 // a worker is ready, or a program has the socket itself
+	Waiting                       // they are connected, and wait for a worker
+	Refusing                      // they are refused
+	Parking                       // they are not answered
+)
+
+func (r Reception) String() string {
+	return [...]string{"unknown", "served", "waiting", "refusing", "parking"}[r]
+}
+
 // check refuses options that mean nothing.
 func (o HandoffOptions) check() error {
 	switch {

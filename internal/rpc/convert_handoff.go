@@ -37,7 +37,7 @@ func addrText(a netip.AddrPort) string {
 
 func fromSum(t Totals) *pb.HandoffStatus {
 	return &pb.HandoffStatus{
-		HandedOver: t.HandedOver, Redelivered: t.Redelivered, TakenBack: t.TakenBack, Lost: t.Lost,
+		HandedOver: t.HandedOver, Redelivered: t.Redelivered, TakenBack: t.TakenBack, Lost: t.Lost, Refused: t.Refused,
 		Held: uint32(t.Held), PerSecond: t.PerSecond,
 	}
 }

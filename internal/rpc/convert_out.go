@@ -267,7 +267,7 @@ func fromWorker(w Worker) *pb.Worker {
 	for _, l := range w.Listeners {
 		out.Listeners = append(out.Listeners, &pb.WorkerListener{
 			ReservationId: l.Key.Reservation, Endpoint: fromEndpoint(l.Endpoint), State: pb.WorkerState(l.State), Socket: l.Socket,
-			Room: uint32(l.Room), Drained: l.Drained,
+			Room: uint32(l.Room), Drained: l.Drained, Weight: uint32(l.Weight), Priority: uint32(l.Priority),
 		})
 	}
 	return out

@@ -40,7 +40,7 @@ func (s *handoffs) fromListener(l registry.ListenerInfo) *pb.Listener {
 		ReservationId: r.ID, ReservationName: r.Name, Owner: string(r.Owner),
 		Endpoint: fromEndpoint(r.Assigned[l.Index].Endpoint), Options: fromListenOptions(l.Options),
 		Workers: uint32(total.Workers), HandedOver: total.HandedOver, Redelivered: total.Redelivered,
-		TakenBack: total.TakenBack, Lost: total.Lost,
+		TakenBack: total.TakenBack, Lost: total.Lost, Refused: total.Refused, Reception: pb.Reception(total.Reception),
 		Held: uint32(total.Held), Waiting: uint32(total.Waiting), PerSecond: total.PerSecond, Wait: fromWaits(total.Waits),
 	}
 }

@@ -53,6 +53,8 @@ type WorkerListener struct {
 	Socket   bool // it has the socket itself rather than its connections
 	Room     int  // messages that may wait in its queue
 	Drained  bool // it is draining, and nothing that it was sent lies in its queue
+	Weight   int  // its share beside others of its priority
+	Priority int  // 0 is the highest
 }
 
 // WorkerState says whether a worker gets connections of a listener.
@@ -99,12 +101,14 @@ type Totals struct {
 	Workers     int // attached ones that take connections from it
 	HandedOver  uint64
 	Redelivered uint64
-	TakenBack   uint64       // from workers that were stuck
-	Lost        uint64       // accepted and not handed to anybody
-	Held        int          // accepted, and in portd's hands
-	Waiting     int          // in the kernel's backlog at this moment; 0 for a unix socket
-	PerSecond   float64      // handed over, over the last ten or so
-	Waits       []WaitBucket // from established to handed over, of a sample
+	TakenBack   uint64             // from workers that were stuck
+	Lost        uint64             // accepted and not handed to anybody
+	Refused     uint64             // for want of a worker, as far as portd saw them: those that had waited for one
+	Reception   registry.Reception // what becomes of clients that connect now
+	Held        int                // accepted, and in portd's hands
+	Waiting     int                // in the kernel's backlog at this moment; 0 for a unix socket
+	PerSecond   float64            // handed over, over the last ten or so
+	Waits       []WaitBucket       // from established to handed over, of a sample
 }
 
 // A WaitBucket counts samples that took at most so long, and more than the bucket before has; the last one has no bound, and AtMost 0.

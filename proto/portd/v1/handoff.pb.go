@@ -26,6 +26,67 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Reception is what becomes of clients of a listener that connect now.
+type Reception int32
+
+const (
+	// Not known.
+	Reception_RECEPTION_UNSPECIFIED Reception = 0
+	// A worker is ready, or a program has the socket itself.
+	Reception_RECEPTION_SERVED Reception = 1
+	// No worker is ready: they are connected, and wait for one.
+	Reception_RECEPTION_WAITING Reception = 2
+	// No worker is ready: they are refused.
+	Reception_RECEPTION_REFUSING Reception = 3
+	// No worker is ready: they are not answered.
+	Reception_RECEPTION_PARKING Reception = 4
+)
+
+// Enum value maps for Reception.
+var (
+	Reception_name = map[int32]string{
+		0: "RECEPTION_UNSPECIFIED",
+		1: "RECEPTION_SERVED",
+		2: "RECEPTION_WAITING",
+		3: "RECEPTION_REFUSING",
+		4: "RECEPTION_PARKING",
+	}
+	Reception_value = map[string]int32{
+		"RECEPTION_UNSPECIFIED": 0,
+		"RECEPTION_SERVED":      1,
+		"RECEPTION_WAITING":     2,
+		"RECEPTION_REFUSING":    3,
+		"RECEPTION_PARKING":     4,
+	}
+)
+
+func (x Reception) Enum() *Reception {
+	p := new(Reception)
+	*p = x
+	return p
+}
+
+func (x Reception) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Reception) Descriptor() protoreflect.EnumDescriptor {
+	return file_portd_v1_handoff_proto_enumTypes[0].Descriptor()
+}
+
+func (Reception) Type() protoreflect.EnumType {
+	return &file_portd_v1_handoff_proto_enumTypes[0]
+}
+
+func (x Reception) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Reception.Descriptor instead.
+func (Reception) EnumDescriptor() ([]byte, []int) {
+	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{0}
+}
+
 // WorkerState says whether a worker gets connections.
 type WorkerState int32
 
@@ -65,11 +126,11 @@ func (x WorkerState) String() string {
 }
 
 func (WorkerState) Descriptor() protoreflect.EnumDescriptor {
-	return file_portd_v1_handoff_proto_enumTypes[0].Descriptor()
+	return file_portd_v1_handoff_proto_enumTypes[1].Descriptor()
 }
 
 func (WorkerState) Type() protoreflect.EnumType {
-	return &file_portd_v1_handoff_proto_enumTypes[0]
+	return &file_portd_v1_handoff_proto_enumTypes[1]
 }
 
 func (x WorkerState) Number() protoreflect.EnumNumber {
@@ -78,7 +139,7 @@ func (x WorkerState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WorkerState.Descriptor instead.
 func (WorkerState) EnumDescriptor() ([]byte, []int) {
-	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{0}
+	return file_portd_v1_handoff_proto_rawDescGZIP(), []int{1}
 }
 
 // Listener is a held endpoint that listens.
@@ -110,6 +171,7 @@ type Listener struct {
 	PerSecond float64 `protobuf:"fixed64,14,opt,name=per_second,json=perSecond,proto3" json:"per_second,omitempty"`
 	// How long connections waited from established to handed over; a sample of them.
 	Wait          *LatencyHistogram `protobuf:"bytes,15,opt,name=wait,proto3" json:"wait,omitempty"`
+	Reception     Reception         `protobuf:"varint,16,opt,name=reception,proto3,enum=portd.v1.Reception" json:"reception,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -247,6 +309,13 @@ func (x *Listener) GetWait() *LatencyHistogram {
 		return x.Wait
 	}
 	return nil
+}
+
+func (x *Listener) GetReception() Reception {
+	if x != nil {
+		return x.Reception
+	}
+	return Reception_RECEPTION_UNSPECIFIED
 }
 
 // LatencyHistogram counts samples by how long they took.
@@ -1260,7 +1329,7 @@ var File_portd_v1_handoff_proto protoreflect.FileDescriptor
 
 const file_portd_v1_handoff_proto_rawDesc = "" +
 	"\n" +
-	"\x16portd/v1/handoff.proto\x12\bportd.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17portd/v1/endpoint.proto\"\xfc\x03\n" +
+	"\x16portd/v1/handoff.proto\x12\bportd.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17portd/v1/endpoint.proto\"\xaf\x04\n" +
 	"\bListener\x12%\n" +
 	"\x0ereservation_id\x18\x01 \x01(\tR\rreservationId\x12)\n" +
 	"\x10reservation_name\x18\x02 \x01(\tR\x0freservationName\x12\x14\n" +
@@ -1280,7 +1349,8 @@ const file_portd_v1_handoff_proto_rawDesc = "" +
 	"\awaiting\x18\r \x01(\rR\awaiting\x12\x1d\n" +
 	"\n" +
 	"per_second\x18\x0e \x01(\x01R\tperSecond\x12.\n" +
-	"\x04wait\x18\x0f \x01(\v2\x1a.portd.v1.LatencyHistogramR\x04wait\"_\n" +
+	"\x04wait\x18\x0f \x01(\v2\x1a.portd.v1.LatencyHistogramR\x04wait\x121\n" +
+	"\treception\x18\x10 \x01(\x0e2\x13.portd.v1.ReceptionR\treception\"_\n" +
 	"\x10LatencyHistogram\x121\n" +
 	"\abuckets\x18\x01 \x03(\v2\x17.portd.v1.LatencyBucketR\abuckets\x12\x18\n" +
 	"\asamples\x18\x02 \x01(\x04R\asamples\"Y\n" +
@@ -1375,7 +1445,13 @@ const file_portd_v1_handoff_proto_rawDesc = "" +
 	"\x12_except_generation\"}\n" +
 	"\x14DrainWorkersResponse\x12*\n" +
 	"\aworkers\x18\x01 \x03(\v2\x10.portd.v1.WorkerR\aworkers\x129\n" +
-	"\x0ewithout_worker\x18\x02 \x03(\v2\x12.portd.v1.EndpointR\rwithoutWorker*y\n" +
+	"\x0ewithout_worker\x18\x02 \x03(\v2\x12.portd.v1.EndpointR\rwithoutWorker*\x82\x01\n" +
+	"\tReception\x12\x19\n" +
+	"\x15RECEPTION_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10RECEPTION_SERVED\x10\x01\x12\x15\n" +
+	"\x11RECEPTION_WAITING\x10\x02\x12\x16\n" +
+	"\x12RECEPTION_REFUSING\x10\x03\x12\x15\n" +
+	"\x11RECEPTION_PARKING\x10\x04*y\n" +
 	"\vWorkerState\x12\x1c\n" +
 	"\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15WORKER_STATE_ATTACHED\x10\x01\x12\x16\n" +
@@ -1399,62 +1475,64 @@ func file_portd_v1_handoff_proto_rawDescGZIP() []byte {
 	return file_portd_v1_handoff_proto_rawDescData
 }
 
-var file_portd_v1_handoff_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_portd_v1_handoff_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
 var file_portd_v1_handoff_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_portd_v1_handoff_proto_goTypes = []any{
-	(WorkerState)(0),                // 0: portd.v1.WorkerState
-	(*Listener)(nil),                // 1: portd.v1.Listener
-	(*LatencyHistogram)(nil),        // 2: portd.v1.LatencyHistogram
-	(*LatencyBucket)(nil),           // 3: portd.v1.LatencyBucket
-	(*Worker)(nil),                  // 4: portd.v1.Worker
-	(*WorkerListener)(nil),          // 5: portd.v1.WorkerListener
-	(*Connection)(nil),              // 6: portd.v1.Connection
-	(*ListListenersRequest)(nil),    // 7: portd.v1.ListListenersRequest
-	(*ListListenersResponse)(nil),   // 8: portd.v1.ListListenersResponse
-	(*ListWorkersRequest)(nil),      // 9: portd.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),     // 10: portd.v1.ListWorkersResponse
-	(*ListConnectionsRequest)(nil),  // 11: portd.v1.ListConnectionsRequest
-	(*ListConnectionsResponse)(nil), // 12: portd.v1.ListConnectionsResponse
-	(*DrainWorkersRequest)(nil),     // 13: portd.v1.DrainWorkersRequest
-	(*DrainWorkersResponse)(nil),    // 14: portd.v1.DrainWorkersResponse
-	(*Endpoint)(nil),                // 15: portd.v1.Endpoint
-	(*ListenOptions)(nil),           // 16: portd.v1.ListenOptions
-	(*durationpb.Duration)(nil),     // 17: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 18: google.protobuf.Timestamp
+	(Reception)(0),                  // 0: portd.v1.Reception
+	(WorkerState)(0),                // 1: portd.v1.WorkerState
+	(*Listener)(nil),                // 2: portd.v1.Listener
+	(*LatencyHistogram)(nil),        // 3: portd.v1.LatencyHistogram
+	(*LatencyBucket)(nil),           // 4: portd.v1.LatencyBucket
+	(*Worker)(nil),                  // 5: portd.v1.Worker
+	(*WorkerListener)(nil),          // 6: portd.v1.WorkerListener
+	(*Connection)(nil),              // 7: portd.v1.Connection
+	(*ListListenersRequest)(nil),    // 8: portd.v1.ListListenersRequest
+	(*ListListenersResponse)(nil),   // 9: portd.v1.ListListenersResponse
+	(*ListWorkersRequest)(nil),      // 10: portd.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),     // 11: portd.v1.ListWorkersResponse
+	(*ListConnectionsRequest)(nil),  // 12: portd.v1.ListConnectionsRequest
+	(*ListConnectionsResponse)(nil), // 13: portd.v1.ListConnectionsResponse
+	(*DrainWorkersRequest)(nil),     // 14: portd.v1.DrainWorkersRequest
+	(*DrainWorkersResponse)(nil),    // 15: portd.v1.DrainWorkersResponse
+	(*Endpoint)(nil),                // 16: portd.v1.Endpoint
+	(*ListenOptions)(nil),           // 17: portd.v1.ListenOptions
+	(*durationpb.Duration)(nil),     // 18: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 19: google.protobuf.Timestamp
 }
 var file_portd_v1_handoff_proto_depIdxs = []int32{
-	15, // 0: portd.v1.Listener.endpoint:type_name -> portd.v1.Endpoint
-	16, // 1: portd.v1.Listener.options:type_name -> portd.v1.ListenOptions
-	2,  // 2: portd.v1.Listener.wait:type_name -> portd.v1.LatencyHistogram
-	3,  // 3: portd.v1.LatencyHistogram.buckets:type_name -> portd.v1.LatencyBucket
-	17, // 4: portd.v1.LatencyBucket.at_most:type_name -> google.protobuf.Duration
-	5,  // 5: portd.v1.Worker.listeners:type_name -> portd.v1.WorkerListener
-	18, // 6: portd.v1.Worker.attach_time:type_name -> google.protobuf.Timestamp
-	15, // 7: portd.v1.WorkerListener.endpoint:type_name -> portd.v1.Endpoint
-	0,  // 8: portd.v1.WorkerListener.state:type_name -> portd.v1.WorkerState
-	15, // 9: portd.v1.Connection.listener:type_name -> portd.v1.Endpoint
-	18, // 10: portd.v1.Connection.accept_time:type_name -> google.protobuf.Timestamp
-	17, // 11: portd.v1.Connection.rtt:type_name -> google.protobuf.Duration
-	1,  // 12: portd.v1.ListListenersResponse.listeners:type_name -> portd.v1.Listener
-	4,  // 13: portd.v1.ListWorkersResponse.workers:type_name -> portd.v1.Worker
-	6,  // 14: portd.v1.ListConnectionsResponse.connections:type_name -> portd.v1.Connection
-	17, // 15: portd.v1.DrainWorkersRequest.within:type_name -> google.protobuf.Duration
-	17, // 16: portd.v1.DrainWorkersRequest.wait:type_name -> google.protobuf.Duration
-	4,  // 17: portd.v1.DrainWorkersResponse.workers:type_name -> portd.v1.Worker
-	15, // 18: portd.v1.DrainWorkersResponse.without_worker:type_name -> portd.v1.Endpoint
-	7,  // 19: portd.v1.HandoffService.ListListeners:input_type -> portd.v1.ListListenersRequest
-	9,  // 20: portd.v1.HandoffService.ListWorkers:input_type -> portd.v1.ListWorkersRequest
-	11, // 21: portd.v1.HandoffService.ListConnections:input_type -> portd.v1.ListConnectionsRequest
-	13, // 22: portd.v1.HandoffService.DrainWorkers:input_type -> portd.v1.DrainWorkersRequest
-	8,  // 23: portd.v1.HandoffService.ListListeners:output_type -> portd.v1.ListListenersResponse
-	10, // 24: portd.v1.HandoffService.ListWorkers:output_type -> portd.v1.ListWorkersResponse
-	12, // 25: portd.v1.HandoffService.ListConnections:output_type -> portd.v1.ListConnectionsResponse
-	14, // 26: portd.v1.HandoffService.DrainWorkers:output_type -> portd.v1.DrainWorkersResponse
-	23, // [23:27] is the sub-list for method output_type
-	19, // [19:23] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	16, // 0: portd.v1.Listener.endpoint:type_name -> portd.v1.Endpoint
+	17, // 1: portd.v1.Listener.options:type_name -> portd.v1.ListenOptions
+	3,  // 2: portd.v1.Listener.wait:type_name -> portd.v1.LatencyHistogram
+	0,  // 3: portd.v1.Listener.reception:type_name -> portd.v1.Reception
+	4,  // 4: portd.v1.LatencyHistogram.buckets:type_name -> portd.v1.LatencyBucket
+	18, // 5: portd.v1.LatencyBucket.at_most:type_name -> google.protobuf.Duration
+	6,  // 6: portd.v1.Worker.listeners:type_name -> portd.v1.WorkerListener
+	19, // 7: portd.v1.Worker.attach_time:type_name -> google.protobuf.Timestamp
+	16, // 8: portd.v1.WorkerListener.endpoint:type_name -> portd.v1.Endpoint
+	1,  // 9: portd.v1.WorkerListener.state:type_name -> portd.v1.WorkerState
+	16, // 10: portd.v1.Connection.listener:type_name -> portd.v1.Endpoint
+	19, // 11: portd.v1.Connection.accept_time:type_name -> google.protobuf.Timestamp
+	18, // 12: portd.v1.Connection.rtt:type_name -> google.protobuf.Duration
+	2,  // 13: portd.v1.ListListenersResponse.listeners:type_name -> portd.v1.Listener
+	5,  // 14: portd.v1.ListWorkersResponse.workers:type_name -> portd.v1.Worker
+	7,  // 15: portd.v1.ListConnectionsResponse.connections:type_name -> portd.v1.Connection
+	18, // 16: portd.v1.DrainWorkersRequest.within:type_name -> google.protobuf.Duration
+	18, // 17: portd.v1.DrainWorkersRequest.wait:type_name -> google.protobuf.Duration
+	5,  // 18: portd.v1.DrainWorkersResponse.workers:type_name -> portd.v1.Worker
+	16, // 19: portd.v1.DrainWorkersResponse.without_worker:type_name -> portd.v1.Endpoint
+	8,  // 20: portd.v1.HandoffService.ListListeners:input_type -> portd.v1.ListListenersRequest
+	10, // 21: portd.v1.HandoffService.ListWorkers:input_type -> portd.v1.ListWorkersRequest
+	12, // 22: portd.v1.HandoffService.ListConnections:input_type -> portd.v1.ListConnectionsRequest
+	14, // 23: portd.v1.HandoffService.DrainWorkers:input_type -> portd.v1.DrainWorkersRequest
+	9,  // 24: portd.v1.HandoffService.ListListeners:output_type -> portd.v1.ListListenersResponse
+	11, // 25: portd.v1.HandoffService.ListWorkers:output_type -> portd.v1.ListWorkersResponse
+	13, // 26: portd.v1.HandoffService.ListConnections:output_type -> portd.v1.ListConnectionsResponse
+	15, // 27: portd.v1.HandoffService.DrainWorkers:output_type -> portd.v1.DrainWorkersResponse
+	24, // [24:28] is the sub-list for method output_type
+	20, // [20:24] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_portd_v1_handoff_proto_init() }
@@ -1469,7 +1547,7 @@ func file_portd_v1_handoff_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_portd_v1_handoff_proto_rawDesc), len(file_portd_v1_handoff_proto_rawDesc)),
-			NumEnums:      1,
+			NumEnums:      2,
 			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
