@@ -36,6 +36,9 @@ type AttachConfig struct {
 	// Generation is what this worker calls the release or start that it belongs to, up to 63 bytes: so an operator drains the old ones. Where
 	// it is empty the environment's PORTD_GENERATION counts.
 	Generation string
+	// TCPConn makes a Listener's Accept return a *net.TCPConn for each TCP connection, for programs that insist on the type. It costs
+	// about as much again as taking the connection, and portd counts it as done at once: see the function TCPConn.
+	TCPConn bool
 
 	draining func(wish int) bool // takes no more connections; may be nil
 }

@@ -24,6 +24,8 @@ type ListenConfig struct {
 	Generation string
 	// NotReady takes no connections before Listener.Ready is called.
 	NotReady bool
+	// TCPConn makes Accept return a *net.TCPConn: see AttachConfig.
+	TCPConn bool
 	// Log is told of portd going away and coming back. Silent when nil.
 	Log *slog.Logger
 }
@@ -69,7 +71,7 @@ func (cfg ListenConfig) Listen(ctx context.Context, endpoint string) (_ *Listene
 		}
 	}
 	attach := AttachConfig{
-		Socket: cl.HandoffPath(), Generation: cfg.Generation,
+		Socket: cl.HandoffPath(), Generation: cfg.Generation, TCPConn: cfg.TCPConn,
 		Wishes: []Wish{{Reference: res.GetId(), NotReady: cfg.NotReady}},
 	}
 	l, err := Join(ctx, attach, cfg.Log)

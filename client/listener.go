@@ -105,9 +105,17 @@ func (l *Listener) Accept() (net.Conn, error) {
 		}
 	}
 	c := l.batch[0]
+	var out net.Conn = c
+	if l.cfg.TCPConn && c.unix == nil {
+		tcp, err := TCPConn(c)
+		if err != nil {
+			return nil, l.exhausted() // c is the next one still
+		}
+		out = tcp
+	}
 	l.batch[0] = nil
 	l.batch = l.batch[1:]
-	return c, nil
+	return out, nil
 }
 
 // exhausted is EMFILE as net's listener says it, for which servers wait a moment; others get the connections meanwhile.
