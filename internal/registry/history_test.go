@@ -141,7 +141,7 @@ func TestHistoryByAge(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		d := newHistorian(t, registry.History{Age: time.Hour})
-		defer d.stop() // in the bubble
+		defer func() { d.stop() }() // in the bubble; that of the last restart
 		d.change(t, 40)
 		first := d.Status().Revision
 		time.Sleep(30 * time.Minute)
@@ -178,7 +178,7 @@ func TestHistoryByBoth(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		d := newHistorian(t, registry.History{Revisions: 100, Age: time.Hour})
-		defer d.stop()
+		defer func() { d.stop() }()
 		d.change(t, 50)
 		old := d.Status().Revision
 		time.Sleep(2 * time.Hour)
