@@ -5,15 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/registry/boltstore/storepb"
 )
 
-// sweepAtMost bounds the forgotten changes that one commit removes: that many fit in some tens of pages.
+// sweepAtMost bounds the forgotten changes that one transaction removes: that many fit in some tens of pages.
 const sweepAtMost = 1000
 
 // Commit implements registry.Store. It returns when the changes are on the disk. After an error none of them is in the
@@ -24,34 +25,126 @@ func (s *Store) Commit(ctx context.Context, base registry.Revision, changes []re
 	if err != nil {
 		return err
 	}
-	if len(changes) == 0 {
-		return s.view(func(tx *bolt.Tx) error {
-			_, err := metaAt(tx, base)
+	for {
+		if err := s.lock(); err != nil {
 			return err
-		})
+		}
+		err := s.write(ctx, b)
+		s.writer.Unlock()
+		switch {
+		case errors.Is(err, errNoRoom):
+			err = s.makeRoom(b)
+		case errors.Is(err, errNoJournal):
+			err = s.startJournal()
+		case errors.Is(err, errTooLarge):
+			return s.commitLarge(ctx, b)
+		default:
+			return err
+		}
+		if err != nil {
+			return err
+		}
 	}
-	s.writer.Lock()
-	defer s.writer.Unlock()
-	if err := ctx.Err(); err != nil {
-		return err
+}
+
+// What has to be done before a batch can be written.
+var (
+	errNoRoom    = errors.New("no room in the journal")
+	errNoJournal = errors.New("no journal yet")
+	errTooLarge  = errors.New("too large for the journal")
+)
+
+// write makes b durable in the journal, for whoever has writer.
+func (s *Store) write(ctx context.Context, b *batch) error {
+	switch {
+	case s.rev != b.base:
+		return s.conflict(b)
+	case b.last == b.base:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case s.journal == nil && time.Now().Before(s.without):
+		return errTooLarge
+	case s.journal == nil:
+		return errNoJournal
+	case b.size() > s.journal.size/2:
+		return errTooLarge
 	}
-	if err := s.takeBack(); err != nil {
-		return err
+	s.trusted = true
+	tail := int64(0)
+	if len(s.pending) > 0 {
+		tail = s.pending[0].at
 	}
-	return s.commit(base, b)
+	if b.at = s.journal.room(tail, b.size()); b.at == 0 {
+		return errNoRoom
+	}
+	record := b.record()
+	defer freeRecord(record)
+	s.journal.seal(*record, b)
+	if err := s.journal.write(*record, b.at); err != nil {
+		return s.unavailable(err)
+	}
+	s.add(b)
+	return nil
+}
+
+// add counts b as a part of the store, for whoever has writer.
+func (s *Store) add(b *batch) {
+	s.pending = append(s.pending, b)
+	s.rev, s.oldest = b.last, max(s.oldest, b.oldest)
+	s.waiting += b.size()
+	if len(s.pending) == 1 {
+		say(s.some)
+	}
+	if s.waiting >= s.journal.size/4 {
+		say(s.many)
+	}
+}
+
+func say(to chan struct{}) {
+	select {
+	case to <- struct{}{}:
+	default: // it is said already
+	}
 }
 
 // A batch is changes as they are written.
 type batch struct {
-	ops    []op
-	last   registry.Revision
-	oldest registry.Revision // forget what is before; 0: nothing
+	ops        []op
+	base, last registry.Revision
+	oldest     registry.Revision // forget what is before; 0: nothing
+
+	length int   // of the ops in a journal
+	at     int64 // in the journal
+}
+
+// size is what b takes of a journal.
+func (b *batch) size() int64 { return int64(recordBytes+b.length+block-1) / block * block }
+
+var recordBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// record is b as a journal has it, but for the header. freeRecord takes it back.
+func (b *batch) record() *[]byte {
+	p := recordBuffers.Get().(*[]byte)
+	r := append((*p)[:0], make([]byte, recordBytes)...)
+	for _, o := range b.ops {
+		r = appendOp(r, o)
+	}
+	*p = append(r, noRecord[:b.size()-int64(len(r))]...)
+	return p
+}
+
+func freeRecord(p *[]byte) {
+	if cap(*p) <= 1<<20 {
+		recordBuffers.Put(p)
+	}
 }
 
 func encode(base registry.Revision, changes []registry.Change) (*batch, error) {
-	b := &batch{last: base, ops: make([]op, 0, 2*len(changes))}
+	b := &batch{base: base, last: base, ops: make([]op, 0, 2*len(changes))}
 	add := func(o op, err error) error {
 		b.ops = append(b.ops, o)
+		b.length += o.size()
 		return err
 	}
 	for _, c := range changes {
@@ -78,83 +171,121 @@ func encode(base registry.Revision, changes []registry.Change) (*batch, error) {
 	return b, nil
 }
 
-// commit writes b in one transaction.
-func (s *Store) commit(base registry.Revision, b *batch) error {
+// commitLarge writes what the journal has no room for: all that is pending, and then b in a transaction of its own.
+func (s *Store) commitLarge(ctx context.Context, b *batch) error {
+	if err := s.checkpoint(); err != nil { // during which nobody else has to wait
+		return err
+	}
+	s.base.Lock()
+	defer s.base.Unlock()
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	err := errors.Join(s.takeBack(), s.erase())
+	if err == nil {
+		err = s.merge(s.pending)
+	}
+	if err == nil {
+		s.merged(s.pending)
+		err = s.settled()
+	}
+	switch {
+	case err != nil:
+		return err
+	case s.rev != b.base:
+		return s.conflict(b)
+	case ctx.Err() != nil:
+		return ctx.Err()
+	}
+	size := s.grow(2 * b.size()) // the next one of its kind will find room there
 	var undo []op
 	decided := false // by us: what fails after that is bbolt's
-	err := s.update(func(tx *bolt.Tx) error {
-		m, err := metaAt(tx, base)
-		if err != nil {
-			return err
-		}
-		if undo, err = b.write(tx, m); err != nil {
+	err = s.update(func(tx *bolt.Tx) error {
+		if err := apply(tx, []*batch{b}, sized(size), &undo); err != nil {
 			return err
 		}
 		decided = true
 		return nil
 	})
 	switch {
-	case err == nil, s.broken != nil, errors.Is(err, registry.ErrConflict):
+	case err == nil:
+		s.rev, s.oldest = b.last, max(s.oldest, b.oldest)
+		if s.journal != nil {
+			s.journal.size = size
+		}
+		return nil
+	case s.whole() != nil:
 		return err
 	case decided:
-		return s.failed(base, undo, err)
+		return s.failed(b.base, undo, err)
 	}
 	return s.unavailable(err)
 }
 
-// metaAt is ErrConflict where the store is not at base.
-func metaAt(tx *bolt.Tx, base registry.Revision) (*storepb.Meta, error) {
-	m, err := readMeta(tx)
-	if err != nil {
-		return nil, err
-	}
-	if at := registry.Revision(m.GetRevision()); at != base {
-		return nil, fmt.Errorf("%w: the store is at revision %d, not %d", registry.ErrConflict, at, base)
-	}
-	return m, nil
+func (s *Store) conflict(b *batch) error {
+	return fmt.Errorf("%w: the store is at revision %d, not %d", registry.ErrConflict, s.rev, b.base)
 }
 
-// write applies b and returns what takes it back.
-func (b *batch) write(tx *bolt.Tx, m *storepb.Meta) (undo []op, err error) {
-	// Only what earlier commits forgot, so that taking this one back need not bring anything back.
-	if err := sweep(tx, registry.Revision(m.GetOldest())); err != nil {
-		return nil, err
+// apply writes batches, and what edit changes of the store's own record. Where undo is not nil it gets what takes that back.
+func apply(tx *bolt.Tx, batches []*batch, edit func(*bolt.Tx, *storepb.Meta) error, undo *[]op) error {
+	m, err := readMeta(tx)
+	if err != nil {
+		return err
 	}
-	next := proto.CloneOf(m)
-	next.Revision = int64(b.last)
-	next.Oldest = max(next.Oldest, int64(b.oldest))
-	undo = make([]op, 0, len(b.ops)+1)
-	apply := func(o op) error {
-		before := bytes.Clone(tx.Bucket(o.bucket).Get(o.key))
-		undo = append(undo, op{o.bucket, o.key, before})
-		if n, counted := next.Records[string(o.bucket)]; counted {
-			switch {
-			case before == nil && o.value != nil:
-				n++
-			case before != nil && o.value == nil:
-				n--
-			}
-			next.Records[string(o.bucket)] = n
+	// Only what earlier transactions forgot, so that taking this one back need not bring anything back.
+	if err := sweep(tx, registry.Revision(m.GetOldest())); err != nil {
+		return err
+	}
+	if edit != nil {
+		if err := edit(tx, m); err != nil {
+			return err
 		}
-		if err := o.apply(tx); err != nil {
-			return fmt.Errorf("%s %q: %w", o.bucket, o.key, err)
-		}
-		return nil
 	}
 	tx.Bucket(bucketEvent).FillPercent = 0.9 // its keys only ever grow
-	for _, o := range b.ops {
-		if err := apply(o); err != nil {
-			return nil, err
+	for _, b := range batches {
+		if at := registry.Revision(m.GetRevision()); at != b.base {
+			return fmt.Errorf("%w: it is at revision %d, not %d", ErrDamaged, at, b.base)
+		}
+		for _, o := range b.ops {
+			if err := o.count(tx, m, undo); err != nil {
+				return err
+			}
+		}
+		m.Revision = int64(b.last)
+		m.Oldest = max(m.Oldest, int64(b.oldest))
+	}
+	last, err := put(bucketMeta, keyStore, m)
+	if err != nil {
+		return err
+	}
+	return last.count(tx, m, undo)
+}
+
+// count applies o and counts the records that there are then.
+func (o op) count(tx *bolt.Tx, m *storepb.Meta, undo *[]op) error {
+	bucket := tx.Bucket(o.bucket)
+	if bucket == nil {
+		return fmt.Errorf("%w: it has no bucket %q", ErrDamaged, o.bucket)
+	}
+	n, counted := m.Records[string(o.bucket)]
+	if counted || undo != nil {
+		before := bucket.Get(o.key)
+		switch {
+		case before == nil && o.value != nil:
+			n++
+		case before != nil && o.value == nil:
+			n--
+		}
+		if undo != nil {
+			*undo = append(*undo, op{o.bucket, o.key, bytes.Clone(before)})
 		}
 	}
-	last, err := put(bucketMeta, keyStore, next)
-	if err != nil {
-		return nil, err
+	if counted {
+		m.Records[string(o.bucket)] = n
 	}
-	if err := apply(last); err != nil {
-		return nil, err
+	if err := o.apply(tx); err != nil {
+		return fmt.Errorf("%s %q: %w", o.bucket, o.key, err)
 	}
-	return undo, nil
+	return nil
 }
 
 // sweep removes forgotten changes.

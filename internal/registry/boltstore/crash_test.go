@@ -31,8 +31,17 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
+	if path := os.Getenv(envLifePath); path != "" {
+		if err := liveAndDie(path, os.Getenv(envLifeKill)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
+
+var noContext = context.Background() // in a process that has no test
 
 // commitForever goes on with the history that follows from the seed, and prints each revision once Commit has returned.
 func commitForever(path, seed string) error {
@@ -40,7 +49,7 @@ func commitForever(path, seed string) error {
 	if err != nil {
 		return err
 	}
-	ctx := context.Background()
+	ctx := noContext
 	s, err := Open(path, Options{})
 	if err != nil {
 		return err

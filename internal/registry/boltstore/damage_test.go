@@ -327,7 +327,7 @@ func damageWhileOpen(t *testing.T, from int64) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		err := s.Commit(t.Context(), 0, []registry.Change{{Revision: 1}})
+		err := s.Commit(t.Context(), s.rev, []registry.Change{{Revision: s.rev + 1}})
 		if !errors.Is(err, registry.ErrUnavailable) || !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), path) {
 			t.Errorf("commit: %v", err)
 		}
@@ -478,7 +478,7 @@ func TestMigrate(t *testing.T) {
 	}
 }
 
-// testdata/schemaN.db.gz is what a portd of that schema wrote: all that it had is there, and what it had not can be written.
+// testdata/schemaN.db.gz is what a portd of that schema wrote, and the journal beside it what one left that died: all that it had is there, and what it had not can be written.
 func TestMigrateOlder(t *testing.T) {
 	at := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 	web := &registry.Reservation{
@@ -489,7 +489,7 @@ func TestMigrateOlder(t *testing.T) {
 	}
 	state := func(s registry.LeaseSpec) *registry.State {
 		return &registry.State{
-			Schema: 3, Revision: 2, Oldest: 1, Boot: &registry.Boot{ID: "that one"},
+			Schema: newest(migrations), Revision: 2, Oldest: 1, Boot: &registry.Boot{ID: "that one"},
 			Reservations: []*registry.Reservation{web},
 			Leases:       []*registry.Lease{{ID: "lse_1", Owner: "uid:1000", Spec: s, Created: at, CreateRevision: 1}},
 			Requests:     []*registry.Request{{Caller: "uid:1000", Method: "Reserve", ID: "1", Time: at, Result: web, Revision: 1}},
@@ -503,6 +503,17 @@ func TestMigrateOlder(t *testing.T) {
 	two.Services = []*registry.OwnService{{
 		Entry: ianadb.Entry{Name: "myapp", Port: "4711", First: 4711, Last: 4711, Protocol: ianadb.TCP}, By: "uid:0", Time: at, Revision: 2,
 	}}
+	three := state(registry.LeaseSpec{Kind: registry.TTLLease, TTL: time.Minute})
+	three.Editions, three.Services, three.Revision = two.Editions, two.Services, 3
+	ended := &registry.Reservation{
+		ID: "rsv_0", Name: "db", Owner: "uid:1000", Created: at, CreateRevision: 1, Revision: 1,
+		Assigned: []registry.Assigned{{Endpoint: registry.Endpoint{
+			Netns: registry.HostNetns, Proto: registry.UDP, Addr: registry.AnyAddr, First: 5353, Last: 5353,
+		}}},
+	}
+	three.Formers = []*registry.Former{{Reservation: ended, Ended: at, Until: at.Add(time.Hour)}}
+	three.Namespaces = []*registry.Namespace{{Name: "blue", Inode: 4026532000, Cookie: 17, BootID: "that one"}}
+	four := *three // the last of it in the journal
 	for _, c := range []struct {
 		file   string
 		want   *registry.State
@@ -510,28 +521,41 @@ func TestMigrateOlder(t *testing.T) {
 	}{
 		{"schema1.db.gz", one, []registry.EventType{registry.EventReserved, registry.EventLeaseCreated}},
 		{"schema2.db.gz", two, []registry.EventType{registry.EventReserved, registry.EventLeaseCreated, registry.EventServiceAdded}},
+		{"schema3.db.gz", three, []registry.EventType{
+			registry.EventReserved, registry.EventLeaseCreated, registry.EventServiceAdded, registry.EventReleased,
+		}},
+		{"schema4.db.gz", &four, []registry.EventType{
+			registry.EventReserved, registry.EventLeaseCreated, registry.EventServiceAdded, registry.EventReleased,
+		}},
 	} {
 		t.Run(c.file, func(t *testing.T) { migrates(t, c.file, c.want, c.events) })
 	}
 }
 
-func migrates(t *testing.T, file string, want *registry.State, wantEvents []registry.EventType) {
-	path := filepath.Join(t.TempDir(), "portd.db")
-	packed, err := os.Open(filepath.Join("testdata", file))
+func unpack(t *testing.T, path string) []byte {
+	t.Helper()
+	packed, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer packed.Close()
-	unpacked, err := gzip.NewReader(packed)
+	z, err := gzip.NewReader(packed)
 	if err != nil {
 		t.Fatal(err)
 	}
-	old, err := io.ReadAll(unpacked)
+	b, err := io.ReadAll(z)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(path, old, 0o600); err != nil {
-		t.Fatal(err)
+	return b
+}
+
+func migrates(t *testing.T, file string, want *registry.State, wantEvents []registry.EventType) {
+	path := filepath.Join(t.TempDir(), "portd.db")
+	write(t, path, unpack(t, filepath.Join("testdata", file)))
+	journal := filepath.Join("testdata", strings.Replace(file, ".db.", ".db-journal.", 1))
+	if _, err := os.Stat(journal); err == nil {
+		write(t, path+"-journal", unpack(t, journal))
 	}
 	check := func(s *Store) {
 		t.Helper()
@@ -549,12 +573,13 @@ func migrates(t *testing.T, file string, want *registry.State, wantEvents []regi
 	full := storetest.Full(1)
 	want.Editions, want.Services = nil, append(want.Services, full.Put[5].(*registry.OwnService))
 	want.Editions = append(want.Editions, full.Put[4].(*registry.Edition))
-	want.Formers = []*registry.Former{full.Put[6].(*registry.Former)}
-	want.Namespaces = []*registry.Namespace{full.Put[7].(*registry.Namespace)}
-	if err := s.Commit(t.Context(), 2, []registry.Change{{Revision: 3, Put: full.Put[4:], Delete: []registry.Key{{Kind: registry.KindEdition, ID: registry.CurrentSlot}}}}); err != nil {
+	want.Formers = append(want.Formers, full.Put[6].(*registry.Former))
+	want.Namespaces = append(want.Namespaces, full.Put[7].(*registry.Namespace))
+	last := want.Revision + 1
+	if err := s.Commit(t.Context(), want.Revision, []registry.Change{{Revision: last, Put: full.Put[4:], Delete: []registry.Key{{Kind: registry.KindEdition, ID: registry.CurrentSlot}}}}); err != nil {
 		t.Fatal(err)
 	}
-	want.Revision = 3
+	want.Revision = last
 	check(s)
 	var events []registry.EventType
 	for c, err := range s.Events(t.Context(), 1) {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -15,7 +16,7 @@ import (
 	"github.com/portd/portd/internal/registry/storetest"
 )
 
-// Each system call of a commit fails, alone or with all that follow, until the disk is well again. Then the store goes on
+// Each system call of a commit that does without the journal fails, alone or with all that follow, until the disk is well again. Then the store goes on
 // by itself, without the change that failed.
 func TestWriteFails(t *testing.T) {
 	f := faults(t)
@@ -82,6 +83,7 @@ func TestWriteFails(t *testing.T) {
 			f.stop()
 			// What could not be taken back may be there, but then whole.
 			x.s = mustOpen(t, x.s.path)
+			x.s.without = time.Now().Add(time.Hour)
 			st, err := x.s.Load(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -103,8 +105,10 @@ type ill struct {
 
 func newIll(t *testing.T) *ill { return newIllAt(t, filepath.Join(t.TempDir(), "portd.db")) }
 
+// newIllAt makes one whose commits do without a journal.
 func newIllAt(t *testing.T, path string) *ill {
 	x := &ill{t: t, s: mustOpen(t, path)}
+	x.s.without = time.Now().Add(time.Hour)
 	t.Cleanup(func() {
 		if err := x.s.Close(); err != nil {
 			t.Error(err)

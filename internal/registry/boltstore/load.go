@@ -14,49 +14,102 @@ import (
 
 // Load implements registry.Store. One record that cannot be read is an ErrDamaged for all, editions aside.
 func (s *Store) Load(ctx context.Context) (*registry.State, error) {
+	if err := s.lock(); err != nil {
+		return nil, err
+	}
+	pending := len(s.pending)
+	s.writer.Unlock()
 	st := &registry.State{Schema: s.schema}
-	err := s.view(func(tx *bolt.Tx) error {
+	var err error
+	if pending == 0 {
+		err = s.view(func(v view) error { return loadState(ctx, v.tx, st) })
+	} else {
+		err = s.ahead(func(tx *bolt.Tx) error { return loadState(ctx, tx, st) })
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	s.trusted = true
+	return st, nil
+}
+
+// errNotMeant ends a transaction that nothing is to come of.
+var errNotMeant = errors.New("it was never meant to be written")
+
+// ahead reads as if all that is pending were in the file: in a transaction that writes that, and is then given up before it gets to the
+// disk. So it can be done also while the disk is full, and before it is certain that the file is to be used.
+func (s *Store) ahead(read func(*bolt.Tx) error) error {
+	s.base.Lock()
+	defer s.base.Unlock()
+	s.writer.Lock()
+	err := s.takeBack()
+	pending := s.pending
+	s.writer.Unlock()
+	if err != nil {
+		return err
+	}
+	err = s.update(func(tx *bolt.Tx) error {
 		m, err := readMeta(tx)
 		if err != nil {
 			return err
 		}
-		st.StoreID = m.GetStoreId()
-		st.Revision = registry.Revision(m.GetRevision())
-		st.Oldest = registry.Revision(m.GetOldest())
-		if err := checkEvents(tx, m); err != nil {
+		for len(pending) > 0 && pending[0].last <= registry.Revision(m.GetRevision()) {
+			pending = pending[1:]
+		}
+		if err := apply(tx, pending, nil, nil); err != nil {
 			return err
 		}
-		if st.Reservations, err = load(ctx, tx, m, bucketReservation, (*fromStored).reservation); err != nil {
+		if err := read(tx); err != nil {
 			return err
 		}
-		if st.Leases, err = load(ctx, tx, m, bucketLease, (*fromStored).lease); err != nil {
-			return err
-		}
-		if st.Requests, err = load(ctx, tx, m, bucketRequest, (*fromStored).request); err != nil {
-			return err
-		}
-		if st.Editions, st.Damaged, err = loadEditions(tx, m); err != nil {
-			return err
-		}
-		if st.Services, err = load(ctx, tx, m, bucketService, (*fromStored).service); err != nil {
-			return err
-		}
-		if st.Formers, err = load(ctx, tx, m, bucketFormer, (*fromStored).former); err != nil {
-			return err
-		}
-		if st.Namespaces, err = load(ctx, tx, m, bucketNamespace, (*fromStored).namespace); err != nil {
-			return err
-		}
-		boots, err := load(ctx, tx, m, bucketBoot, (*fromStored).boot)
-		if len(boots) > 0 {
-			st.Boot = boots[0]
-		}
-		return err
+		return errNotMeant
 	})
-	if err != nil {
-		return nil, err
+	if errors.Is(err, errNotMeant) {
+		return nil
 	}
-	return st, nil
+	return fmt.Errorf("%s: %w", s.path, err)
+}
+
+// loadState reads everything but the schema.
+func loadState(ctx context.Context, tx *bolt.Tx, st *registry.State) error {
+	m, err := readMeta(tx)
+	if err != nil {
+		return err
+	}
+	st.StoreID = m.GetStoreId()
+	st.Revision = registry.Revision(m.GetRevision())
+	st.Oldest = registry.Revision(m.GetOldest())
+	if err := checkEvents(tx, m); err != nil {
+		return err
+	}
+	if st.Reservations, err = load(ctx, tx, m, bucketReservation, (*fromStored).reservation); err != nil {
+		return err
+	}
+	if st.Leases, err = load(ctx, tx, m, bucketLease, (*fromStored).lease); err != nil {
+		return err
+	}
+	if st.Requests, err = load(ctx, tx, m, bucketRequest, (*fromStored).request); err != nil {
+		return err
+	}
+	if st.Editions, st.Damaged, err = loadEditions(tx, m); err != nil {
+		return err
+	}
+	if st.Services, err = load(ctx, tx, m, bucketService, (*fromStored).service); err != nil {
+		return err
+	}
+	if st.Formers, err = load(ctx, tx, m, bucketFormer, (*fromStored).former); err != nil {
+		return err
+	}
+	if st.Namespaces, err = load(ctx, tx, m, bucketNamespace, (*fromStored).namespace); err != nil {
+		return err
+	}
+	boots, err := load(ctx, tx, m, bucketBoot, (*fromStored).boot)
+	if len(boots) > 0 {
+		st.Boot = boots[0]
+	}
+	return err
 }
 
 // load reads all records of a bucket, and makes sure that they are all.

@@ -1,6 +1,7 @@
 package boltstore
 
 import (
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
+	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/registry/boltstore/storepb"
 )
 
@@ -21,6 +23,10 @@ import (
 type Options struct {
 	// Timeout is how long to wait for another process to close the file; 0 means a second.
 	Timeout time.Duration
+	// Journal is how large the journal beside the file may become, in bytes; 0 means 8 MiB.
+	Journal int64
+	// Delay is how long changes may be in the journal alone; 0 means a second, and less until the journal is full.
+	Delay time.Duration
 }
 
 // Open opens the file at path, and makes it, readable by nobody else, where there is none; its directory must exist. A
@@ -31,12 +37,12 @@ func Open(path string, opt Options) (*Store, error) {
 }
 
 func open(path string, opt Options, steps []migration) (*Store, error) {
-	if opt.Timeout == 0 {
-		opt.Timeout = time.Second
-	}
+	opt.Timeout = cmp.Or(opt.Timeout, time.Second)
+	opt.Journal = max(cmp.Or(opt.Journal, defaultSize), firstSize)
+	opt.Delay = cmp.Or(opt.Delay, time.Second)
 	switch info, err := os.Stat(path); {
 	case errors.Is(err, fs.ErrNotExist):
-		if err := create(path, newest(steps)); err != nil {
+		if err := create(path, closed(newest(steps))); err != nil {
 			return nil, fmt.Errorf("make %s: %w", path, err)
 		}
 	case err != nil:
@@ -50,23 +56,73 @@ func open(path string, opt Options, steps []migration) (*Store, error) {
 
 	// Looked at first without the right to write: bbolt writes already when it opens a file that other programs keep in
 	// another way.
-	have, err := inspect(path, opt, newest(steps))
-	if err != nil {
+	if err := inspect(path, opt, newest(steps)); err != nil {
 		return nil, err
 	}
-	s := &Store{path: path, schema: newest(steps)}
+	s := &Store{
+		path: path, schema: newest(steps), opt: opt,
+		some: make(chan struct{}, 1), many: make(chan struct{}, 1), stop: make(chan struct{}), stopped: make(chan struct{}),
+	}
+	var err error
 	if s.db, s.file, err = openBolt(path, opt, false); err != nil {
 		return nil, err
 	}
-	if err := s.settle(); err != nil {
-		return nil, errors.Join(fmt.Errorf("sync %s: %w", path, err), s.Close())
+	if err := s.start(steps); err != nil {
+		if s.journal != nil {
+			s.journal.file.Close()
+		}
+		if s.whole() != nil {
+			return nil, errors.Join(err, abandon(s.file))
+		}
+		return nil, errors.Join(err, s.db.Close())
 	}
-	if have < s.schema {
-		if err := s.update(func(tx *bolt.Tx) error { return migrate(tx, steps) }); err != nil {
-			return nil, errors.Join(fmt.Errorf("%s: %w", path, err), s.Close())
+	go s.keepUp()
+	return s, nil
+}
+
+// start makes a Store of an open file. It changes nothing where it refuses the file or its journal.
+func (s *Store) start(steps []migration) error {
+	var have uint32
+	var m *storepb.Meta
+	err := s.peek(func(tx *bolt.Tx) (err error) {
+		have, m, err = look(tx, s.file, s.schema)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	s.id, s.rev, s.oldest = m.GetStoreId(), registry.Revision(m.GetRevision()), registry.Revision(m.GetOldest())
+	if id := m.GetJournal(); len(id) == len(journalID{}) {
+		var found []*batch
+		s.grown = m.GetJournalSize()
+		s.journal, found, err = openJournal(journalPath(s.path), s.id, journalID(id), s.grown, s.rev, os.O_RDWR)
+		if err != nil {
+			return err
+		}
+		for _, b := range found {
+			s.add(b)
+		}
+	} else if err := checkLeftover(journalPath(s.path), s.id, s.rev); err != nil {
+		return err
+	}
+	if err := s.settle(); err != nil {
+		return fmt.Errorf("sync %s: %w", s.path, err)
+	}
+	if n := len(s.pending); n > 0 {
+		if err := s.journal.settle(s.pending[n-1]); err != nil {
+			return fmt.Errorf("sync %s: %w", s.journal.path, err)
 		}
 	}
-	return s, nil
+	if have < closed(s.schema) {
+		if err := s.merge(s.pending); err != nil {
+			return err
+		}
+		s.merged(s.pending)
+		if err := s.update(func(tx *bolt.Tx) error { return migrate(tx, steps) }); err != nil {
+			return fmt.Errorf("%s: %w", s.path, err)
+		}
+	}
+	return nil
 }
 
 // openBolt returns also the descriptor that the DB has and closes. Where it fails, nothing is left open.
@@ -117,22 +173,22 @@ func isOS(err error) bool {
 	return errors.As(err, &errno)
 }
 
-// inspect says which schema the file has, or what is wrong with it.
-func inspect(path string, opt Options, reads uint32) (have uint32, err error) {
+// inspect says what is wrong with a file.
+func inspect(path string, opt Options, reads uint32) error {
 	db, file, err := openBolt(path, opt, true)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	err = guard(func() error {
 		return db.View(func(tx *bolt.Tx) error {
-			have, _, err = look(tx, file, reads)
+			_, _, err := look(tx, file, reads)
 			return err
 		})
 	})
 	if err != nil {
 		err = fmt.Errorf("%s: %w", path, err)
 	}
-	return have, errors.Join(err, db.Close())
+	return errors.Join(err, db.Close())
 }
 
 // look says what a file is, if tx shows one that a portd which reads schemas up to that one can read.

@@ -2,6 +2,7 @@ package boltstore
 
 import (
 	"fmt"
+	"math/bits"
 
 	bolt "go.etcd.io/bbolt"
 	"google.golang.org/protobuf/proto"
@@ -18,6 +19,18 @@ func (o op) apply(tx *bolt.Tx) error {
 	}
 	return tx.Bucket(o.bucket).Put(o.key, o.value)
 }
+
+// size is what appendOp appends.
+func (o op) size() int {
+	n := varint(len(o.bucket)) + len(o.bucket) + varint(len(o.key)) + len(o.key)
+	if o.value == nil {
+		return n + 1
+	}
+	return n + varint(len(o.value)+1) + len(o.value)
+}
+
+// varint is how many bytes a length takes.
+func varint(n int) int { return (bits.Len64(uint64(n)|1) + 6) / 7 }
 
 // place is where the record of that key is kept.
 func place(k registry.Key) (bucket, key []byte, err error) {

@@ -16,6 +16,7 @@ import (
 //
 //	meta
 //	    schema                → uint32, big-endian. Where and how it is kept never changes, for every portd must find it
+//	                            While there is a journal it is one more than without (closed)
 //	    store                 → storepb.Meta
 //	reservation
 //	    ID                    → storepb.Reservation
@@ -79,6 +80,19 @@ type migration func(*bolt.Tx) error
 var migrations = []migration{
 	func(tx *bolt.Tx) error { return addBuckets(tx, bucketsOfServices) }, // the service registry is a part of the store
 	func(tx *bolt.Tx) error { return addBuckets(tx, bucketsOfFormers) },  // what has ended is remembered; namespaces are known
+	func(*bolt.Tx) error { return nil },                                  // there may be changes in a journal
+}
+
+// journaled is the schema of which a file differs from one of the schema before only while there is a journal: that keeps portds
+// which know no journals away from a file that is not all.
+const journaled = 4
+
+// closed is the schema of a file that has no journal.
+func closed(schema uint32) uint32 {
+	if schema == journaled {
+		return journaled - 1
+	}
+	return schema
 }
 
 func addBuckets(tx *bolt.Tx, names [][]byte) error {

@@ -20,6 +20,9 @@ type faulty struct {
 	lasting bool
 	seen    int64      // calls that at counts, since fail
 	failed  unix.Errno // what the last that failed got
+
+	kill bool // the whole process, in place of failing
+	tell func(call int32, args [6]uint64)
 }
 
 // A fault is the nth of the calls that are call.
@@ -36,6 +39,10 @@ var faultErrno = map[int32]unix.Errno{
 	unix.SYS_FTRUNCATE: unix.ENOSPC,
 	unix.SYS_FSYNC:     unix.EIO,
 	unix.SYS_FDATASYNC: unix.EIO,
+	unix.SYS_RENAMEAT:  unix.EIO,
+	unix.SYS_UNLINKAT:  unix.EIO,
+	unix.SYS_LINKAT:    unix.EIO,
+	unix.SYS_OPENAT:    unix.EMFILE,
 }
 
 // fail has the fault happen; where it lasts, all calls fail from there on.
@@ -43,6 +50,19 @@ func (f *faulty) fail(at fault, lasting bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.at, f.lasting, f.seen, f.failed = at, lasting, 0, 0
+}
+
+// told has tell called before each of the calls, while who makes it waits.
+func (f *faulty) told(tell func(call int32, args [6]uint64)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tell = tell
+}
+
+func (f *faulty) teller() func(int32, [6]uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.tell
 }
 
 func (f *faulty) stop() { f.fail(fault{}, false) }
@@ -63,6 +83,10 @@ func (f *faulty) next(call int32) (errno unix.Errno, undo func()) {
 		f.seen++
 	}
 	if f.at.nth != 0 && (f.seen == f.at.nth && f.seen > seen || f.lasting && f.seen >= f.at.nth) {
+		if f.kill {
+			_ = unix.Kill(unix.Getpid(), unix.SIGKILL)
+			select {}
+		}
 		errno = faultErrno[call]
 		f.failed = errno
 	}
@@ -141,6 +165,9 @@ func (f *faulty) serve() {
 		}
 		answer.id = ask.id
 		errno, undo := f.next(ask.nr)
+		if tell := f.teller(); tell != nil {
+			tell(ask.nr, ask.args)
+		}
 		if errno == 0 {
 			answer.flags = unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE
 		}

@@ -1,8 +1,9 @@
-// Package boltstore keeps what the registry decided in a bbolt file.
+// Package boltstore keeps what the registry decided in a bbolt file, and what it decided last in a journal beside it.
 //
 // The file is whole at every moment: bbolt writes changed pages beside the old ones, syncs them, and only then writes
-// and syncs the one page that leads to them. What it leaves to its user, what to do when that last sync fails and what
-// a file is worth whose pages contradict each other, is dealt with here.
+// and syncs the one page that leads to them. A commit does not wait for that: it is durable when it is in the journal, from
+// which many at a time go into the file. What bbolt leaves to its user, what to do when a sync fails and what a file is worth
+// whose pages contradict each other, is dealt with here.
 package boltstore
 
 import (
@@ -11,6 +12,8 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -28,70 +31,157 @@ var (
 type Store struct {
 	path   string
 	schema uint32
+	id     string
+	opt    Options
 	db     *bolt.DB
 	file   *os.File // db's own; db closes it
 
-	// readers is held for reading while a transaction reads. Whoever has writer takes it to wait until none does.
+	// readers is held for reading while a transaction reads. Who has base takes it to wait until none does.
 	readers sync.RWMutex
 
-	writer sync.Mutex // held to write, and to begin to read
-	undo   []op       // takes back the last commit, where it failed and may be on the disk all the same; else nil
-	broken error      // bbolt cannot go on; only Close is left
+	base      sync.Mutex // held to write with bbolt; taken before writer
+	unsettled bool       // the state that bbolt shows may not be on the disk
+	grown     int64      // what the file says of the journal's size
+
+	writer      sync.Mutex // held to write to the journal, and to begin to read
+	rev, oldest registry.Revision
+	journal     *journal  // nil: there is none yet
+	half        *journal  // there will be this one, as soon as the file on the disk knows it for certain
+	without     time.Time // until when to do without
+	pending     []*batch  // in the journal, and not in the file for certain
+	waiting     int64     // bytes of the journal that they take
+	trusted     bool      // it has been read as a whole, or written to: otherwise it is left as it was found
+	undo        []op      // takes back the last commit of bbolt, where it failed and may be on the disk all the same; else nil
+
+	broken atomic.Pointer[error] // bbolt cannot go on; only Close is left
+
+	some, many chan struct{} // there is something pending; there is much
+	stop       chan struct{} // closed once, by end
+	end        sync.Once
+	stopped    chan struct{}
 }
 
 var _ registry.Store = (*Store)(nil)
 
-// Close waits for calls that are under way and closes the file. Nothing may be called after it.
-func (s *Store) Close() error {
+// Close waits for calls that are under way, puts into the file what is only in the journal, and closes it. Where that
+// fails the journal stays, and who opens the file finds the rest in it. Nothing may be called after it, but Close.
+func (s *Store) Close() (err error) {
+	s.end.Do(func() { err = s.close() })
+	return err
+}
+
+func (s *Store) close() error {
+	close(s.stop)
+	<-s.stopped
+	s.base.Lock()
+	defer s.base.Unlock()
 	s.writer.Lock()
 	defer s.writer.Unlock()
-	if s.broken != nil {
+	if s.journal == nil {
+		s.journal, s.half = s.half, nil
+	}
+	if s.journal != nil {
+		defer s.journal.file.Close() // what was written to it is synced, or was not answered
+	}
+	if s.whole() != nil {
 		return abandon(s.file)
 	}
-	return errors.Join(s.takeBack(), s.db.Close())
+	if len(s.pending) > 0 && !s.trusted {
+		return s.db.Close()
+	}
+	err := s.endJournal()
+	if s.whole() != nil {
+		return errors.Join(err, abandon(s.file))
+	}
+	return errors.Join(err, s.db.Close())
+}
+
+// lock locks writer once nothing is left of a commit that failed.
+func (s *Store) lock() error {
+	for {
+		s.writer.Lock()
+		if s.undo == nil {
+			err := s.whole()
+			if err == nil {
+				err = s.erase()
+			}
+			if err != nil {
+				s.writer.Unlock()
+			}
+			return err
+		}
+		s.writer.Unlock()
+		if err := s.takeBackNow(); err != nil {
+			return err
+		}
+	}
+}
+
+// whole says whether bbolt can go on.
+func (s *Store) whole() error {
+	if err := s.broken.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// erase removes from the journal a record that failed, for whoever has writer.
+func (s *Store) erase() error {
+	if s.journal == nil {
+		return nil
+	}
+	if err := s.journal.erase(); err != nil {
+		return s.unavailable(fmt.Errorf("the last change failed and is not taken back: %w", err))
+	}
+	return nil
+}
+
+// A view is what can be read at a moment: what bbolt shows, and what goes beyond that.
+type view struct {
+	tx          *bolt.Tx
+	pending     []*batch // some of it may be in tx too
+	rev, oldest registry.Revision
 }
 
 // view reads in a transaction of its own.
-func (s *Store) view(read func(*bolt.Tx) error) error {
-	tx, err := s.begin()
+func (s *Store) view(read func(view) error) error {
+	v, err := s.begin()
 	if err != nil {
 		return err
 	}
 	defer s.readers.RUnlock()
-	defer tx.Rollback()
-	if err := guard(func() error { return read(tx) }); err != nil {
+	defer v.tx.Rollback()
+	if err := guard(func() error { return read(v) }); err != nil {
 		return fmt.Errorf("%s: %w", s.path, err)
 	}
 	return nil
 }
 
-// begin waits for a commit that is under way: bbolt shows it before it is on the disk, and it may still fail. Whoever
-// rolls the transaction back unlocks readers after that.
-func (s *Store) begin() (*bolt.Tx, error) {
-	s.writer.Lock()
-	defer s.writer.Unlock()
-	if err := s.takeBack(); err != nil {
-		return nil, err
+// begin waits for a commit that is under way. Whoever rolls the transaction back unlocks readers after that.
+func (s *Store) begin() (v view, err error) {
+	if err := s.lock(); err != nil {
+		return v, err
 	}
-	var tx *bolt.Tx
+	defer s.writer.Unlock()
+	v = view{pending: s.pending, rev: s.rev, oldest: s.oldest}
 	s.readers.RLock()
-	err := guard(func() (err error) {
-		tx, err = s.db.Begin(false)
+	err = guard(func() (err error) {
+		v.tx, err = s.db.Begin(false)
 		return err
 	})
 	switch {
 	case err == nil:
-		return tx, nil
+		return v, nil
 	case errors.Is(err, ErrDamaged):
 		err = s.breakOff(err)
 	default:
 		err = s.unavailable(err)
 	}
 	s.readers.RUnlock()
-	return nil, err
+	return v, err
 }
 
-// peek reads what bbolt shows now, for whoever has writer. Where it fails bbolt is beyond use.
+// peek reads what bbolt shows now, for whoever has base. Where it fails bbolt is beyond use.
 func (s *Store) peek(read func(*bolt.Tx) error) error {
 	if err := guard(func() error { return s.db.View(read) }); err != nil {
 		return s.breakOff(err)
@@ -99,7 +189,7 @@ func (s *Store) peek(read func(*bolt.Tx) error) error {
 	return nil
 }
 
-// update writes in a transaction of its own, for whoever has writer. Where it panics bbolt is beyond use: one of its locks
+// update writes in a transaction of its own, for whoever has base. Where it panics bbolt is beyond use: one of its locks
 // may be locked for good.
 func (s *Store) update(write func(*bolt.Tx) error) error {
 	returned := false
@@ -116,8 +206,9 @@ func (s *Store) update(write func(*bolt.Tx) error) error {
 
 // breakOff ends all use of the Store but Close.
 func (s *Store) breakOff(err error) error {
-	s.broken = s.unavailable(fmt.Errorf("must be opened again: %w", err))
-	return s.broken
+	err = s.unavailable(fmt.Errorf("must be opened again: %w", err))
+	s.broken.CompareAndSwap(nil, &err)
+	return s.whole()
 }
 
 func (s *Store) unavailable(err error) error {

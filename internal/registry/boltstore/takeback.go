@@ -10,8 +10,8 @@ import (
 	"github.com/portd/portd/internal/registry"
 )
 
-// failed is what becomes of a commit that bbolt could not finish. Nearly always it failed before the meta page was
-// written, for want of space, and is nowhere. Where the meta page was written and could not be synced, the commit can be
+// failed is what becomes of a commit past the journal that bbolt could not finish. Nearly always it failed before the meta page
+// was written, for want of space, and is nowhere. Where the meta page was written and could not be synced, the commit can be
 // read, by a later opener too, and may be on the disk or not. It was not answered as done, so it is taken back.
 func (s *Store) failed(base registry.Revision, undo []op, cause error) error {
 	var at registry.Revision
@@ -33,10 +33,10 @@ func (s *Store) failed(base registry.Revision, undo []op, cause error) error {
 	return s.unavailable(cause)
 }
 
-// takeBack undoes the failed commit, if there is one, for whoever has writer.
+// takeBack undoes the failed commit, if there is one, for whoever has base and writer.
 func (s *Store) takeBack() error {
-	if s.broken != nil || s.undo == nil {
-		return s.broken
+	if err := s.whole(); err != nil || s.undo == nil {
+		return err
 	}
 	// bbolt believes now that nobody needs the pages that the failed commit replaced. Readers may still be in them.
 	s.readers.Lock()
@@ -57,6 +57,15 @@ func (s *Store) takeBack() error {
 	}
 	s.undo = nil
 	return nil
+}
+
+// takeBackNow is takeBack for whoever has neither.
+func (s *Store) takeBackNow() error {
+	s.base.Lock()
+	defer s.base.Unlock()
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	return s.takeBack()
 }
 
 // settle makes sure that the state that can be read is on the disk. Without that, what is written next could go over

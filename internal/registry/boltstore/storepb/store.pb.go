@@ -426,7 +426,11 @@ type Meta struct {
 	// Changes before this revision are forgotten, though some may not have been removed yet.
 	Oldest int64 `protobuf:"varint,3,opt,name=oldest,proto3" json:"oldest,omitempty"`
 	// How many records there are of each kind, by the names of their buckets. bbolt would not notice that some are gone.
-	Records       map[string]int64 `protobuf:"bytes,4,rep,name=records,proto3" json:"records,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Records map[string]int64 `protobuf:"bytes,4,rep,name=records,proto3" json:"records,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Of the journal beside the file, in which there may be changes that are not in the file; empty when it was closed.
+	Journal []byte `protobuf:"bytes,5,opt,name=journal,proto3" json:"journal,omitempty"`
+	// The journal has that many bytes, or more.
+	JournalSize   int64 `protobuf:"varint,6,opt,name=journal_size,json=journalSize,proto3" json:"journal_size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -487,6 +491,20 @@ func (x *Meta) GetRecords() map[string]int64 {
 		return x.Records
 	}
 	return nil
+}
+
+func (x *Meta) GetJournal() []byte {
+	if x != nil {
+		return x.Journal
+	}
+	return nil
+}
+
+func (x *Meta) GetJournalSize() int64 {
+	if x != nil {
+		return x.JournalSize
+	}
+	return 0
 }
 
 // Boot is the boot of the host in which the store was last written to.
@@ -2422,12 +2440,14 @@ var File_internal_registry_boltstore_storepb_store_proto protoreflect.FileDescri
 
 const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\n" +
-	"/internal/registry/boltstore/storepb/store.proto\x12\x0eportd.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xce\x01\n" +
+	"/internal/registry/boltstore/storepb/store.proto\x12\x0eportd.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x02\n" +
 	"\x04Meta\x12\x19\n" +
 	"\bstore_id\x18\x01 \x01(\tR\astoreId\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x16\n" +
 	"\x06oldest\x18\x03 \x01(\x03R\x06oldest\x12;\n" +
-	"\arecords\x18\x04 \x03(\v2!.portd.store.v1.Meta.RecordsEntryR\arecords\x1a:\n" +
+	"\arecords\x18\x04 \x03(\v2!.portd.store.v1.Meta.RecordsEntryR\arecords\x12\x18\n" +
+	"\ajournal\x18\x05 \x01(\fR\ajournal\x12!\n" +
+	"\fjournal_size\x18\x06 \x01(\x03R\vjournalSize\x1a:\n" +
 	"\fRecordsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"F\n" +

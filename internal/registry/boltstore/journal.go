@@ -1,0 +1,390 @@
+package boltstore
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/portd/portd/internal/registry"
+)
+
+// A commit is a record in a file beside the database, whose room was made and filled beforehand, so that one write and one
+// sync of data make it durable; bbolt takes two, and writes many pages. Integers are big-endian:
+//
+//	at 0        journalMagic; CRC-32C of what follows (4 bytes), id (16), length of the store's id (1), the store's id
+//	in blocks   recordMagic; CRC-32C of what follows (4 bytes), length of the ops (4), id of the journal (16),
+//	            revision before the batch (8), its last (8), oldest revision that it leaves (8), the batch's ops
+//
+// The database knows the journal's id and length. Records go round in the rest of the file. One is of use while its
+// last revision is beyond the database's; then it may be overwritten. The id is random and never leaves the two files, so that
+// nothing that a caller has portd write can look like a record.
+const (
+	journalMagic = "portd journal 1\n"
+	recordMagic  = "portdrec"
+	headerBytes  = len(journalMagic) + 4
+	recordBytes  = len(recordMagic) + 4 + 4 + 16 + 3*8
+
+	// A record begins on a page of its own: a write that fails touches nothing that was answered.
+	block = 4096
+
+	firstSize   = 256 << 10 // of a new journal, which takes less than two milliseconds
+	defaultSize = 8 << 20   // to which it grows under load
+)
+
+// A journalID is of one journal, which lives from the first commit after the store was opened until it is closed.
+type journalID [16]byte
+
+// A journal is an open file.
+type journal struct {
+	path string
+	file *os.File
+	id   journalID
+	size int64 // of what is used; the file is as long or longer
+	head int64 // where the next record goes, if there is room
+
+	// doubt is where a record is that could not be written or synced, and may be on the disk all the same; 0: nowhere.
+	doubt int64
+}
+
+func journalPath(path string) string { return path + "-journal" }
+
+// createJournal makes the journal of a store in one step, as far as others can see. What was there under its name is gone then.
+func createJournal(path, storeID string) (_ *journal, err error) {
+	j := &journal{path: path, size: firstSize, head: block}
+	if _, err := rand.Read(j.id[:]); err != nil {
+		return nil, err
+	}
+	if j.file, err = os.OpenFile(path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, j.file.Close(), removeIfThere(path+".new"))
+		}
+	}()
+	all := make([]byte, j.size)
+	copy(all, journalMagic)
+	h := append(all[headerBytes:headerBytes], j.id[:]...)
+	h = append(append(h, byte(len(storeID))), storeID...)
+	binary.BigEndian.PutUint32(all[len(journalMagic):], crc32.Checksum(h, castagnoli))
+	if _, err := j.file.WriteAt(all, 0); err != nil {
+		return nil, err
+	}
+	if err := j.file.Sync(); err != nil {
+		return nil, err
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return nil, err
+	}
+	return j, syncDir(filepath.Dir(path))
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// journalHeader reads the first block.
+func journalHeader(b []byte) (id journalID, storeID string, err error) {
+	bad := fmt.Errorf("%w: it is no journal of portd's", ErrForeign)
+	if len(b) < block || string(b[:len(journalMagic)]) != journalMagic {
+		return id, "", bad
+	}
+	h := b[headerBytes:block]
+	n := len(id) + 1 + int(h[len(id)])
+	if crc32.Checksum(h[:n], castagnoli) != binary.BigEndian.Uint32(b[len(journalMagic):]) {
+		return id, "", bad
+	}
+	return journalID(h[:len(id)]), string(h[len(id)+1 : n]), nil
+}
+
+// room says where n bytes can go while the records from tail on are still needed; 0 where there is no room. tail is 0
+// where none is.
+func (j *journal) room(tail int64, n int64) int64 {
+	switch {
+	case tail == 0: // from the start, so that a journal that is not under load stays in the same few pages
+		if block+n <= j.size {
+			return block
+		}
+	case j.head > tail:
+		if j.head+n <= j.size {
+			return j.head
+		}
+		if block+n <= tail {
+			return block
+		}
+	case j.head+n <= tail:
+		return j.head
+	}
+	return 0
+}
+
+// write makes a record durable. After an error it is nowhere, unless erase has yet to make sure of that.
+func (j *journal) write(record []byte, at int64) error {
+	err := func() error {
+		if _, err := j.file.WriteAt(record, at); err != nil {
+			return err
+		}
+		return unix.Fdatasync(int(j.file.Fd()))
+	}()
+	if err != nil {
+		j.doubt = at
+		return errors.Join(err, j.erase())
+	}
+	j.head = at + int64(len(record))
+	return nil
+}
+
+var noRecord [block]byte
+
+// erase makes sure that the record in doubt is not on the disk.
+func (j *journal) erase() error {
+	if j.doubt == 0 {
+		return nil
+	}
+	if _, err := j.file.WriteAt(noRecord[:], j.doubt); err != nil {
+		return err
+	}
+	if err := unix.Fdatasync(int(j.file.Fd())); err != nil {
+		return err
+	}
+	j.doubt = 0
+	return nil
+}
+
+// settle writes the last record once more. It may have been in memory only when portd died, and a page whose sync failed counts as
+// clean; what comes after it must not be on the disk without it.
+func (j *journal) settle(last *batch) error {
+	record := make([]byte, last.size())
+	if _, err := j.file.ReadAt(record, last.at); err != nil {
+		return err
+	}
+	if _, err := j.file.WriteAt(record, last.at); err != nil {
+		return err
+	}
+	return unix.Fdatasync(int(j.file.Fd()))
+}
+
+// grow makes the file longer, which is of use only once the database knows it. It does not touch what j knows of it.
+func (j *journal) grow(from, to int64) error {
+	if _, err := j.file.WriteAt(make([]byte, to-from), from); err != nil {
+		return err
+	}
+	return unix.Fdatasync(int(j.file.Fd()))
+}
+
+// seal completes a record for its journal. What batch.encode made has room for it.
+func (j *journal) seal(record []byte, b *batch) {
+	copy(record, recordMagic)
+	h := record[len(recordMagic)+4:]
+	binary.BigEndian.PutUint32(h, uint32(b.length))
+	copy(h[4:], j.id[:])
+	binary.BigEndian.PutUint64(h[20:], uint64(b.base))
+	binary.BigEndian.PutUint64(h[28:], uint64(b.last))
+	binary.BigEndian.PutUint64(h[36:], uint64(b.oldest))
+	binary.BigEndian.PutUint32(record[len(recordMagic):], crc32.Checksum(h[:recordBytes-len(recordMagic)-4+b.length], castagnoli))
+}
+
+// readRecord reads the record at the start of b; nil where there is no whole one. The batch has parts of b.
+func readRecord(b []byte, id journalID) (*batch, error) {
+	if len(b) < recordBytes || string(b[:len(recordMagic)]) != recordMagic {
+		return nil, nil
+	}
+	h := b[len(recordMagic)+4:]
+	length := int64(binary.BigEndian.Uint32(h))
+	if journalID(h[4:20]) != id || length > int64(len(b)-recordBytes) {
+		return nil, nil
+	}
+	if crc32.Checksum(h[:int64(recordBytes-len(recordMagic)-4)+length], castagnoli) != binary.BigEndian.Uint32(b[len(recordMagic):]) {
+		return nil, nil
+	}
+	ops, err := readOps(b[recordBytes:][:length])
+	if err != nil {
+		return nil, err
+	}
+	batch := &batch{
+		base: registry.Revision(binary.BigEndian.Uint64(h[20:])), last: registry.Revision(binary.BigEndian.Uint64(h[28:])),
+		oldest: registry.Revision(binary.BigEndian.Uint64(h[36:])), ops: ops, length: int(length),
+	}
+	if batch.base < 0 || batch.last <= batch.base || batch.oldest < 0 || batch.oldest > batch.last+1 {
+		return nil, fmt.Errorf("%w: it has a record of revisions %d to %d", ErrDamaged, batch.base, batch.last)
+	}
+	return batch, nil
+}
+
+// records reads from a whole journal what goes beyond a revision, in order. A record that is not whole is one that was being
+// written when portd died, and was not answered, unless there are others after it.
+func records(all []byte, id journalID, beyond registry.Revision) ([]*batch, error) {
+	var found []*batch
+	for at := int64(block); at < int64(len(all)); {
+		b, err := readRecord(all[at:], id)
+		switch {
+		case err != nil:
+			return nil, err
+		case b == nil:
+			at += block
+			continue
+		}
+		b.at = at
+		at += b.size()
+		if b.last > beyond {
+			found = append(found, b)
+		}
+	}
+	slices.SortFunc(found, func(a, b *batch) int { return cmp.Compare(a.base, b.base) })
+	at := beyond
+	for i, b := range found {
+		switch {
+		case b.base > at:
+			return nil, fmt.Errorf("%w: the changes of revisions %d to %d are missing, and later ones are there", ErrDamaged, at+1, b.base)
+		case b.base < at:
+			return nil, fmt.Errorf("%w: of revision %d there are two", ErrDamaged, b.base+1)
+		case i > 0 && b.at != found[i-1].at+found[i-1].size() && b.at != block:
+			return nil, fmt.Errorf("%w: revision %d is not where it would be written", ErrDamaged, b.base+1)
+		}
+		at = b.last
+	}
+	return found, nil
+}
+
+// openJournal opens what a portd that died has left beside its database, and reads what goes beyond that.
+func openJournal(path, storeID string, id journalID, size int64, beyond registry.Revision, flag int) (j *journal, found []*batch, err error) {
+	f, err := os.OpenFile(path, flag, 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil, fmt.Errorf("%w: %s is missing, and has changes that the database has not: put it back beside it", ErrDamaged, path)
+	case err != nil:
+		return nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
+		}
+	}()
+	all, err := readUpTo(f, size)
+	if err != nil {
+		return nil, nil, err
+	}
+	haveID, haveStore, err := journalHeader(all)
+	switch {
+	case err != nil:
+		return nil, nil, fmt.Errorf("%w: put back the one that belongs to the database", err)
+	case haveStore != storeID:
+		return nil, nil, fmt.Errorf("%w: it is of the store %s, and the database is %s: put back the one that belongs to it", ErrForeign, haveStore, storeID)
+	case haveID != id:
+		return nil, nil, fmt.Errorf("%w: it is of another time than the database: put back the two that belong together", ErrDamaged)
+	case int64(len(all)) < size:
+		return nil, nil, fmt.Errorf("%w: cut off after %d of %d bytes", ErrDamaged, len(all), size)
+	}
+	if found, err = records(all, id, beyond); err != nil {
+		return nil, nil, err
+	}
+	j = &journal{path: path, file: f, id: id, size: size, head: block}
+	if n := len(found); n > 0 {
+		j.head = found[n-1].at + found[n-1].size()
+	}
+	return j, found, nil
+}
+
+// checkLeftover looks at a journal beside a database that was closed and needs none. Usually there is none. One that has
+// something that the database lacks is not portd's to throw away.
+func checkLeftover(path, storeID string, beyond registry.Revision) error {
+	f, err := os.Open(path)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	defer f.Close()
+	all, err := readUpTo(f, 1<<30)
+	if err != nil {
+		return err
+	}
+	id, haveStore, err := journalHeader(all)
+	switch {
+	case err != nil:
+	case haveStore != storeID:
+		err = fmt.Errorf("%w: it is of the store %s, and the database is %s", ErrForeign, haveStore, storeID)
+	default:
+		var found []*batch
+		if found, err = records(all, id, beyond); err == nil && len(found) > 0 {
+			err = fmt.Errorf("%w: it goes on to revision %d, and the database was closed at %d", ErrDamaged, found[len(found)-1].last, beyond)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w: put back the database that belongs to it, or move it away to go on without", path, err)
+	}
+	return nil
+}
+
+func readUpTo(f *os.File, size int64) ([]byte, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%w: not a regular file", ErrForeign)
+	}
+	all := make([]byte, min(size, info.Size()))
+	_, err = io.ReadFull(io.NewSectionReader(f, 0, int64(len(all))), all)
+	return all, err
+}
+
+// appendOp writes an op as a journal has it: bucket, key and value, each after its length. No value has length 0, and any
+// other one more than it has.
+func appendOp(b []byte, o op) []byte {
+	b = append(binary.AppendUvarint(b, uint64(len(o.bucket))), o.bucket...)
+	b = append(binary.AppendUvarint(b, uint64(len(o.key))), o.key...)
+	if o.value == nil {
+		return append(b, 0)
+	}
+	return append(binary.AppendUvarint(b, uint64(len(o.value))+1), o.value...)
+}
+
+func readOps(b []byte) (ops []op, err error) {
+	bad := false
+	length := func() uint64 {
+		n, used := binary.Uvarint(b)
+		if bad = bad || used <= 0; bad {
+			return 0
+		}
+		b = b[used:]
+		return n
+	}
+	take := func(n uint64) (v []byte) {
+		if bad = bad || n > uint64(len(b)); bad {
+			return nil
+		}
+		v, b = b[:n:n], b[n:]
+		return v
+	}
+	for len(b) > 0 {
+		o := op{bucket: take(length())}
+		o.key = take(length())
+		if n := length(); n > 0 {
+			o.value = take(n - 1)
+		}
+		switch {
+		case bad:
+			return nil, fmt.Errorf("%w: a record in it has no end", ErrDamaged)
+		case len(o.key) == 0 || bytes.Equal(o.bucket, bucketMeta):
+			return nil, fmt.Errorf("%w: a record in it has %q of %q", ErrDamaged, o.key, o.bucket)
+		}
+		ops = append(ops, o)
+	}
+	return ops, nil
+}
