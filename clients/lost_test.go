@@ -50,7 +50,7 @@ func TestKilled(t *testing.T) {
 // What lies in the queue of a worker that is stopped, and then killed, was never received: no client notices.
 func TestStoppedAndKilled(t *testing.T) {
 	each(t, func(h *host, l language) {
-		for range 5 {
+		for range 3 {
 			stopped := h.start(l, 0, "--log")
 			stopped.signal(unix.SIGSTOP)
 			var asking sync.WaitGroup
@@ -68,7 +68,7 @@ func TestStoppedAndKilled(t *testing.T) {
 			other.kill()
 			h.wait("both to be gone", func() bool { return len(h.workers()) == 0 })
 		}
-		if got := h.listener(); got.GetRedelivered() < 5 || got.GetLost() != 0 {
+		if got := h.listener(); got.GetRedelivered() < 3 || got.GetLost() != 0 {
 			h.Errorf("the listener redelivered %d and lost %d", got.GetRedelivered(), got.GetLost())
 		}
 	})
@@ -146,6 +146,9 @@ func TestOutOfDescriptors(t *testing.T) {
 			if n != 1 {
 				h.Errorf("the client at %s was received %d times", port, n)
 			}
+		}
+		if got := h.listener(); got.GetRedelivered() == 0 || got.GetLost() != 0 {
+			h.Errorf("%d connections were given back, %d lost", got.GetRedelivered(), got.GetLost())
 		}
 		h.wait("the worker to be done", func() bool { s := h.seen(w); return s.GetDone() == s.GetSent() })
 	})

@@ -5,13 +5,11 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -301,7 +299,7 @@ func compile(t testing.TB, source string, flags ...string) string {
 		t.Skip("no C compiler:", err)
 	}
 	args := append([]string{"-std=c11", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Ic"}, flags...)
-	make, _ := compiled.LoadOrStore(source+strings.Join(flags, " "), sync.OnceValues(func() (string, error) {
+	build, _ := compiled.LoadOrStore(source+strings.Join(flags, " "), sync.OnceValues(func() (string, error) {
 		f, err := os.CreateTemp(built, "program")
 		if err != nil {
 			return "", err
@@ -312,7 +310,7 @@ func compile(t testing.TB, source string, flags ...string) string {
 		}
 		return f.Name(), nil
 	}))
-	path, err := make.(func() (string, error))()
+	path, err := build.(func() (string, error))()
 	if err == nil {
 		return path
 	}
@@ -326,15 +324,18 @@ func compile(t testing.TB, source string, flags ...string) string {
 // python finds a Python that is new enough.
 func python(t testing.TB) string {
 	t.Helper()
-	path, err := exec.LookPath("python3")
+	path, err := findPython()
 	if err != nil {
-		t.Skip("no Python:", err)
-	}
-	if out, err := exec.Command(path, "-c", "import sys; sys.exit(sys.version_info < (3, 9))").CombinedOutput(); err != nil {
-		t.Skipf("no Python of 3.9 or later: %v %s", err, out)
+		t.Skip("no Python of 3.9 or later:", err)
 	}
 	return path
 }
+
+// What is called python3 may be a script that looks for one each time.
+var findPython = sync.OnceValues(func() (string, error) {
+	out, err := exec.Command("python3", "-c", "import sys; print(sys.executable); sys.exit(sys.version_info < (3, 9))").Output()
+	return strings.TrimSpace(string(out)), err
+})
 
 // run runs a program to its end and fails the test with what it wrote.
 func run(t testing.TB, input []byte, argv ...string) string {
@@ -351,14 +352,3 @@ func run(t testing.TB, input []byte, argv ...string) string {
 
 // port is the port of an address, as the workers write it down.
 func port(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:] }
-
-func number(t testing.TB, text string) int {
-	t.Helper()
-	n, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
-var errShort = errors.New("the answer is cut off")

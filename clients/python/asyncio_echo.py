@@ -1,4 +1,7 @@
-"""What a client sends goes back to it, by asyncio, on a port of portd's: python3 asyncio_echo.py tcp/8080"""
+"""What a client sends goes back to it, by asyncio, on a port of portd's.
+
+python3 asyncio_echo.py tcp/8080
+"""
 
 import argparse
 import asyncio

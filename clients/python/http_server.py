@@ -1,4 +1,7 @@
-"""The files of this directory over HTTP, by http.server, on a port of portd's: python3 http_server.py tcp/8080"""
+"""The files of this directory over HTTP, by http.server, on a port of portd's.
+
+python3 http_server.py tcp/8080
+"""
 
 import argparse
 import http.server
@@ -9,7 +12,10 @@ import portd
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A socketserver on a portd.Listener. serve_forever ends by EOFError when no more connections will come."""
+    """A socketserver on a portd.Listener.
+
+    serve_forever ends by EOFError when no more connections will come.
+    """
 
     daemon_threads = False  # so that server_close waits for who is still being served
 

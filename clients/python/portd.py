@@ -3,9 +3,10 @@
     for conn in portd.Listener("tcp/8080"):
         threading.Thread(target=serve, args=(conn,)).start()
 
-A Listener stands where a listening socket would: it has fileno() and accept(), for selectors and for socketserver, and serve()
-does for asyncio what start_server does. It attaches again by itself when portd was away. docs/PROTOCOL.md has what goes over
-the wire. Nothing but the standard library is needed, of Python 3.9 or later on Linux.
+A Listener stands where a listening socket would: it has fileno() and accept(), for selectors and
+for socketserver, and serve() does for asyncio what start_server does. It attaches again by itself
+when portd was away. docs/PROTOCOL.md has what goes over the wire. Nothing but the standard library
+is needed, of Python 3.9 or later on Linux.
 """
 
 import array
@@ -27,7 +28,7 @@ import weakref
 ATTACH, ATTACHED, SOCKETS, REFUSED, READY, DRAIN, DRAINED, LISTENER_GONE, GIVE_BACK = range(1, 10)
 CONNECTIONS = 16
 ALL = 0xFFFFFFFF
-LATER = 8, 9, 13, 14  # refusals that may end: no room, does not listen (yet), internal error, stopping
+LATER = 8, 9, 13, 14  # refusals that may end: no room, not listening, internal error, stopping
 MOST = 253  # descriptors in a message
 
 
@@ -44,7 +45,7 @@ class Malformed(ConnectionError):
 
 
 class Connection(socket.socket):
-    """A connection, from .peer, of the listener .name. Closing it tells portd that there is room again."""
+    """A connection, from .peer, of the listener .name. Closing it tells portd of new room."""
 
     def _real_close(self):  # what close() comes to when no file made of it is open any more
         super()._real_close()
@@ -52,14 +53,16 @@ class Connection(socket.socket):
 
 
 class Listener:
-    """Connections of one or more of portd's listeners: reservations by id or by name, or endpoints ("tcp/8080").
+    """Connections of portd's listeners: reservations by id or name, or endpoints ("tcp/8080").
 
-    path is portd's control socket; without it $PORTD_SOCKET, else the user's own portd, else the system's. With lend=True it
-    is the sockets themselves that come: in .sockets, the caller's to close, and others after portd was away. With
-    ready=False there are no connections before ready() asks for them. What portd refuses is Refused.
+    path is portd's control socket; without it $PORTD_SOCKET, else the user's own portd, else the
+    system's. With lend=True it is the sockets themselves that come: in .sockets, the caller's to
+    close, and others after portd was away. With ready=False there are no connections before
+    ready() asks for them. What portd refuses is Refused; without a portd it is another OSError.
     """
 
-    def __init__(self, *references, path=None, ready=True, lend=False, weight=0, priority=0, generation="", room=0):
+    def __init__(self, *references, path=None, ready=True, lend=False, weight=0, priority=0,
+                 generation="", room=0):
         self.id, self.names, self.sockets = "", {}, []
         generation = generation or os.environ.get("PORTD_GENERATION", "")
         self._path, self._token, self._flags = path, b"", [1 if ready else 0] * len(references)
@@ -69,14 +72,15 @@ class Listener:
         self._queues, self._pending = {}, collections.deque()
         self._lock = threading.RLock()
         self._epoll = select.epoll()
-        self._bell, writer = os.pipe()  # always readable, and in the epoll set while accept has no need to wait
+        # Always readable, and in the epoll set while accept has no need to wait.
+        self._bell, writer = os.pipe()
         os.close(writer)
         weakref.finalize(self, os.close, self._bell)
         self._attach()
         threading.Thread(target=self._follow, name="portd", daemon=True).start()
 
     def accept(self):
-        """Wait for a connection: it, and its peer's address. EOFError says that no more will come, and why."""
+        """Wait for a connection: it, and its peer's address. EOFError: no more will come."""
         while True:
             with self._lock:
                 if not self._pending:
@@ -91,7 +95,7 @@ class Listener:
             self._epoll.poll()
 
     def take(self):
-        """Take one message: a list of connections, nonblocking, often an empty one. EOFError as for accept."""
+        """Take one message: its connections, nonblocking, often none. EOFError as for accept."""
         with self._lock:
             for fd, _ in self._epoll.poll(0):
                 queue = self._queues.get(fd)
@@ -150,9 +154,11 @@ class Listener:
         references, kind, weight, priority, generation, room = self._wishes
         tlvs = struct.pack("<HHH", 1, 2, weight) if weight else b""
         tlvs += struct.pack("<HHB", 2, 1, priority) if priority else b""
-        body = struct.pack("<HHHHBxxx", 1, 1, room, len(references), len(self._token)) + self._token
+        body = struct.pack("<HHHHBxxx", 1, 1, room, len(references), len(self._token))
+        body += self._token
         for text, flags in zip(map(str.encode, references), self._flags):
-            body += struct.pack("<HBBH", 6 + len(text + tlvs), kind, flags, len(text)) + text + tlvs
+            length = 6 + len(text + tlvs)
+            body += struct.pack("<HBBH", length, kind, flags, len(text)) + text + tlvs
         if generation:
             body += struct.pack("<HH", 1, len(generation.encode())) + generation.encode()
         control, path = _connect(self._path)
@@ -163,8 +169,10 @@ class Listener:
             while more:
                 packet, got, cut = _receive(control)
                 fds += got
-                if not packet or cut:
-                    raise OSError(errno.EMFILE, "too few descriptors") if cut else ConnectionResetError("portd went away")
+                if cut:
+                    raise OSError(errno.EMFILE, "too few descriptors")
+                if not packet:
+                    raise ConnectionResetError("portd went away")
                 kind, flags, m = _parse(packet)
                 if kind == REFUSED:
                     raise Refused(m.get("HH")[0], m.text())
@@ -179,7 +187,8 @@ class Listener:
                     del fds[len(fds) - len(got):]
             if not kept and len(fds) < 2:
                 raise Malformed("no queue comes")
-            queue = None if kept else _Queue(fds[0], fds[1], {number: name for number, (_, name) in listeners.items()})
+            names = {number: name for number, (_, name) in listeners.items()}
+            queue = None if kept else _Queue(fds[0], fds[1], names)
             control.settimeout(None)
         except BaseException:
             _close(fds)
@@ -191,10 +200,11 @@ class Listener:
                 del fds[:2]
                 self._queues[queue.fileno()] = queue
                 self._epoll.register(queue, select.EPOLLIN)
-            self.id, self._token, self._path, self._control = ident, token, path, control
-            self.names = {number: name for number, (_, name) in listeners.items()}
+            self.id, self.names, self._token, self._path = ident, names, token, path
+            self._control = control
             self.sockets = list(filter(None, (_adopt(socket.socket, fd) for fd in fds)))
-            self._wish_of = {number: wish for number, (wish, _) in listeners.items() if wish < len(self._flags)}
+            self._wish_of = {number: wish for number, (wish, _) in listeners.items()
+                             if wish < len(self._flags)}
             self._gone, self._draining, self._drained = set(), set(), set()
             for number, wish in self._wish_of.items():
                 if self._flags[wish] == 2:  # drained before: now there is to be a DRAINED
@@ -227,12 +237,14 @@ class Listener:
         with self._lock:
             number = m.get("I")[0] if kind in (DRAIN, DRAINED, LISTENER_GONE) else None
             if kind == DRAIN:
-                self._stand(DRAIN, number)  # a READY may have crossed with it, and this is answered in any case
+                # A READY may have crossed with it; this one is answered in any case.
+                self._stand(DRAIN, number)
             elif kind == DRAINED and number in self._draining:  # else a READY crossed with it
                 self._drained.add(number)
             elif kind == LISTENER_GONE:
                 self._gone.add(number)
-            if self._drained and self._drained | self._gone >= self.names.keys():  # and nothing lies in the queue
+            if self._drained and self._drained | self._gone >= self.names.keys():
+                # Nothing lies in the queue.
                 self._end("drained", drop=True)
 
     def _stand(self, kind, number):
@@ -245,7 +257,8 @@ class Listener:
 
     def _say(self, kind, *number):
         try:
-            self._control.send(_message(kind, struct.pack("<%dI" % len(number), *number)), socket.MSG_DONTWAIT)
+            message = _message(kind, struct.pack("<%dI" % len(number), *number))
+            self._control.send(message, socket.MSG_DONTWAIT)
         except OSError:
             pass  # portd is away; the next ATTACH says it
 
@@ -260,7 +273,7 @@ class Listener:
 
     def _drop(self, queue):
         del self._queues[queue.fileno()]
-        self._epoll.unregister(queue)  # portd has a descriptor of it, too, so closing ours would not
+        self._epoll.unregister(queue)  # closing would not, as portd has a descriptor of it, too
         queue.close()
         self._ring()
 
@@ -291,7 +304,7 @@ class Listener:
 
 
 class _Queue(socket.socket):
-    """One queue of portd's and the page beside it, which outlives it until the last connection is done."""
+    """One queue of portd's, with the page that its connections are counted on."""
 
     def __init__(self, fd, page, names):
         count = _Count(page)
@@ -359,7 +372,7 @@ class _Queue(socket.socket):
         if not conn:
             return self._count.done()
         conn.setblocking(False)
-        conn._done = weakref.finalize(conn, self._count.done)  # once: when it is closed, or forgotten
+        conn._done = weakref.finalize(conn, self._count.done)  # once: when closed, or forgotten
         conn._done.atexit = False
         conn.peer, conn.name = peer, self._names.get(number, "")
         conn.redelivered, conn.accepted = bool(flags & 1), accepted / 1e9
@@ -367,7 +380,7 @@ class _Queue(socket.socket):
 
 
 class _Count:
-    """The shared page. Each number is stored by one instruction, which struct.pack_into would not promise."""
+    """The shared page. ctypes stores a number at once; struct.pack_into would not promise it."""
 
     def __init__(self, fd):
         try:
@@ -442,7 +455,8 @@ def _receive(sock, flags=0):
     """One packet, its descriptors, and whether some did not fit."""
     if sock.gettimeout() == 0:
         flags |= socket.MSG_DONTWAIT
-    packet, control, got, _ = sock.recvmsg(65536, socket.CMSG_SPACE(4 * MOST), flags | socket.MSG_CMSG_CLOEXEC)
+    packet, control, got, _ = sock.recvmsg(65536, socket.CMSG_SPACE(4 * MOST),
+                                           flags | socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, data in control:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -477,24 +491,30 @@ def _connect(path):
         try:
             control.settimeout(5)
             control.connect(os.path.join(os.path.dirname(place), "handoff.sock"))
-            _, uid, _ = struct.unpack("3i", control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            peer = control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            _, uid, _ = struct.unpack("iII", peer)
             if uid not in (0, os.geteuid()):
                 raise PermissionError(errno.EPERM, "this is the program of another user", place)
             return control, place
         except OSError as e:
             control.close()
-            if place == places[-1] or not isinstance(e, (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)):
+            nobody = e.errno in (errno.ENOENT, errno.ECONNREFUSED)
+            if place == places[-1] or not nobody:
                 raise
 
 
 async def serve(listener, handler):
-    """Call handler(reader, writer) for each connection, as asyncio.start_server does, until the listener ends and all are served."""
+    """Call handler(reader, writer) for each connection, as asyncio.start_server does.
+
+    It returns when no more will come and all are served.
+    """
     import asyncio
     loop, ended, serving = asyncio.get_running_loop(), asyncio.Event(), set()
 
     async def one(conn):
         reader = asyncio.StreamReader()
-        transport, protocol = await loop.connect_accepted_socket(lambda: asyncio.StreamReaderProtocol(reader), conn)
+        transport, protocol = await loop.connect_accepted_socket(
+            lambda: asyncio.StreamReaderProtocol(reader), conn)
         await handler(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
     def readable():
@@ -504,10 +524,12 @@ async def serve(listener, handler):
                 serving.add(task)
                 task.add_done_callback(serving.discard)
         except EOFError:
-            loop.remove_reader(listener)
             ended.set()
 
     loop.add_reader(listener, readable)
-    await ended.wait()
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(listener)
     if serving:
         await asyncio.wait(serving)

@@ -1,6 +1,7 @@
-"""Says to the Python worker what no portd would: mutations of the messages on standard input, a line of hexadecimal digits each.
+"""Says to the Python worker what no portd would.
 
-It must raise nothing but what it is documented to, and keep no descriptor. fuzz.py SEED ROUNDS
+They are mutations of the messages on standard input, a line of hexadecimal digits each. It must
+raise nothing but what it is documented to, and keep no descriptor. fuzz.py SEED ROUNDS
 """
 
 import faulthandler
@@ -40,7 +41,10 @@ def main():
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for _ in range(1 + rnd.randrange(3)):
             fds = [rnd.choice((page, spare.fileno())) for _ in range(rnd.randrange(5))]
-            socket.send_fds(ours, [mutate(rnd, seeds)], fds) if fds else ours.send(mutate(rnd, seeds))
+            if fds:
+                socket.send_fds(ours, [mutate(rnd, seeds)], fds)
+            else:
+                ours.send(mutate(rnd, seeds))
         ours.close()
         if rnd.randrange(2):
             theirs.settimeout(5)
@@ -71,7 +75,7 @@ def main():
     listener = queue = None
     gc.collect()
     after = len(os.listdir("/proc/self/fd"))
-    assert before == after, (before, after, [os.readlink("/proc/self/fd/%s" % fd) for fd in os.listdir("/proc/self/fd") if int(fd) > 4])
+    assert before == after, (before, after)
 
 
 if __name__ == "__main__":
