@@ -5,8 +5,8 @@ import (
 )
 
 // A message whose descriptors find no free numbers loses them: those clients are reset. So near RLIMIT_NOFILE a message is looked at
-// before it is taken (docs/PROTOCOL.md), which costs a system call and a few closes. Elsewhere it costs one poll(2) for some dozens of
-// connections to know that there is no need for it.
+// before it is taken (docs/PROTOCOL.md), which costs a system call and a few closes. Elsewhere it costs one short poll(2) for some dozens
+// of connections to know that there is no need for it.
 
 // descriptors are the free ones of this process, as far as a queue has to know. New ones get the lowest numbers, so when the highest are
 // free there are at least so many.
@@ -18,8 +18,9 @@ type descriptors struct {
 }
 
 const (
-	highest = 256 // numbers that are looked at
-	plenty  = 64  // free ones among them, with which no message is looked at
+	highest = 256 // numbers that count
+	looks   = 16  // so many of them are looked at
+	plenty  = 64  // free ones, with which no message is looked at
 	perFree = 4   // of free numbers to a connection: a program may open some more for each
 	soonest = 16  // connections to the next look near the limit
 )
@@ -34,23 +35,25 @@ func (d *descriptors) scarce() bool {
 	return d.near
 }
 
-// free is how many of the highest numbers are free: of those poll(2) says POLLNVAL.
+// free is about how many of the highest numbers are free: of those poll(2) says POLLNVAL.
 func (d *descriptors) free() (n int) {
 	var limit unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
 		return 0
 	}
-	top := int32(min(limit.Cur, 1<<30))
+	top := int(min(limit.Cur, 1<<30))
+	window := min(top, highest)
+	step := max(window/looks, 1)
 	d.polls = d.polls[:0]
-	for i := max(0, top-highest); i < top; i++ {
-		d.polls = append(d.polls, unix.PollFd{Fd: i})
+	for i := top - 1; i >= top-window; i -= step {
+		d.polls = append(d.polls, unix.PollFd{Fd: int32(i)})
 	}
 	if _, err := unix.Poll(d.polls, 0); err != nil {
 		return 0
 	}
 	for _, p := range d.polls {
 		if p.Revents&unix.POLLNVAL != 0 {
-			n++
+			n += step
 		}
 	}
 	return n
