@@ -197,7 +197,7 @@ func (s *socket) readOptions() (opt registry.ListenOptions, err error) {
 		}
 		o.tell(&opt, n)
 	}
-	if s.ep.Proto != registry.TCP || !s.listens() {
+	if s.ep.Proto != registry.TCP || s.door == refusing {
 		opt.Backlog = min(cmp.Or(s.opt.Backlog, 4096), maxBacklog())
 		return opt, nil
 	}
