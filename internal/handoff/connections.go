@@ -65,6 +65,13 @@ func (p *Pool) Connections(ctx context.Context, q ConnectionQuery) (some []Conne
 	if q.Before > 0 {
 		start, _ = slices.BinarySearchFunc(v.entries, q.Before-1, func(e entry, seq uint64) int { return cmp.Compare(seq, e.seq) })
 	}
+	if q.Worker == "" && !q.Open { // nearly all of them
+		n := len(v.entries) - start
+		if q.Most > 0 {
+			n = min(n, q.Most)
+		}
+		some = make([]Connection, 0, n)
+	}
 	for i := range v.entries[start:] {
 		e := &v.entries[start+i]
 		key, owner := e.listener.key, v.owners[e.listener]
