@@ -25,6 +25,10 @@ type Wish struct {
 	Socket bool
 	// NotReady attaches without taking connections yet: see Attachment.Ready.
 	NotReady bool
+	// Weight is the worker's share beside others of its priority; 0: one share.
+	Weight uint16
+	// Priority 0 is the first: workers of a higher number get what those before them have no room for.
+	Priority uint8
 }
 
 // AttachConfig says where to attach, and to what.
@@ -114,7 +118,9 @@ func (cfg AttachConfig) message() []byte {
 		if w.Socket {
 			want = wire.WantSocket
 		}
-		m.Wishes = append(m.Wishes, wire.Wish{Reference: w.Reference, Want: want, Ready: !w.NotReady && !draining, Draining: draining})
+		m.Wishes = append(m.Wishes, wire.Wish{
+			Reference: w.Reference, Want: want, Ready: !w.NotReady && !draining, Draining: draining, Weight: w.Weight, Priority: w.Priority,
+		})
 	}
 	return wire.AppendAttach(nil, m)
 }

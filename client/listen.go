@@ -24,6 +24,9 @@ type ListenConfig struct {
 	Generation string
 	// NotReady takes no connections before Listener.Ready is called.
 	NotReady bool
+	// Weight and Priority say what this worker gets beside others: see Wish.
+	Weight   uint16
+	Priority uint8
 	// TCPConn makes Accept return a *net.TCPConn: see AttachConfig.
 	TCPConn bool
 	// Log is told of portd going away and coming back. Silent when nil.
@@ -72,7 +75,7 @@ func (cfg ListenConfig) Listen(ctx context.Context, endpoint string) (_ *Listene
 	}
 	attach := AttachConfig{
 		Socket: cl.HandoffPath(), Generation: cfg.Generation, TCPConn: cfg.TCPConn,
-		Wishes: []Wish{{Reference: res.GetId(), NotReady: cfg.NotReady}},
+		Wishes: []Wish{{Reference: res.GetId(), NotReady: cfg.NotReady, Weight: cfg.Weight, Priority: cfg.Priority}},
 	}
 	l, err := Join(ctx, attach, cfg.Log)
 	if err != nil {

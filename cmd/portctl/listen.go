@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -25,7 +26,9 @@ and wmem_max, and rounds the time of --defer-accept up.
 
 Without --receive-buffer and --send-buffer the kernel sizes the buffers of each connection
 by itself, which is mostly better. A mark (SO_MARK) steers the host's routing and filters:
-it is for root and the user that portd runs as, and portd needs CAP_NET_ADMIN for it.`
+it is for root and the user that portd runs as, and portd needs CAP_NET_ADMIN for it.
+
+` + listenHandoffHelp
 
 func (c *ctl) listenCommand() *cobra.Command {
 	var (
@@ -40,11 +43,15 @@ func (c *ctl) listenCommand() *cobra.Command {
 		Example: `  portctl listen tcp/8080
   portctl listen web --backlog 1024 --keep-alive-idle 1m
   portctl listen web --no-delay=false
+  portctl listen web --strategy client-address --without-worker refuse
   portctl listen web --reset`,
 		Args:              wants(1, many, "a reservation, by its id, its name or an endpoint,"),
 		ValidArgsFunction: c.completeReservations,
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := f.handoff.check(cmd); err != nil {
+			return err
+		}
 		refs := c.there(words(args))
 		if err := only.check(cmd, refs); err != nil {
 			return err
@@ -66,6 +73,7 @@ func (c *ctl) listenCommand() *cobra.Command {
 		})
 	}
 	f.add(cmd.Flags())
+	f.handoff.add(cmd)
 	cmd.Flags().BoolVar(&reset, "reset", false, "everything that no flag says as by default")
 	c.netnsFlag(cmd)
 	only.flag(cmd)
@@ -77,6 +85,7 @@ type listenFlags struct {
 	backlog, probes, fastOpen, mark, receive, send uint32
 	noDelay, keepAlive                             bool
 	idle, interval, userTimeout, deferAccept       time.Duration
+	handoff                                        handoffFlags
 }
 
 func (f *listenFlags) add(flags *pflag.FlagSet) {
@@ -102,7 +111,7 @@ type listenFlag struct {
 
 // byName are the flags by their names.
 func (f *listenFlags) byName() map[string]listenFlag {
-	return map[string]listenFlag{
+	all := map[string]listenFlag{
 		"backlog":             {"backlog", func(o *pb.ListenOptions) { o.Backlog = f.backlog }},
 		"no-delay":            {"no_delay", func(o *pb.ListenOptions) { o.NoDelay = &f.noDelay }},
 		"keep-alive":          {"keep_alive", func(o *pb.ListenOptions) { o.KeepAlive = &f.keepAlive }},
@@ -116,6 +125,8 @@ func (f *listenFlags) byName() map[string]listenFlag {
 		"receive-buffer":      {"receive_buffer", func(o *pb.ListenOptions) { o.ReceiveBuffer = f.receive }},
 		"send-buffer":         {"send_buffer", func(o *pb.ListenOptions) { o.SendBuffer = f.send }},
 	}
+	maps.Copy(all, f.handoff.byName())
+	return all
 }
 
 // given is what the flags on the command line say, and what they name; neither, where there are none.

@@ -14,7 +14,10 @@ first worker had died, left, or did not take them, of those the ones taken back 
 worker that was stuck, how many portd has in its hands (held), refused for want of a
 worker, or lost, which is an error of portd's or a want of descriptors.
 
-With -v all of that, and how long connections waited from when they were established until
+Where no worker is ready it says what becomes of clients: they are "waiting", refused
+("refusing"), or not answered ("parking"), as portctl listen --without-worker has it.
+
+With -v all of that, the strategy, and how long connections waited from when they were established until
 they were handed over, by a sample: half of them at most P50, all but one in a hundred at
 most P99, and the longest backlog that the kernel keeps.
 
@@ -24,6 +27,8 @@ You see those of your own reservations; root and the user that portd runs as see
 var listenerColumns = []column[*pb.Listener]{
 	{head: "ENDPOINT", cell: func(l *pb.Listener) string { return l.GetEndpoint().GetText() }},
 	{head: "WORKERS", cell: func(l *pb.Listener) string { return number(l.GetWorkers()) }},
+	{head: "CLIENTS", when: ifAny, cell: func(l *pb.Listener) string { return receptionText(l.GetReception()) }},
+	{head: "STRATEGY", when: ifWide, cell: func(l *pb.Listener) string { return enumWord(word(l.GetOptions().GetHandoff().GetStrategy())) }},
 	{head: "RATE", cell: func(l *pb.Listener) string { return rate(l.GetPerSecond()) }},
 	{head: "HANDED OVER", cell: func(l *pb.Listener) string { return number(l.GetHandedOver()) }},
 	{head: "AGAIN", when: ifAny, cell: func(l *pb.Listener) string { return some(l.GetRedelivered()) }},

@@ -61,7 +61,7 @@ func leaseEnds(ctx context.Context, cl *client.Client, res *pb.Reservation) stri
 	return r.GetLease() + untilClause(r)
 }
 
-func (c *ctl) printDetails(res *pb.Reservation, ends string, listening map[string]*pb.ListenOptions) error {
+func (c *ctl) printDetails(res *pb.Reservation, ends string, listening map[string]*pb.Listener) error {
 	t := c.table()
 	t.row("id", res.GetId())
 	t.row("name", res.GetName())
@@ -69,8 +69,12 @@ func (c *ctl) printDetails(res *pb.Reservation, ends string, listening map[strin
 	t.row("mode", word(res.GetSpec().GetMode()))
 	for _, a := range res.GetAssigned() {
 		t.row("endpoint", a.GetEndpoint().GetText()+"  "+word(a.GetState()))
-		if opt := listening[a.GetEndpoint().GetText()]; opt != nil {
-			t.row("listens with", optionsText(opt))
+		if l := listening[a.GetEndpoint().GetText()]; l != nil {
+			t.row("listens with", optionsText(l.GetOptions()))
+			t.row("hands over", handoffText(l.GetOptions().GetHandoff()))
+			if text := receptionText(l.GetReception()); text != "" {
+				t.row("clients", text)
+			}
 		}
 		for _, ex := range exceptions(a) {
 			t.row("", ex.ports+"  "+ex.state)
@@ -120,8 +124,8 @@ func ownerText(principal string) string {
 }
 
 // listening are the options of what listens of a reservation as the kernel has them, by the endpoint; of what has just stopped, none.
-func listening(ctx context.Context, cl *client.Client, res *pb.Reservation) map[string]*pb.ListenOptions {
-	have := map[string]*pb.ListenOptions{}
+func listening(ctx context.Context, cl *client.Client, res *pb.Reservation) map[string]*pb.Listener {
+	have := map[string]*pb.Listener{}
 	if !slices.ContainsFunc(res.GetAssigned(), func(a *pb.AssignedEndpoint) bool { return a.GetListenOptions() != nil }) {
 		return have
 	}
@@ -130,7 +134,7 @@ func listening(ctx context.Context, cl *client.Client, res *pb.Reservation) map[
 		req.PageToken = token
 		page, err := cl.Handoff.ListListeners(ctx, req)
 		for _, l := range page.GetListeners() {
-			have[l.GetEndpoint().GetText()] = l.GetOptions()
+			have[l.GetEndpoint().GetText()] = l
 		}
 		return page.GetNextPageToken(), err
 	})

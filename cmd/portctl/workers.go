@@ -62,6 +62,13 @@ var workerColumns = []column[workerRow]{
 		}
 		return word(r.listener.GetState())
 	}},
+	{head: "WEIGHT", when: ifAny, cell: func(r workerRow) string {
+		if r.listener.GetSocket() || r.listener.GetWeight() == 1 {
+			return ""
+		}
+		return some(r.listener.GetWeight())
+	}},
+	{head: "PRIORITY", when: ifAny, cell: func(r workerRow) string { return some(r.listener.GetPriority()) }},
 	{head: "GENERATION", when: ifAny, cell: ofWorker((*pb.Worker).GetGeneration)},
 	{head: "RATE", cell: counted(func(w *pb.Worker) string { return rate(w.GetPerSecond()) })},
 	{head: "SENT", cell: counted(func(w *pb.Worker) string { return number(w.GetSent()) })},

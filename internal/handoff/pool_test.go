@@ -196,7 +196,7 @@ func TestRecord(t *testing.T) {
 	}
 	until(t, "all are done", func() bool { return h.Workers()[0].Done == 10 })
 	want := []handoff.WorkerListener{{
-		Key: keyOf(res), Owner: res.Owner, Endpoint: res.Assigned[0].Endpoint, State: handoff.Ready, Room: 1,
+		Key: keyOf(res), Owner: res.Owner, Endpoint: res.Assigned[0].Endpoint, State: handoff.Ready, Room: 1, Weight: 1,
 	}}
 	if w[0].Sent != 10 || w[0].Caller.PID != int32(os.Getpid()) || w[0].Command == "" {
 		t.Errorf("%+v", w[0])

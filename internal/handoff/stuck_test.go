@@ -56,7 +56,7 @@ func TestStuckWorkerLosesItsQueue(t *testing.T) {
 	if n := failures(); n > 0 || answered.Load() != requests {
 		t.Fatalf("%d answered, %d failed", answered.Load(), n)
 	}
-	want := handoff.Totals{Workers: 2, HandedOver: requests + w.TakenBack, Redelivered: w.TakenBack, TakenBack: w.TakenBack}
+	want := handoff.Totals{Workers: 2, HandedOver: requests + w.TakenBack, Redelivered: w.TakenBack, TakenBack: w.TakenBack, Reception: registry.Served}
 	got := h.Totals(keyOf(res))
 	got.PerSecond, got.Waits = 0, nil // the time's affair
 	if diff := cmp.Diff(want, got); diff != "" {
