@@ -88,8 +88,11 @@ func handoffRow(t table, h *pb.HandoffStatus) {
 		n    uint64
 		what string
 	}{
-		{h.GetRedelivered(), "once more"}, {h.GetTakenBack(), "taken back"}, {uint64(h.GetHeld()), "held"},
-		{h.GetRefused(), "refused"}, {h.GetLost(), "lost"},
+		{h.GetRedelivered(), "once more"},
+		{h.GetTakenBack(), "taken back"},
+		{uint64(h.GetHeld()), "held"},
+		{h.GetRefused(), "refused"},
+		{h.GetLost(), "lost"},
 	} {
 		if n.n > 0 {
 			text += fmt.Sprintf(", %d %s", n.n, n.what)

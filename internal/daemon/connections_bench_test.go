@@ -31,6 +31,9 @@ func holding(args []string) error {
 		for {
 			c, err := ln.Accept()
 			if err != nil {
+				for _, c := range all {
+					_ = c.Close()
+				}
 				return
 			}
 			_, _ = c.Write([]byte{1})
