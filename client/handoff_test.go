@@ -1,6 +1,7 @@
 package client_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -9,13 +10,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/portd/portd/client"
 	"github.com/portd/portd/internal/fdpass"
+	"github.com/portd/portd/internal/nstest"
 	"github.com/portd/portd/internal/wire"
 	pb "github.com/portd/portd/proto/portd/v1"
 	"golang.org/x/sys/unix"
@@ -41,11 +43,13 @@ func newScript(t *testing.T) *script {
 	if s.ln, err = net.ListenUnix("unixpacket", &net.UnixAddr{Net: "unixpacket", Name: s.path}); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		s.ln.Close()
-		s.hangUp()
-	})
+	t.Cleanup(s.end)
 	return s
+}
+
+func (s *script) end() {
+	s.ln.Close()
+	s.hangUp()
 }
 
 // knock waits for a worker's ATTACH.
@@ -214,82 +218,151 @@ func TestAttachAgain(t *testing.T) {
 	}
 }
 
-// A connection for which this process has no descriptor left is lost, and Accept says so as net's listener does: a server waits a
-// moment then, and goes on.
-func TestAcceptOutOfDescriptors(t *testing.T) {
-	s := newScript(t)
-	var l *client.Listener
+// handOver sends connections in one message, as portd does.
+func handOver(t *testing.T, queue int, sequence uint64, conns ...*net.TCPConn) {
+	t.Helper()
+	frame := wire.BeginFrame(nil, sequence)
+	var fds []int
+	for _, c := range conns {
+		raw, err := c.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := raw.Control(func(fd uintptr) { fds = append(fds, int(fd)) }); err != nil {
+			t.Fatal(err)
+		}
+		frame = wire.AppendConnection(frame, &wire.Connection{})
+	}
+	var out fdpass.Sender
+	if err := out.Send(queue, wire.EndFrame(frame), fds); err != nil {
+		t.Fatal(err)
+	}
+	runtime.KeepAlive(conns)
+}
+
+// limits sets how many descriptors this process may have, until the test ends.
+func limits(t *testing.T) (set func(n uint64)) {
+	t.Helper()
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	set = func(n uint64) {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: n, Max: was.Max}); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(func() { set(was.Cur) })
+	return set
+}
+
+// listener joins, and returns what it has and portd's ends of it.
+func (s *script) listener() (l *client.Listener, conn *net.UnixConn, queue int) {
+	s.t.Helper()
 	joined := make(chan error)
 	go func() {
 		var err error
-		l, err = client.Join(t.Context(), client.AttachConfig{Socket: s.path, Wishes: []client.Wish{{Reference: "web"}}}, nil)
+		l, err = client.Join(s.t.Context(), client.AttachConfig{Socket: s.path, Wishes: []client.Wish{{Reference: "web"}}}, nil)
 		joined <- err
 	}()
-	queue := s.grant(s.knock(), false)
-	if err := wait(t, joined); err != nil {
+	conn = s.knock()
+	queue = s.grant(conn, false)
+	if err := wait(s.t, joined); err != nil {
+		s.t.Fatal(err)
+	}
+	return l, conn, queue
+}
+
+// A message for which this process has no descriptors is left where it is, and portd is told. Accept says what net's listener says then:
+// a server waits a moment, and goes on. When there are descriptors again it takes what comes, and leaves nothing open.
+func TestAcceptOutOfDescriptors(t *testing.T) {
+	nstest.Descriptors(t)
+	s := newScript(t)
+	defer s.end()
+	limit := limits(t)
+	limit(60) // near from the start
+	l, conn, queue := s.listener()
+	defer l.Close()
+	var mine, theirs [2]*net.TCPConn
+	for i := range mine {
+		var err error
+		if mine[i], theirs[i], err = tcpPair(); err != nil {
+			t.Fatal(err)
+		}
+		defer mine[i].Close()
+		defer theirs[i].Close()
+	}
+	accepted := func() (net.Conn, error) {
+		got := make(chan error, 1)
+		var c net.Conn
+		go func() {
+			var err error
+			c, err = l.Accept()
+			got <- err
+		}()
+		return c, wait(t, got)
+	}
+	handOver(t, queue, 1, theirs[0], theirs[1])
+	lowest, err := unix.FcntlInt(os.Stdout.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	unix.Close(lowest)
+	// One of the two would fit; and once more, when none does, it does not even look.
+	for _, n := range []int{lowest + 1, 3} {
+		limit(uint64(n))
+		_, err := accepted()
+		var passing interface{ Temporary() bool } // what net/http asks
+		if !errors.Is(err, unix.EMFILE) || !errors.As(err, &passing) || !passing.Temporary() {
+			t.Errorf("Accept: %v", err)
+		}
+	}
+	buf := make([]byte, wire.MaxMessage)
+	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if n, err := conn.Read(buf); err != nil || !bytes.Equal(buf[:n], wire.AppendGiveBack(nil)) {
+		t.Errorf("portd hears %x, %v", buf[:n], err)
+	}
+	limit(60)
+	for i := range mine {
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(mine[i], "hello"); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := io.ReadFull(c, buf[:5]); err != nil || string(buf[:n]) != "hello" {
+			t.Errorf("%q, %v", buf[:n], err)
+		}
+		c.Close()
+	}
+	_ = conn.SetReadDeadline(time.Now())
+	if n, err := conn.Read(buf); err == nil {
+		t.Errorf("portd hears %x too", buf[:n])
+	}
+}
 
+// Messages that a worker does not know, and those without connections, are skipped.
+func TestProbesAreSkipped(t *testing.T) {
+	s := newScript(t)
+	l, _, queue := s.listener()
+	defer l.Close()
 	mine, theirs, err := tcpPair()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer mine.Close()
 	defer theirs.Close()
-	raw, err := theirs.SyscallConn()
-	if err != nil {
+	var out fdpass.Sender
+	if err := out.Send(queue, append(wire.AppendProbe(nil), make([]byte, 1192)...), nil); err != nil {
 		t.Fatal(err)
 	}
-	handOver := func(sequence uint64) {
-		t.Helper()
-		frame := wire.EndFrame(wire.AppendConnection(wire.BeginFrame(nil, sequence), &wire.Connection{}))
-		var out fdpass.Sender
-		if err := raw.Control(func(fd uintptr) { err = out.Send(queue, frame, []int{int(fd)}) }); err != nil {
-			t.Fatal(err)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	var was unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}); err != nil {
-		t.Fatal(err)
-	}
-	restore := sync.OnceFunc(func() {
-		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
-			t.Error(err)
-		}
-	})
-	defer restore()
-	handOver(1)
-	accepted := make(chan error, 1)
-	go func() {
-		_, err := l.Accept()
-		accepted <- err
-	}()
-	acceptErr := wait(t, accepted)
-	restore()
-	var passing interface{ Temporary() bool } // what net/http asks
-	if !errors.Is(acceptErr, unix.EMFILE) || !errors.As(acceptErr, &passing) || !passing.Temporary() {
-		t.Errorf("Accept: %v", acceptErr)
-	}
-	handOver(2)
+	handOver(t, queue, 7, theirs)
 	c, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
-	if _, err := io.WriteString(mine, "hello"); err != nil {
-		t.Fatal(err)
-	}
-	buf := make([]byte, 5)
-	if _, err := io.ReadFull(c, buf); err != nil || string(buf) != "hello" {
-		t.Errorf("%q, %v", buf, err)
-	}
+	c.Close()
 }
 
 func tcpPair() (user, server *net.TCPConn, err error) {
