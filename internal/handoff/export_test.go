@@ -10,6 +10,9 @@ import (
 // PerMessage is how many connections a message carries at most.
 const PerMessage = perMessage
 
+// MostStaged is how many connections may wait in the hands of portd for their own worker.
+const MostStaged = mostStaged
+
 // MaxKnocking is how many handshakes one user may have at a time.
 const MaxKnocking = maxKnocking
 
