@@ -11,6 +11,7 @@ is needed, of Python 3.9 or later on Linux.
 
 import array
 import collections
+import contextlib
 import ctypes
 import errno
 import itertools
@@ -515,7 +516,11 @@ async def serve(listener, handler):
         reader = asyncio.StreamReader()
         transport, protocol = await loop.connect_accepted_socket(
             lambda: asyncio.StreamReaderProtocol(reader), conn)
-        await handler(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        await handler(reader, writer)
+        if writer.is_closing():
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     def readable():
         try:

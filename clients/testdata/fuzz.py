@@ -75,6 +75,7 @@ def main():
     listener = queue = None
     gc.collect()
     after = len(os.listdir("/proc/self/fd"))
+    spare.close()
     assert before == after, (before, after)
 
 
