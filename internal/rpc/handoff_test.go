@@ -160,3 +160,77 @@ func TestWorkers(t *testing.T) {
 		t.Errorf("of no reservation: %v", err)
 	}
 }
+
+// What is known of a connection, of how long they wait, and of all listeners together.
+func TestConnectionsAndWaits(t *testing.T) {
+	me := registry.UIDPrincipal(uint32(os.Geteuid()))
+	c := &crew{}
+	h := start(t, c)
+	conn := h.grpc(t)
+	r := reserve(t, conn, "web")
+	if _, err := pb.NewReservationServiceClient(conn).Listen(t.Context(), &pb.ListenRequest{Reservation: r.GetId()}); err != nil {
+		t.Fatal(err)
+	}
+	key := registry.SocketKey{Reservation: r.GetId()}
+	ep, err := registry.ParseEndpoint(r.GetAssigned()[0].GetEndpoint().GetText())
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer := netip.MustParseAddrPort("[fe80::1%lo]:1")
+	*c = crew{
+		connections: []rpc.Connection{
+			{Seq: 1, Key: key, Owner: me, Endpoint: ep},
+			{Seq: 2, Key: key, Owner: me, Endpoint: ep, Peer: peer, State: "ESTABLISHED/CLOSE-WAIT"},
+			{
+				Seq: 3, Key: key, Owner: me, Endpoint: ep, Peer: netip.MustParseAddrPort("192.0.2.1:40000"), Local: netip.MustParseAddrPort("192.0.2.2:80"),
+				State: "ESTABLISHED", Figures: true, RTT: 1500 * time.Microsecond, BytesReceived: 10, BytesSent: 20,
+			},
+		},
+		totals: map[registry.SocketKey]rpc.Totals{key: {
+			HandedOver: 7, Held: 1, Waiting: 2, PerSecond: 0.5, Waits: []rpc.WaitBucket{{AtMost: time.Millisecond, Count: 3}, {Count: 1}},
+		}},
+	}
+	handoffs := pb.NewHandoffServiceClient(conn)
+	text := func(req *pb.ListConnectionsRequest) (lines []string) {
+		t.Helper()
+		resp, err := handoffs.ListConnections(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range resp.GetConnections() {
+			lines = append(lines, fmt.Sprintf("%s -> %s %s %s known=%v rtt=%v %d/%d", c.GetPeer(), c.GetLocal(), c.GetListener().GetText(), c.GetState(),
+				c.Rtt != nil, c.GetRtt().AsDuration(), c.GetBytesReceived(), c.GetBytesSent()))
+		}
+		return lines
+	}
+	want := []string{
+		"192.0.2.1:40000 -> 192.0.2.2:80 " + ep.String() + " ESTABLISHED known=true rtt=1.5ms 10/20",
+		"[fe80::1%lo]:1 ->  " + ep.String() + " ESTABLISHED/CLOSE-WAIT known=false rtt=0s 0/0",
+		" ->  " + ep.String() + "  known=false rtt=0s 0/0",
+	}
+	if diff := cmp.Diff(want, text(&pb.ListConnectionsRequest{PageSize: 1 << 30})); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(want[:2], text(&pb.ListConnectionsRequest{Open: true})); diff != "" {
+		t.Error("open:", diff)
+	}
+	for _, req := range []*pb.ListConnectionsRequest{{PageSize: -1}, {PageToken: "?"}, {PageToken: "eA"}, {PageToken: "MA"}} {
+		if _, err := handoffs.ListConnections(t.Context(), req); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%v: %v", req, err)
+		}
+	}
+	listeners, err := handoffs.ListListeners(t.Context(), &pb.ListListenersRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := listeners.GetListeners()[0]
+	waits := l.GetWait().GetBuckets()
+	if l.GetHeld() != 1 || l.GetWaiting() != 2 || l.GetPerSecond() != 0.5 || l.GetWait().GetSamples() != 4 || len(waits) != 2 ||
+		waits[0].GetAtMost().AsDuration() != time.Millisecond || waits[0].GetCount() != 3 || waits[1].AtMost != nil || waits[1].GetCount() != 1 {
+		t.Errorf("%v", l)
+	}
+	st, err := pb.NewDaemonServiceClient(conn).GetStatus(t.Context(), &pb.GetStatusRequest{})
+	if err != nil || st.GetHandoff().GetHandedOver() != 7 {
+		t.Errorf("%v (%v)", st.GetHandoff(), err)
+	}
+}
