@@ -158,7 +158,7 @@ func (p *Pool) settleOnce(key registry.SocketKey) (again bool) {
 	}
 	l.refused += uint64(reset)
 	if err != nil {
-		p.log.Error("cannot change what becomes of clients; trying again", "endpoint", l.endpoint, "want", want, "err", err)
+		p.log.Error("cannot change what becomes of clients; trying again", "endpoint", l.endpoint, "want", want.String(), "err", err)
 		if want == registry.Refusing { // they come in still
 			p.hear(l)
 		}
@@ -171,7 +171,7 @@ func (p *Pool) settleOnce(key registry.SocketKey) (again bool) {
 		p.hear(l)
 	}
 	if want >= registry.Refusing || had >= registry.Refusing {
-		p.log.Info("clients without a worker", "endpoint", l.endpoint, "are", want)
+		p.log.Info("clients without a worker", "endpoint", l.endpoint, "are", want.String())
 	}
 	return true
 }
