@@ -29,7 +29,8 @@ type Listener struct {
 
 	// accepting is held by the one Accept that receives; the others wait for what it leaves over.
 	accepting sync.Mutex
-	batch     []*conn // received and not accepted yet; guarded by accepting
+	batch     []*conn   // received and not accepted yet; guarded by accepting
+	gaveBack  time.Time // last; guarded by accepting
 
 	mu      sync.Mutex
 	current *Attachment
@@ -123,8 +124,13 @@ func (l *Listener) exhausted() error {
 	return &net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: os.NewSyscallError("recvmsg", unix.EMFILE)}
 }
 
+// betweenGiveBacks keeps a server that does not wait, and comes and goes at its limit, far from what portd takes for a flood.
+const betweenGiveBacks = 4 * time.Millisecond
+
 // giveBack lets others have what lies in q. The queue of an attachment that is over is read later.
 func (l *Listener) giveBack(q *queue) {
+	time.Sleep(betweenGiveBacks - time.Since(l.gaveBack))
+	l.gaveBack = time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.current.queue == q {
