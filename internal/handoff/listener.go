@@ -21,7 +21,8 @@ type listener struct {
 	options   registry.HandoffOptions
 
 	// For when there is no worker: see without.go.
-	door      registry.Reception // 0: not known
+	door      registry.Reception // 0: not known, or just being changed
+	shown     registry.Reception // what it was last known to be
 	alone     time.Time          // since when there is none; zero while there is one
 	timer     *time.Timer
 	arriving  int  // workers that are about to attach
@@ -87,7 +88,7 @@ func (p *Pool) listening(key registry.SocketKey, sockets []registry.Socket, opt 
 	if l.listening && slices.EqualFunc(l.sockets, sockets, func(o *socket, s registry.Socket) bool { return o.fd == s.FD && o.endpoint == s.Endpoint }) {
 		return
 	}
-	l.door, l.deaf = 0, false
+	l.door, l.shown, l.deaf = 0, 0, false
 	p.forgetSockets(l)
 	l.listening = true
 	for i, s := range sockets {

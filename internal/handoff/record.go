@@ -93,9 +93,7 @@ func (p *Pool) Totals(key registry.SocketKey) (t Totals) {
 	t.count(l)
 	t.Held, t.PerSecond, t.Waits = l.held.n+l.staged, l.rate.perSecond(time.Since(p.began)), l.sampler.waits.buckets()
 	t.Waiting = p.backlog(l)
-	if t.Reception = l.door; l.door == 0 && l.listening {
-		t.Reception = l.reception(time.Now())
-	}
+	t.Reception = l.shown
 	for _, s := range l.workers {
 		if !s.socket {
 			t.Workers++

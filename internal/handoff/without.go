@@ -46,7 +46,13 @@ func (l *listener) reception(now time.Time) registry.Reception {
 
 // attend is called when l's workers or options are others than before.
 func (p *Pool) attend(l *listener) {
-	if p.cfg.Doors == nil || !l.listening || p.closed {
+	if !l.listening || p.closed {
+		return
+	}
+	if p.cfg.Doors == nil {
+		if l.shown = registry.Waiting; l.hasWorker() {
+			l.shown = registry.Served
+		}
 		return
 	}
 	now := time.Now()
@@ -58,7 +64,7 @@ func (p *Pool) attend(l *listener) {
 	l.wait()
 	want := l.reception(now)
 	if want == l.door || want <= registry.Waiting && l.door != 0 && l.door <= registry.Waiting {
-		l.door = want // these two are the same to the kernel
+		l.door, l.shown = want, want // waiting and served are the same to the kernel
 		if after := l.options.RefuseAfter; want != registry.Served && want != registry.Refusing && after > 0 {
 			l.timer = p.callAfter(l.key, max(0, after-now.Sub(l.alone)))
 		}
@@ -166,7 +172,7 @@ func (p *Pool) settleOnce(key registry.SocketKey) (again bool) {
 		l.timer = p.callAfter(key, afterFailure)
 		return false
 	}
-	l.door = want
+	l.door, l.shown = want, want
 	if want != registry.Refusing {
 		p.hear(l)
 	}
