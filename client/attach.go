@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/portd/portd/internal/fdpass"
@@ -146,20 +147,16 @@ func receiveAttached(conn *net.UnixConn) (a *Attachment, err error) {
 		}
 	}()
 	buf := make([]byte, wire.MaxMessage)
-	m, err := receiveControl(conn, buf, &fds)
+	m, err := receiveControl(conn, buf, &fds, wire.TypeAttached, wire.TypeRefused)
 	if err != nil {
 		return nil, err
 	}
-	switch m.Type {
-	case wire.TypeAttached:
-	case wire.TypeRefused:
+	if m.Type == wire.TypeRefused {
 		r, err := wire.DecodeRefused(m)
 		if err != nil {
 			return nil, err
 		}
 		return nil, refused(r)
-	default:
-		return nil, fmt.Errorf("portd answered with a message of type %d", m.Type)
 	}
 	got, err := wire.DecodeAttached(m)
 	if err != nil {
@@ -170,14 +167,12 @@ func receiveAttached(conn *net.UnixConn) (a *Attachment, err error) {
 		sockets += int(l.Sockets)
 	}
 	for more := got.More; more; {
-		m, err := receiveControl(conn, make([]byte, wire.MaxMessage), &fds)
+		m, err := receiveControl(conn, make([]byte, wire.MaxMessage), &fds, wire.TypeSockets)
 		if err != nil {
 			return nil, err
 		}
-		if m.Type == wire.TypeSockets {
-			if more, err = wire.DecodeSockets(m); err != nil {
-				return nil, err
-			}
+		if more, err = wire.DecodeSockets(m); err != nil {
+			return nil, err
 		}
 	}
 	if got.Kept || len(fds) != 2+sockets {
@@ -212,14 +207,25 @@ func refused(r wire.Refused) error {
 	return e
 }
 
-// receiveControl reads one message and collects its descriptors, for the caller to close.
-func receiveControl(conn *net.UnixConn, buf []byte, fds *[]int) (wire.Message, error) {
-	n, more, err := fdpass.RecvConn(conn, buf)
-	*fds = append(*fds, more...)
-	if err != nil {
-		return wire.Message{}, err
+// receiveControl reads a message of one of these types and collects its descriptors, for the caller to close. Others, which a later portd
+// may send, are skipped.
+func receiveControl(conn *net.UnixConn, buf []byte, fds *[]int, types ...wire.Type) (wire.Message, error) {
+	for {
+		n, came, err := fdpass.RecvConn(conn, buf)
+		if err != nil {
+			closeEach(came)
+			return wire.Message{}, err
+		}
+		m, err := wire.Parse(buf[:n])
+		if err == nil && slices.Contains(types, m.Type) {
+			*fds = append(*fds, came...)
+			return m, nil
+		}
+		closeEach(came)
+		if err != nil {
+			return wire.Message{}, err
+		}
 	}
-	return wire.Parse(buf[:n])
 }
 
 // Ready tells portd to send connections, of one listener by its number or of all.

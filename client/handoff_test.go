@@ -177,6 +177,39 @@ func TestExtensionsOfPortd(t *testing.T) {
 	}
 }
 
+// What a later portd says besides, before its answer or after it, is skipped, and what comes with that is closed.
+func TestMessagesOfLaterPortds(t *testing.T) {
+	s := newScript(t)
+	sink, ours, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	unknown := wire.AppendGiveBack(nil)
+	binary.LittleEndian.PutUint16(unknown, 99)
+	say := func(conn *net.UnixConn) {
+		s.say(conn, extended(bytes.Clone(unknown), 5), int(ours.Fd()), int(ours.Fd()))
+	}
+
+	ended := s.join()
+	conn := s.knock()
+	say(conn)
+	s.grant(conn, true)
+	say(conn)
+	s.say(conn, wire.AppendSockets(nil, false))
+	say(conn)
+	s.say(conn, wire.AppendListenerGone(nil, wire.ListenerGone{Reason: "expired"}))
+	s.leave(conn)
+	if err := wait(t, ended); !strings.Contains(err.Error(), "the listener is gone: expired") {
+		t.Errorf("it ends with %v", err)
+	}
+	ours.Close()
+	_ = sink.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := sink.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the worker keeps a descriptor that it has no use for: %v", err)
+	}
+}
+
 // After portd has gone away, a worker takes no for an answer where the protocol says that there is no use in trying again.
 func TestAttachAgain(t *testing.T) {
 	for _, tt := range []struct {
