@@ -9,11 +9,8 @@ import sys
 import threading
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "python"))
+import asyncio_echo  # noqa: E402
 import portd  # noqa: E402
-
-
-def log(conn):
-    os.write(1, b"%d\n" % conn.peer[1])
 
 
 def echo(conn):
@@ -25,27 +22,11 @@ def echo(conn):
             pass
 
 
-async def echo_async(reader, writer):
-    try:
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    except ConnectionError:
-        pass
-    finally:
-        writer.close()
-
-
 class Logged(portd.Listener):
-    def take(self):
-        conns = super().take()
+    def take(self, timeout=None):
+        conns = super().take(timeout)
         os.write(1, b"".join(b"%d\n" % conn.peer[1] for conn in conns))
         return conns
-
-
-async def main_async(listener):
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, listener.drain)
-    await portd.serve(listener, echo_async)
 
 
 def main():
@@ -55,13 +36,10 @@ def main():
     parser.add_argument("--asyncio", action="store_true")
     parser.add_argument("--lend", action="store_true")
     parser.add_argument("--generation", default="")
-    parser.add_argument("--weight", type=int, default=0)
-    parser.add_argument("--priority", type=int, default=0)
     parser.add_argument("reservation")
     args = parser.parse_args()
     kind = Logged if args.log else portd.Listener
-    listener = kind(args.reservation, path=args.socket, lend=args.lend, generation=args.generation,
-                    weight=args.weight, priority=args.priority)
+    listener = kind(args.reservation, path=args.socket, lend=args.lend, generation=args.generation)
     if args.lend:
         sock, = listener.sockets
         sock.setblocking(True)
@@ -71,7 +49,7 @@ def main():
             data, peer = sock.recvfrom(65536)
             sock.sendto(data, peer)
     if args.asyncio:
-        asyncio.run(main_async(listener))
+        asyncio.run(asyncio_echo.main(listener))
         return
     signal.signal(signal.SIGTERM, lambda *_: listener.drain())
     threads = []
