@@ -5,8 +5,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/portd/portd/internal/asuser"
 )
@@ -64,5 +67,33 @@ func TestRunCannot(t *testing.T) {
 	err := asuser.Run(0, 0, func() error { t.Error("it was called"); return nil })
 	if !errors.Is(err, asuser.ErrCannot) {
 		t.Error(err)
+	}
+}
+
+// The first thread, which /proc shows as the process, stays root's.
+func TestRunLeavesTheProcessAlone(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("to act for another user takes root")
+	}
+	for range 64 {
+		err := asuser.Run(nobody, nobody, func() error {
+			if unix.Gettid() == unix.Getpid() {
+				t.Error("it runs on the first thread")
+			}
+			if unix.Geteuid() != nobody || unix.Getegid() != nobody {
+				t.Errorf("the user is %d:%d", unix.Geteuid(), unix.Getegid())
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "Uid:\t0\t0\t0\t0\n"; !strings.Contains(string(text), want) {
+		t.Errorf("want %q in\n%s", want, text)
 	}
 }
