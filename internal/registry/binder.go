@@ -24,6 +24,7 @@ type Bind struct {
 type As struct {
 	UID    uint32
 	Caller *Caller // who asks; nil where portd takes again what the user had
+	Group  *uint32 // that he had then; nil: the one that he logs in with
 }
 
 // A Binder takes endpoints from the kernel and has their sockets. Its methods may be called at the same time, though

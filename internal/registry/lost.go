@@ -54,7 +54,7 @@ func (r *Registry) restoreEndpoint(ctx context.Context, key SocketKey, a Assigne
 	got := false
 	bind := func(ep Endpoint) error {
 		owner, _ := of.Owner.uid()
-		err := r.cfg.Binder.Bind(ctx, Bind{Key: key, Endpoint: ep, Options: of.Spec.Options, As: As{UID: owner}})
+		err := r.cfg.Binder.Bind(ctx, Bind{Key: key, Endpoint: ep, Options: of.Spec.Options, As: As{UID: owner, Group: of.Group}})
 		got = got || err == nil
 		return err
 	}

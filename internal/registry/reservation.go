@@ -106,6 +106,7 @@ type Reservation struct {
 	Name     string // the caller's; may be empty
 	Labels   map[string]string
 	Owner    Principal
+	Group    *uint32 // of who reserved a path, which its file is to have after a restart, too; nil where there is no path
 	Spec     Spec
 	Assigned []Assigned
 	Lease    string // id of the lease that ends it; empty: until released

@@ -287,6 +287,9 @@ func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, na
 		ID: newID("rsv_"), Name: req.Name, Labels: maps.Clone(req.Labels),
 		Owner: c.Principal(), Spec: req.Spec, Lease: req.Lease,
 	}
+	if slices.ContainsFunc(req.Spec.Endpoints, func(s EndpointSpec) bool { return s.Path != "" }) {
+		res.Group = &c.GID
+	}
 	if req.Spec.Mode == Recorded {
 		defer func() { r.letGo(res.endpoints()...) }()
 	}
@@ -519,7 +522,7 @@ func (r *Registry) tryClaim(e *entry, eps []Endpoint) (busy chan struct{}, err e
 
 // bind takes one claimed endpoint from the kernel, and names who has it where it cannot.
 func (r *Registry) bind(ctx context.Context, c Caller, res *Reservation, index int, ep Endpoint, fresh bool) error {
-	err := r.cfg.Binder.Bind(ctx, Bind{Key: SocketKey{res.ID, index}, Endpoint: ep, Options: res.Spec.Options, Fresh: fresh, As: As{c.UID, &c}})
+	err := r.cfg.Binder.Bind(ctx, Bind{Key: SocketKey{res.ID, index}, Endpoint: ep, Options: res.Spec.Options, Fresh: fresh, As: As{UID: c.UID, Caller: &c}})
 	if fresh || !errors.Is(err, ErrTaken) {
 		return err
 	}

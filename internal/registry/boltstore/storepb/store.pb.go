@@ -577,8 +577,10 @@ type Reservation struct {
 	Created        *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created,proto3" json:"created,omitempty"`
 	CreateRevision int64                  `protobuf:"varint,9,opt,name=create_revision,json=createRevision,proto3" json:"create_revision,omitempty"`
 	Revision       int64                  `protobuf:"varint,10,opt,name=revision,proto3" json:"revision,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The caller's group, which the file of a path has; none where there is no path.
+	Group         *uint32 `protobuf:"varint,11,opt,name=group,proto3,oneof" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Reservation) Reset() {
@@ -677,6 +679,13 @@ func (x *Reservation) GetCreateRevision() int64 {
 func (x *Reservation) GetRevision() int64 {
 	if x != nil {
 		return x.Revision
+	}
+	return 0
+}
+
+func (x *Reservation) GetGroup() uint32 {
+	if x != nil && x.Group != nil {
+		return *x.Group
 	}
 	return 0
 }
@@ -2453,7 +2462,7 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"F\n" +
 	"\x04Boot\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
-	"\x04seen\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04seen\"\xb4\x03\n" +
+	"\x04seen\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04seen\"\xd9\x03\n" +
 	"\vReservation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12?\n" +
@@ -2465,10 +2474,12 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\acreated\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12'\n" +
 	"\x0fcreate_revision\x18\t \x01(\x03R\x0ecreateRevision\x12\x1a\n" +
 	"\brevision\x18\n" +
-	" \x01(\x03R\brevision\x1a9\n" +
+	" \x01(\x03R\brevision\x12\x19\n" +
+	"\x05group\x18\v \x01(\rH\x00R\x05group\x88\x01\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa3\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
+	"\x06_group\"\xa3\x01\n" +
 	"\x04Spec\x12:\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x1c.portd.store.v1.EndpointSpecR\tendpoints\x12(\n" +
 	"\x04mode\x18\x02 \x01(\x0e2\x14.portd.store.v1.ModeR\x04mode\x125\n" +
@@ -2773,6 +2784,7 @@ func file_internal_registry_boltstore_storepb_store_proto_init() {
 	if File_internal_registry_boltstore_storepb_store_proto != nil {
 		return
 	}
+	file_internal_registry_boltstore_storepb_store_proto_msgTypes[2].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
