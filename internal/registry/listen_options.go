@@ -93,6 +93,11 @@ func (o ListenOptions) fit(p Protocol) error {
 			return invalid("options."+f.field, "is for tcp, not for %v", p)
 		}
 	}
+	for field, asked := range map[string]bool{"mark": o.Mark != 0, "receive_buffer": o.ReceiveBuffer != 0, "send_buffer": o.SendBuffer != 0} {
+		if asked && p == Unix { // the kernel takes them, and connections do not inherit them (unix_stream_connect)
+			return invalid("options."+field, "is for ports; connections to a path would be without it")
+		}
+	}
 	return nil
 }
 

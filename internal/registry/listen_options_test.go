@@ -48,7 +48,7 @@ func TestListenRefuses(t *testing.T) {
 	t.Parallel()
 	store, pegs := newStandIns()
 	r, _ := start(t, store, pegs, registry.Config{})
-	for name, text := range map[string]string{"web": "tcp/8080", "calls": "sctp/8081"} {
+	for name, text := range map[string]string{"web": "tcp/8080", "calls": "sctp/8081", "file": "unix/run/file"} {
 		if _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, text), Name: name}); err != nil {
 			t.Fatal(err)
 		}
@@ -72,6 +72,7 @@ func TestListenRefuses(t *testing.T) {
 		{"web", options(registry.ListenOptions{Mark: 1}), registry.ErrDenied, "marks steer the host's routing"},
 		{"calls", options(registry.ListenOptions{UserTimeout: time.Second}), registry.ErrInvalid, "options.user_timeout: is for tcp, not for sctp"},
 		{"calls", options(registry.ListenOptions{NoDelayOff: true}), registry.ErrInvalid, "options.no_delay: is for tcp"},
+		{"file", options(registry.ListenOptions{SendBuffer: 9}), registry.ErrInvalid, "options.send_buffer: is for ports"},
 	} {
 		_, err := r.Listen(t.Context(), alice, c.ref, c.how, "")
 		if !errors.Is(err, c.is) || !strings.Contains(err.Error(), c.says) {
