@@ -48,11 +48,11 @@ func (b *Binder) Adopt(ctx context.Context, want registry.Adopt) (got registry.A
 	if err != nil {
 		return got, err
 	}
-	owners, _, err := sockdiag.Owners(ctx, s.inode)
+	owners, _, err := sockdiag.Owners(ctx, s.inode.Load())
 	if err != nil {
 		return got, fmt.Errorf("who else has %v: %w", s.ep, err)
 	}
-	for _, o := range owners[s.inode] {
+	for _, o := range owners[s.inode.Load()] {
 		if o.PID != os.Getpid() {
 			got.Others = append(got.Others, registry.Process(o))
 		}
@@ -157,7 +157,7 @@ func only(all []found, want registry.Adopt) (found, error) {
 func (b *Binder) owns(s found) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return slices.ContainsFunc(b.at[spotOf(endpointOf(s))], func(own *socket) bool { return own.inode == s.Inode })
+	return slices.ContainsFunc(b.at[spotOf(endpointOf(s))], func(own *socket) bool { return own.inode.Load() == s.Inode })
 }
 
 // isAdopted looks at the duplicate: it is the socket that was found, it listens still, and it can be had alone.
@@ -165,7 +165,7 @@ func (s *socket) isAdopted(one found, want registry.Adopt) error {
 	if err := s.stat(); err != nil {
 		return err
 	}
-	if s.inode != one.Inode {
+	if s.inode.Load() != one.Inode {
 		return &registry.NotListeningError{PID: want.PID, Want: s.ep}
 	}
 	accepts, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)

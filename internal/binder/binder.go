@@ -90,6 +90,7 @@ type holding struct {
 	salt    uint32    // of the group's steering
 	shared  bool      // was ever lent, or adopted, so that others may have duplicates
 	pins    int       // who works with the descriptors outside of Binder.mu
+	gone    bool      // is no key's any more: the descriptors are closed, or soon will be
 }
 
 var _ registry.Binder = (*Binder)(nil)
@@ -138,6 +139,9 @@ func (b *Binder) Release(key registry.SocketKey) error {
 	if h.lent > 0 || listens {
 		b.observer.Closing(key)
 	}
+	// Who was at work with the sockets (Refuse, say) ends first, and whoever comes later finds that the key has none.
+	h.work.Lock()
+	defer h.work.Unlock()
 	for _, s := range h.sockets {
 		switch {
 		case s.adopted && s.listening && h.lent == 0:
@@ -227,6 +231,7 @@ func (b *Binder) remove(key registry.SocketKey) (*holding, error) {
 		return nil, err
 	}
 	delete(b.held, key)
+	h.gone = true
 	h.forgo()
 	for _, s := range h.sockets {
 		b.forgetLocked(s)
@@ -260,6 +265,13 @@ func (b *Binder) use(key registry.SocketKey) (*holding, []*socket, error) {
 	}
 	h.pins++
 	return h, slices.Clone(h.sockets), nil
+}
+
+// has says whether a holding is the key's still. If so its descriptors stay as they are while the caller has the holding's work.
+func (b *Binder) has(key registry.SocketKey, h *holding) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.held[key] == h
 }
 
 // leave ends what use began.

@@ -49,10 +49,13 @@ func (b *Binder) turn(key registry.SocketKey, to door) (reset int, err error) {
 	defer b.leave(h)
 	h.work.Lock()
 	defer h.work.Unlock()
+	if !b.has(key, h) { // released meanwhile: the descriptors are others' by now
+		return 0, nil
+	}
 	err = b.in(socks[0].ep.Netns, func() error {
 		for _, s := range socks {
 			b.mu.Lock()
-			idle := !s.listening || s.adopted || s.door == to
+			idle := !s.listening || s.adopted || s.door == to && !s.broken()
 			b.mu.Unlock()
 			if idle {
 				continue
@@ -87,7 +90,17 @@ func (s *socket) turn(to door) (reset int, err error) {
 		if err := s.unlisten(); err != nil {
 			return 0, err
 		}
-	case s.door == refusing:
+	case s.door == refusing, s.broken():
+		if s.broken() {
+			if err := s.holdPathAgain(); err != nil {
+				return 0, err
+			}
+		}
+		if s.file != nil { // a new socket has none of the options
+			if err := s.inherit(s.opt, false); err != nil {
+				return 0, err
+			}
+		}
 		if err := s.listenExclusively(context.Background(), s.opt); err != nil {
 			return 0, err
 		}

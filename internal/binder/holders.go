@@ -112,7 +112,7 @@ func (b *Binder) foreign(all []found) []found {
 		seen[s.Cookie] = true
 		ep := endpointOf(s)
 		return slices.ContainsFunc(b.at[spotOf(ep)], func(own *socket) bool {
-			return own.inode == s.Inode || stateOf(s) >= registry.SocketConnected && overlap(own.ep, ep)
+			return own.inode.Load() == s.Inode || stateOf(s) >= registry.SocketConnected && overlap(own.ep, ep)
 		})
 	})
 }
@@ -166,7 +166,7 @@ func onlyLeftovers(ctx context.Context, s *socket) error {
 		return fmt.Errorf("see who else has it: %w", err)
 	}
 	for _, o := range others {
-		if o.Inode != s.inode && overlap(endpointOf(found{o, s.ep.Netns}), s.ep) {
+		if o.Inode != s.inode.Load() && overlap(endpointOf(found{o, s.ep.Netns}), s.ep) {
 			return registry.ErrTaken
 		}
 	}

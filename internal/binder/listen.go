@@ -27,7 +27,12 @@ func (b *Binder) Listen(ctx context.Context, key registry.SocketKey, opt registr
 		}
 	}
 	h.work.Lock()
-	err = b.in(socks[0].ep.Netns, func() error { return b.listen(ctx, h, socks, opt) })
+	err = b.in(socks[0].ep.Netns, func() error {
+		if !b.has(key, h) {
+			return notFound(key)
+		}
+		return b.listen(ctx, h, socks, opt)
+	})
 	h.work.Unlock()
 	if err != nil {
 		return fmt.Errorf("listen on %w", err)
@@ -49,13 +54,14 @@ func (b *Binder) listen(ctx context.Context, h *holding, socks []*socket, opt re
 		if err == nil {
 			return
 		}
-		for _, s := range socks[:done] {
-			if s.listening {
+		for i, s := range socks[:min(done+1, len(socks))] { // the one that failed has some of the options
+			switch {
+			case s.listening:
 				err = errors.Join(err, s.inherit(s.opt, others))
-				if s.listens() {
+				if s.listens() && i < done {
 					err = errors.Join(err, s.listen(s.opt))
 				}
-			} else {
+			case i < done:
 				err = errors.Join(err, s.unlisten())
 			}
 		}
@@ -63,6 +69,11 @@ func (b *Binder) listen(ctx context.Context, h *holding, socks []*socket, opt re
 	for _, s := range socks {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("%v: %w", s.ep, err)
+		}
+		if s.broken() {
+			if err := s.holdPathAgain(); err != nil {
+				return fmt.Errorf("%v: %w", s.ep, err)
+			}
 		}
 		// Before it listens, so that the first connection has them too.
 		if err := s.inherit(opt, others); err != nil {
@@ -100,6 +111,9 @@ func (b *Binder) Unlisten(key registry.SocketKey) error {
 	b.observer.Closing(key)
 	h.work.Lock()
 	defer h.work.Unlock()
+	if !b.has(key, h) { // released meanwhile
+		return nil
+	}
 	var errs []error
 	for _, s := range socks {
 		if s.listens() {
@@ -166,7 +180,11 @@ func (s *socket) listenExclusively(ctx context.Context, opt registry.ListenOptio
 
 // listen on a socket that listens already sets the backlog only.
 func (s *socket) listen(opt registry.ListenOptions) error {
-	err := unix.Listen(s.fd, cmp.Or(opt.Backlog, 4096))
+	backlog := cmp.Or(opt.Backlog, 4096)
+	if s.file != nil {
+		return s.file.listen(s.fd, backlog)
+	}
+	err := unix.Listen(s.fd, backlog)
 	if errors.Is(err, unix.EADDRINUSE) {
 		return registry.ErrTaken
 	}

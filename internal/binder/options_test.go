@@ -289,7 +289,7 @@ func TestMarkWithoutCapability(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = b.Listen(t.Context(), key(ep), registry.ListenOptions{Mark: 1, NoDelayOff: true, Backlog: 3})
+	err = b.Listen(t.Context(), key(ep), registry.ListenOptions{Mark: 1, KeepAliveOff: true, NoDelayOff: true, Backlog: 3})
 	if !errors.Is(err, registry.ErrUnsupported) || !strings.Contains(err.Error(), "mark: portd may not set it without CAP_NET_ADMIN") {
 		t.Errorf("a mark: %v", err)
 	}

@@ -42,7 +42,7 @@ func room() (sockets, together int) {
 
 // settleLocked lets the key's sockets be parked, unless somebody uses them.
 func (b *Binder) settleLocked(h *holding) {
-	if h.lent > 0 || h.pins > 0 || h.waits() {
+	if h.gone || h.lent > 0 || h.pins > 0 || h.waits() {
 		return
 	}
 	for _, s := range h.sockets {

@@ -27,6 +27,7 @@ type file struct {
 	uid, gid uint32
 	mode     uint32
 	dev, ino uint64
+	broken   bool // its socket has been shut down, and none has taken its place: see holdPathAgain
 }
 
 // ownerOnly is the mode of a file about which nothing was said.
@@ -43,8 +44,8 @@ func (b *Binder) bindPath(want *registry.Bind) (*socket, error) {
 		if err := seesOurFiles(*c); err != nil {
 			return nil, err
 		}
-	} else {
-		f.gid = groupOf(f.uid)
+	} else if f.gid = groupOf(f.uid); want.As.Group != nil {
+		f.gid = *want.As.Group
 	}
 	limit, err := b.descriptorLimit()
 	if err != nil {
@@ -56,6 +57,7 @@ func (b *Binder) bindPath(want *registry.Bind) (*socket, error) {
 	}
 	s := &socket{fd: fd, ep: want.Endpoint, file: f}
 	if err := s.stat(); err != nil {
+		_ = f.remove()
 		s.close()
 		return nil, err
 	}
@@ -96,21 +98,44 @@ func (f *file) bind(fd int) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Chmod(f.path, fs.FileMode(f.mode)); err != nil {
+	if err := f.setMode(); err != nil {
+		_ = f.removeOurs()
 		return err
 	}
-	var st unix.Stat_t
-	if err := unix.Lstat(f.path, &st); err != nil {
+	return nil
+}
+
+// setMode gives the new file its mode, and notes which file it is. The directory may be another user's, who may have put something else
+// there by now: neither a symlink to a file of ours nor another link to one is to get that mode.
+func (f *file) setMode() error {
+	at, err := unix.Open(f.path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
 		return err
+	}
+	defer unix.Close(at)
+	var st unix.Stat_t
+	if err := unix.Fstat(at, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFSOCK || st.Uid != f.uid || st.Nlink != 1 {
+		return unix.EADDRINUSE
 	}
 	f.dev, f.ino = st.Dev, st.Ino
-	return nil
+	if st.Mode&0o7777 == f.mode {
+		return nil
+	}
+	return unix.Chmod(fmt.Sprintf("/proc/self/fd/%d", at), f.mode)
 }
 
 // removeLeftover takes away a socket file that nobody has open any more, if it is the owner's.
 func (f *file) removeLeftover() error {
+	dir, err := f.directory()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
 	var st unix.Stat_t
-	switch err := unix.Lstat(f.path, &st); {
+	switch err := unix.Fstatat(dir, filepath.Base(f.path), &st, unix.AT_SYMLINK_NOFOLLOW); {
 	case errors.Is(err, unix.ENOENT): // somebody else was faster
 		return nil
 	case err != nil:
@@ -135,10 +160,16 @@ func (f *file) removeLeftover() error {
 		taken.Why = "a program has it, which this kernel does not show (sock_diag)"
 		return taken
 	}
-	if err := unix.Unlink(f.path); err != nil && !errors.Is(err, unix.ENOENT) {
+	if err := unix.Unlinkat(dir, filepath.Base(f.path), 0); err != nil && !errors.Is(err, unix.ENOENT) {
 		return err
 	}
 	return nil
+}
+
+// directory is a descriptor of the file's: what is looked at through it and then removed is in the same one, whatever becomes of the
+// names on the way there.
+func (f *file) directory() (int, error) {
+	return unix.Open(filepath.Dir(f.path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 }
 
 // connects says whether a program listens there.
@@ -153,20 +184,37 @@ func connects(path string) bool {
 }
 
 // remove takes the file away, if it is still there and ours.
-func (f *file) remove() error {
-	return asuser.Run(f.uid, f.gid, func() error {
-		var st unix.Stat_t
-		if err := unix.Lstat(f.path, &st); err != nil || st.Dev != f.dev || st.Ino != f.ino {
-			return nil
-		}
-		return unix.Unlink(f.path)
-	})
+func (f *file) remove() error { return asuser.Run(f.uid, f.gid, f.removeOurs) }
+
+func (f *file) removeOurs() error {
+	dir, err := f.directory()
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	var st unix.Stat_t
+	if err := unix.Fstatat(dir, filepath.Base(f.path), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil || st.Dev != f.dev || st.Ino != f.ino {
+		return nil
+	}
+	return unix.Unlinkat(dir, filepath.Base(f.path), 0)
+}
+
+// listen is listen(2) with the name of the file's owner: clients who ask whose socket it is (SO_PEERCRED) are told who called that.
+func (f *file) listen(fd, backlog int) error {
+	if err := asuser.Run(f.uid, f.gid, func() error { return unix.Listen(fd, backlog) }); err != nil {
+		return f.explain(err)
+	}
+	return nil
 }
 
 // holdPathAgain puts a new socket in the place of one that has listened: the kernel lets no unix socket listen again after shutdown(2).
-// The descriptor keeps its number.
+// The descriptor keeps its number. Where it fails there is nothing at the path, until it is called again.
 func (s *socket) holdPathAgain() error {
 	_ = unix.Shutdown(s.fd, unix.SHUT_RDWR)
+	s.file.broken = true
 	if err := s.file.remove(); err != nil {
 		return s.file.explain(err)
 	}
@@ -182,8 +230,12 @@ func (s *socket) holdPathAgain() error {
 	if err := unix.Dup3(fd, s.fd, unix.O_CLOEXEC); err != nil {
 		return fmt.Errorf("hold %v after it listened: %w", s.ep, err)
 	}
+	s.file.broken, s.tuned = false, 0
 	return s.stat()
 }
+
+// broken says whether the socket is to be made anew before it can listen.
+func (s *socket) broken() bool { return s.file != nil && s.file.broken }
 
 // explain says what an errno of bind(2) means for a path.
 func (f *file) explain(err error) error {
@@ -248,7 +300,7 @@ func (b *Binder) pathHolders(ctx context.Context, ep registry.Endpoint) ([]regis
 	for _, s := range socks {
 		own := false
 		for _, o := range b.at[spotOf(ep)] {
-			own = own || o.inode == s.Inode
+			own = own || o.inode.Load() == s.Inode
 		}
 		if own {
 			continue

@@ -214,3 +214,133 @@ func TestPathFromElsewhere(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Who connects learns whose socket it is: not root's, though root's portd has it.
+func TestPathIsItsOwners(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("to act for another user takes root")
+	}
+	const nobody, group = 65534, 12345
+	b := open(t, binder.Config{})
+	path := filepath.Join(pathDir(t, 0o777), "s")
+	own := uint32(group)
+	if err := bindPath(t, b, path, registry.As{UID: nobody, Group: &own}, 0o660); err != nil { // as after a restart
+		t.Fatal(err)
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sys := st.Sys().(*syscall.Stat_t); sys.Uid != nobody || sys.Gid != group || st.Mode().Perm() != 0o660 {
+		t.Errorf("the file is %d:%d's, %v", sys.Uid, sys.Gid, st.Mode())
+	}
+	for _, opt := range []registry.ListenOptions{{}, {Backlog: 7}} {
+		if err := b.Listen(t.Context(), registry.SocketKey{Reservation: path}, opt); err != nil {
+			t.Fatal(err)
+		}
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := c.(*net.UnixConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = raw.Control(func(fd uintptr) {
+			who, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+			if err != nil || who.Uid != nobody || who.Gid != group {
+				t.Errorf("its clients take it for that of %+v, %v", who, err)
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+	}
+}
+
+// A directory may be another user's, who puts a symlink in the place of a new file: what that leads to keeps its mode.
+func TestPathSwapped(t *testing.T) {
+	b := open(t, binder.Config{})
+	dir := pathDir(t, 0o755)
+	path, victim, swap := filepath.Join(dir, "s"), filepath.Join(dir, "victim"), filepath.Join(dir, "swap")
+	if err := os.WriteFile(victim, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-end:
+				return
+			default:
+			}
+			_ = os.Symlink(victim, swap)
+			if _, err := os.Lstat(path); err == nil {
+				_ = os.Rename(swap, path)
+			}
+		}
+	}()
+	defer func() { close(end); <-ended }()
+	for i := range 1000 {
+		_ = bindPath(t, b, path, me(), 0o666)
+		if err := b.Release(registry.SocketKey{Reservation: path}); err != nil {
+			t.Fatal(err)
+		}
+		_ = os.Remove(path)
+		if st, err := os.Stat(victim); err != nil || st.Mode() != 0o600 {
+			t.Fatalf("after %d times the file in its own directory is %v, %v", i, st.Mode(), err)
+		}
+	}
+}
+
+// A path that could not be held again after it listened can listen again all the same, once its directory lets it.
+func TestPathBroken(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("to act for another user takes root")
+	}
+	const nobody = 65534
+	b := open(t, binder.Config{})
+	dir := pathDir(t, 0o777)
+	path := filepath.Join(dir, "s")
+	key := registry.SocketKey{Reservation: path}
+	group := uint32(nobody)
+	if err := bindPath(t, b, path, registry.As{UID: nobody, Group: &group}, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	listening := func(opt registry.ListenOptions) {
+		t.Helper()
+		if err := b.Listen(t.Context(), key, opt); err != nil {
+			t.Fatal(err)
+		}
+		if err := dialError(path); err != nil {
+			t.Errorf("connect to a listening path: %v", err)
+		}
+	}
+	mode := func(m fs.FileMode) {
+		t.Helper()
+		if err := os.Chmod(dir, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	listening(registry.ListenOptions{})
+	mode(0o755)
+	if err := b.Unlisten(key); !errors.Is(err, registry.ErrDenied) {
+		t.Errorf("stop listening in a directory that lets nobody write: %v", err)
+	}
+	mode(0o777)
+	listening(registry.ListenOptions{})
+
+	mode(0o755)
+	if _, err := b.Refuse(key); !errors.Is(err, registry.ErrDenied) {
+		t.Errorf("refuse in a directory that lets nobody write: %v", err)
+	}
+	mode(0o777)
+	if err := b.Admit(key); err != nil {
+		t.Fatal(err)
+	}
+	if err := dialError(path); err != nil {
+		t.Errorf("connect to who admits again: %v", err)
+	}
+}

@@ -72,6 +72,9 @@ func (b *Binder) closeParkedLocked(h *holding) (err error) {
 		b.parkAgainLocked(others)
 	}
 	h.sockets = slices.DeleteFunc(h.sockets, func(s *socket) bool { return s.bag == nil && s.fd < 0 })
+	if h.group > 0 { // nobody has one, else they were not parked
+		h.group, h.lending = len(h.sockets), nil
+	}
 	return err
 }
 

@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -12,8 +13,8 @@ import (
 
 // A socket is one raw socket on one port. Go's netpoller does not know it.
 type socket struct {
-	fd    int // -1 while it is in a bag
-	inode uint64
+	fd    int               // -1 while it is in a bag
+	inode atomic.Uint64     // holdPathAgain changes it while others look
 	ep    registry.Endpoint // one port, or a path
 	file  *file             // of a unix socket
 
@@ -50,7 +51,7 @@ func (s *socket) stat() error {
 	if err := unix.Fstat(s.fd, &st); err != nil {
 		return fmt.Errorf("inode of the socket of %v: %w", s.ep, err)
 	}
-	s.inode = st.Ino
+	s.inode.Store(st.Ino)
 	return nil
 }
 
