@@ -570,6 +570,14 @@ func migrates(t *testing.T, file string, want *registry.State, wantEvents []regi
 	}
 	s := mustOpen(t, path)
 	check(s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if refusedByOlder(t, path) {
+		t.Error("a portd without journals does not open what needs none")
+	}
+	s = mustOpen(t, path)
+	check(s)
 	full := storetest.Full(1)
 	want.Editions, want.Services = nil, append(want.Services, full.Put[5].(*registry.OwnService))
 	want.Editions = append(want.Editions, full.Put[4].(*registry.Edition))

@@ -157,7 +157,7 @@ func migrate(tx *bolt.Tx, steps []migration) error {
 			return fmt.Errorf("migrate from schema %d: %w", have, err)
 		}
 	}
-	return putSchema(tx, have)
+	return putSchema(tx, closed(have))
 }
 
 func readMeta(tx *bolt.Tx) (*storepb.Meta, error) {
