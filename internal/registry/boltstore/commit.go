@@ -14,8 +14,9 @@ import (
 	"github.com/portd/portd/internal/registry/boltstore/storepb"
 )
 
-// sweepAtMost bounds the forgotten changes that one transaction removes: that many fit in some tens of pages.
-const sweepAtMost = 1000
+// sweepAtLeast is how many forgotten changes one transaction removes, if there are: that many fit in some tens of pages. Where it
+// adds many it removes twice as many, so that the file does not grow as long as there is much to do.
+const sweepAtLeast = 1000
 
 // Commit implements registry.Store. It returns when the changes are on the disk. After an error none of them is in the
 // store; where the disk does not allow that to be made sure, all calls are ErrUnavailable until one of them finds that it
@@ -232,7 +233,11 @@ func apply(tx *bolt.Tx, batches []*batch, edit func(*bolt.Tx, *storepb.Meta) err
 		return err
 	}
 	// Only what earlier transactions forgot, so that taking this one back need not bring anything back.
-	if err := sweep(tx, registry.Revision(m.GetOldest())); err != nil {
+	atMost := sweepAtLeast
+	if n := len(batches); n > 0 {
+		atMost = max(atMost, 2*int(batches[n-1].last-batches[0].base))
+	}
+	if err := sweep(tx, registry.Revision(m.GetOldest()), atMost); err != nil {
 		return err
 	}
 	if edit != nil {
@@ -288,12 +293,12 @@ func (o op) count(tx *bolt.Tx, m *storepb.Meta, undo *[]op) error {
 	return nil
 }
 
-// sweep removes forgotten changes.
-func sweep(tx *bolt.Tx, oldest registry.Revision) error {
+// sweep removes forgotten changes, the oldest first.
+func sweep(tx *bolt.Tx, oldest registry.Revision, atMost int) error {
 	b, end := tx.Bucket(bucketEvent), eventKey(oldest)
 	var forgotten [][]byte // first collected: a cursor is lost when its bucket changes
 	c := b.Cursor()
-	for k, _ := c.First(); k != nil && bytes.Compare(k, end) < 0 && len(forgotten) < sweepAtMost; k, _ = c.Next() {
+	for k, _ := c.First(); k != nil && bytes.Compare(k, end) < 0 && len(forgotten) < atMost; k, _ = c.Next() {
 		forgotten = append(forgotten, k)
 	}
 	for _, k := range forgotten {
