@@ -2,7 +2,6 @@ package boltstore
 
 import (
 	"errors"
-	"os"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -89,10 +88,14 @@ func (s *Store) merge(pending []*batch) error {
 	if len(pending) == 0 {
 		return s.whole()
 	}
+	if err := s.settled(); err != nil {
+		return err
+	}
 	var at registry.Revision
+	var size int64 // more than the journal's, where a merge failed after it grew
 	if err := s.peek(func(tx *bolt.Tx) error {
 		m, err := readMeta(tx)
-		at = registry.Revision(m.GetRevision())
+		at, size = registry.Revision(m.GetRevision()), m.GetJournalSize()
 		return err
 	}); err != nil {
 		return err
@@ -100,7 +103,7 @@ func (s *Store) merge(pending []*batch) error {
 	for len(pending) > 0 && pending[0].last <= at { // a merge that failed at its end has brought it there
 		pending = pending[1:]
 	}
-	size := s.grow(4 * waiting(pending))
+	size = s.grow(size, 4*waiting(pending))
 	_, err := s.transact(pending, sized(size))
 	if err == nil {
 		s.grown = size
@@ -108,12 +111,13 @@ func (s *Store) merge(pending []*batch) error {
 	return err
 }
 
-// grow makes room in the journal for so many bytes, if it may have them, and returns what its size is once the file says so.
-func (s *Store) grow(want int64) int64 {
+// grow makes room for so many bytes in a journal of which the file says that its size is from, if it may have them, and returns what
+// its size is once the file says so.
+func (s *Store) grow(from, want int64) int64 {
 	if s.journal == nil {
 		return 0
 	}
-	from, to := s.journal.size, s.journal.size
+	to := from
 	for to < want && 2*to <= s.opt.Journal {
 		to *= 2
 	}
@@ -225,7 +229,9 @@ func (s *Store) startJournal() error {
 				s.half = j
 				return err
 			}
-			return errors.Join(err, j.file.Close(), os.Remove(j.path))
+			// It may have taken the room that the transaction needed. One that stays has nothing, and the next one replaces it.
+			s.without = time.Now().Add(time.Minute)
+			return errors.Join(j.file.Close(), removeIfThere(j.path))
 		}
 		s.half = j
 	}
@@ -255,5 +261,5 @@ func (s *Store) endJournal() error {
 	}); err != nil {
 		return err
 	}
-	return os.Remove(s.journal.path)
+	return removeIfThere(s.journal.path)
 }

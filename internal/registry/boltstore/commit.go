@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -127,7 +128,7 @@ var recordBuffers = sync.Pool{New: func() any { return new([]byte) }}
 // record is b as a journal has it, but for the header. freeRecord takes it back.
 func (b *batch) record() *[]byte {
 	p := recordBuffers.Get().(*[]byte)
-	r := append((*p)[:0], make([]byte, recordBytes)...)
+	r := append(slices.Grow((*p)[:0], int(b.size())), noRecord[:recordBytes]...)
 	for _, o := range b.ops {
 		r = appendOp(r, o)
 	}
@@ -197,7 +198,10 @@ func (s *Store) commitLarge(ctx context.Context, b *batch) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	}
-	size := s.grow(2 * b.size()) // the next one of its kind will find room there
+	size := int64(0)
+	if s.journal != nil {
+		size = s.grow(s.journal.size, 2*b.size()) // the next one of its kind will find room there
+	}
 	var undo []op
 	decided := false // by us: what fails after that is bbolt's
 	err = s.update(func(tx *bolt.Tx) error {

@@ -135,13 +135,19 @@ func (j *journal) room(tail int64, n int64) int64 {
 // write makes a record durable. After an error it is nowhere, unless erase has yet to make sure of that.
 func (j *journal) write(record []byte, at int64) error {
 	err := func() error {
-		if _, err := j.file.WriteAt(record, at); err != nil {
+		if n, err := j.file.WriteAt(record, at); err != nil {
+			if n > 0 {
+				j.doubt = at
+			}
 			return err
 		}
-		return unix.Fdatasync(int(j.file.Fd()))
+		if err := datasync(j.file); err != nil {
+			j.doubt = at
+			return err
+		}
+		return nil
 	}()
 	if err != nil {
-		j.doubt = at
 		return errors.Join(err, j.erase())
 	}
 	j.head = at + int64(len(record))
@@ -158,32 +164,56 @@ func (j *journal) erase() error {
 	if _, err := j.file.WriteAt(noRecord[:], j.doubt); err != nil {
 		return err
 	}
-	if err := unix.Fdatasync(int(j.file.Fd())); err != nil {
+	if err := datasync(j.file); err != nil {
 		return err
 	}
 	j.doubt = 0
 	return nil
 }
 
-// settle writes the last record once more. It may have been in memory only when portd died, and a page whose sync failed counts as
-// clean; what comes after it must not be on the disk without it.
-func (j *journal) settle(last *batch) error {
-	record := make([]byte, last.size())
-	if _, err := j.file.ReadAt(record, last.at); err != nil {
+// settle writes everything once more, as it was read. A page whose sync failed counts as clean, so what a portd that died has left
+// may be in memory only: a last record, after which nothing may be on the disk without it, or the zeros over one that failed, which
+// must not be found there next to another.
+func (j *journal) settle() error {
+	all := make([]byte, j.size)
+	if _, err := j.file.ReadAt(all, 0); err != nil {
 		return err
 	}
-	if _, err := j.file.WriteAt(record, last.at); err != nil {
+	if _, err := j.file.WriteAt(all, 0); err != nil {
 		return err
 	}
-	return unix.Fdatasync(int(j.file.Fd()))
+	return datasync(j.file)
 }
 
-// grow makes the file longer, which is of use only once the database knows it. It does not touch what j knows of it.
-func (j *journal) grow(from, to int64) error {
-	if _, err := j.file.WriteAt(make([]byte, to-from), from); err != nil {
+// grow makes the file longer, which is of use only once the database knows it. It does not touch what j knows of it, and
+// where it fails it gives back what it took of a disk that may be full.
+//
+// It has an open file of its own: the kernel tells each of them once of a page that could not be written, so that who waits for a
+// record meanwhile would not be told.
+func (j *journal) grow(from, to int64) (err error) {
+	f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", j.file.Fd()), os.O_WRONLY, 0)
+	if err != nil {
 		return err
 	}
-	return unix.Fdatasync(int(j.file.Fd()))
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Truncate(from))
+		}
+		err = errors.Join(err, f.Close())
+	}()
+	if _, err := f.WriteAt(make([]byte, to-from), from); err != nil {
+		return err
+	}
+	return datasync(f)
+}
+
+// datasync is fdatasync(2), which some file systems let a signal interrupt.
+func datasync(f *os.File) error {
+	for {
+		if err := unix.Fdatasync(int(f.Fd())); err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 // seal completes a record for its journal. What batch.encode made has room for it.

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -336,6 +338,70 @@ func overwriteAt(t *testing.T, path string, b []byte, at int) {
 	defer f.Close()
 	if _, err := f.WriteAt(b, int64(at)); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// While changes go from the journal into the file, and the oldest are forgotten, who reads finds each once, in order, up to the last
+// that was answered.
+func TestReadDuringCheckpoints(t *testing.T) {
+	s, err := Open(filepath.Join(t.TempDir(), "portd.db"), Options{Delay: time.Nanosecond, Journal: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answered atomic.Int64
+	var readers sync.WaitGroup
+	done := make(chan struct{})
+	for n := range 2 {
+		readers.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if n == 0 && i%8 == 0 {
+					least := answered.Load()
+					if st, err := s.Load(t.Context()); err != nil || int64(st.Revision) < least {
+						t.Errorf("%v, want revision %d or later", err, least)
+						return
+					}
+				}
+				from, until := registry.Revision(max(answered.Load()-400, 1)), registry.Revision(answered.Load())
+				next := from
+				for c, err := range s.Events(t.Context(), from) {
+					if errors.Is(err, registry.ErrCompacted) {
+						until = 0
+						break
+					}
+					if err != nil || c.Revision != next {
+						t.Errorf("revision %d (%v), want %d", c.Revision, err, next)
+						return
+					}
+					next++
+				}
+				if next <= until {
+					t.Errorf("it ends before %d, and %d was answered", next, until)
+					return
+				}
+			}
+		})
+	}
+	for range 300 {
+		changes := make([]registry.Change, 7)
+		for i := range changes {
+			changes[i] = sizedChange(s.rev+registry.Revision(i), 2000)[0]
+		}
+		changes[3].Compact = max(s.rev-500, 0)
+		last := changes[6].Revision
+		if err := s.Commit(t.Context(), changes[0].Revision-1, changes); err != nil {
+			t.Fatal(err)
+		}
+		answered.Store(int64(last))
+	}
+	close(done)
+	readers.Wait()
+	if err := s.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

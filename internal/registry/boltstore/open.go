@@ -108,8 +108,8 @@ func (s *Store) start(steps []migration) error {
 	if err := s.settle(); err != nil {
 		return fmt.Errorf("sync %s: %w", s.path, err)
 	}
-	if n := len(s.pending); n > 0 {
-		if err := s.journal.settle(s.pending[n-1]); err != nil {
+	if s.journal != nil {
+		if err := s.journal.settle(); err != nil {
 			return fmt.Errorf("sync %s: %w", s.journal.path, err)
 		}
 	}

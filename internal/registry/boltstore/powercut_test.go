@@ -249,3 +249,121 @@ func TestPowerCut(t *testing.T) {
 		t.Error("that proves nothing")
 	}
 }
+
+// A record failed, and so did the sync of the zeros over it, so that they are in memory only. A portd that comes then, and is answered
+// by a disk that is well again, must not leave the record there: after a power cut it would stand beside another of its revision.
+func TestPowerCutAfterZeros(t *testing.T) {
+	f := faults(t)
+	if f == nil {
+		return
+	}
+	dir := t.TempDir()
+	path := filepath.Join(dir, "portd.db")
+	s, err := Open(path, manually)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m storetest.Model
+	commit := func(bytes int) {
+		t.Helper()
+		changes := sizedChange(m.Revision, bytes)
+		if err := s.Commit(t.Context(), m.Revision, changes); err != nil {
+			t.Fatal(err)
+		}
+		m.Apply(changes...)
+	}
+	commit(20_000)
+	at := s.journal.head
+	f.fail(fault{unix.SYS_FDATASYNC, 1}, true)
+	if err := s.Commit(t.Context(), m.Revision, sizedChange(m.Revision, 20_000)); err == nil || s.journal.doubt != at {
+		t.Fatalf("%v; in doubt is what is at %d, want %d", err, s.journal.doubt, at)
+	}
+	f.stop()
+	if err := s.checkpoint(); err != nil { // so that the next record goes to another place
+		t.Fatal(err)
+	}
+	if err := s.die(); err != nil {
+		t.Fatal(err)
+	}
+	d := &disk{files: map[string][]byte{}, loose: map[string][]call{}}
+	for _, name := range list(t, dir) {
+		if d.files[name], err = os.ReadFile(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	overwriteAt(t, s.journal.path, noRecord[:], int(at))
+
+	r := &recorder{dir: dir}
+	if r.memory, err = os.Open("/proc/self/mem"); err != nil {
+		t.Fatal(err)
+	}
+	defer r.memory.Close()
+	f.told(r.tell)
+	if s, err = Open(path, manually); err != nil {
+		t.Fatal(err)
+	}
+	commit(10)
+	f.told(nil)
+	if err := s.die(); err != nil {
+		t.Fatal(err)
+	}
+	r.mu.Lock()
+	for _, c := range r.calls {
+		d.do(c)
+	}
+	r.mu.Unlock()
+	to := t.TempDir()
+	for name, b := range d.files {
+		write(t, filepath.Join(to, name), b)
+	}
+	s = mustOpen(t, filepath.Join(to, "portd.db"))
+	m.Check(t, s)
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// The kernel tells of a page that could not be written once for each open file, and to whoever asks first. So who waits for
+// a record has another than who makes the journal longer meanwhile.
+func TestGrowsBeside(t *testing.T) {
+	f := faults(t)
+	if f == nil {
+		return
+	}
+	s, err := Open(filepath.Join(t.TempDir(), "portd.db"), Options{Delay: -1, Journal: 4 * firstSize})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := s.Commit(t.Context(), s.rev, sizedChange(s.rev, 90_000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	records := uint64(s.journal.file.Fd())
+	var mu sync.Mutex
+	longer, synced := 0, 0
+	f.told(func(nr int32, args [6]uint64) {
+		mu.Lock()
+		defer mu.Unlock()
+		switch path, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", args[0])); {
+		case path != s.journal.path:
+		case nr == unix.SYS_PWRITE64 && int64(args[3]) >= firstSize:
+			longer++
+		case nr == unix.SYS_FDATASYNC:
+			synced++
+		default:
+			return
+		}
+		if args[0] == records && (nr == unix.SYS_PWRITE64 || nr == unix.SYS_FDATASYNC) {
+			t.Error("the journal's own file")
+		}
+	})
+	err = s.checkpoint()
+	f.told(nil)
+	if err != nil || longer == 0 || synced != 1 || s.journal.size <= firstSize {
+		t.Errorf("%v; %d writes and %d syncs, and it is %d bytes long", err, longer, synced, s.journal.size)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}

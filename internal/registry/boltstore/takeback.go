@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	bolt "go.etcd.io/bbolt"
-	"golang.org/x/sys/unix"
 
 	"github.com/portd/portd/internal/registry"
 )
@@ -87,5 +86,5 @@ func (s *Store) settle() error {
 	if _, err := s.file.WriteAt(page, at); err != nil {
 		return err
 	}
-	return unix.Fdatasync(int(s.file.Fd()))
+	return datasync(s.file)
 }
