@@ -96,11 +96,6 @@ func (s *socket) turn(to door) (reset int, err error) {
 				return 0, err
 			}
 		}
-		if s.file != nil { // a new socket has none of the options
-			if err := s.inherit(s.opt, false); err != nil {
-				return 0, err
-			}
-		}
 		if err := s.listenExclusively(context.Background(), s.opt); err != nil {
 			return 0, err
 		}

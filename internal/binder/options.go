@@ -114,9 +114,9 @@ func (s *socket) inherit(opt registry.ListenOptions, others bool) error {
 	return nil
 }
 
-// fits says whether the socket's protocol has the option.
+// fits says whether the option means anything to connections of the socket's protocol: none does to those of a path.
 func (o *option) fits(s *socket) bool {
-	return o.level == unix.SOL_SOCKET || s.ep.Proto == registry.TCP
+	return s.ep.Proto == registry.TCP || o.level == unix.SOL_SOCKET && s.ep.Proto != registry.Unix
 }
 
 // untune has an option as it is in a new socket.

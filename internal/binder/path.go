@@ -230,7 +230,7 @@ func (s *socket) holdPathAgain() error {
 	if err := unix.Dup3(fd, s.fd, unix.O_CLOEXEC); err != nil {
 		return fmt.Errorf("hold %v after it listened: %w", s.ep, err)
 	}
-	s.file.broken, s.tuned = false, 0
+	s.file.broken = false
 	return s.stat()
 }
 

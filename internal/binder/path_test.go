@@ -80,6 +80,16 @@ func TestPathLife(t *testing.T) {
 		if err := dialError(path); err != nil {
 			t.Errorf("connect to a listening path: %v", err)
 		}
+		want, err := b.Options(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Refuse(key); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := b.Options(key); err != nil || got != want {
+			t.Errorf("while clients are refused it listens with %+v, %v; before with %+v", got, err, want)
+		}
 		if err := b.Unlisten(key); err != nil {
 			t.Fatal(err)
 		}

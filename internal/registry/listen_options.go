@@ -93,9 +93,12 @@ func (o ListenOptions) fit(p Protocol) error {
 			return invalid("options."+f.field, "is for tcp, not for %v", p)
 		}
 	}
-	for field, asked := range map[string]bool{"mark": o.Mark != 0, "receive_buffer": o.ReceiveBuffer != 0, "send_buffer": o.SendBuffer != 0} {
-		if asked && p == Unix { // the kernel takes them, and connections do not inherit them (unix_stream_connect)
-			return invalid("options."+field, "is for ports; connections to a path would be without it")
+	for _, f := range []struct {
+		field string
+		asked bool
+	}{{"keep_alive", o.KeepAliveOff}, {"mark", o.Mark != 0}, {"receive_buffer", o.ReceiveBuffer != 0}, {"send_buffer", o.SendBuffer != 0}} {
+		if f.asked && p == Unix { // the kernel takes them, and connections do not inherit them (unix_stream_connect)
+			return invalid("options."+f.field, "is for ports, and means nothing to connections to a path")
 		}
 	}
 	return nil
