@@ -31,6 +31,8 @@ func TestProtocolExamples(t *testing.T) {
 				Accepted: 1700000000000001000, Flags: wire.Redelivered,
 				Peer: ip("[2001:db8::7]:40001"), Local: ip("[2001:db8::1]:8080"),
 			}),
+		"sockets":       wire.AppendSockets(nil, false),
+		"ready":         wire.AppendReady(nil, 0),
 		"drain":         wire.AppendDrain(nil, wire.AllListeners),
 		"drained":       wire.AppendDrained(nil, wire.Drained{Sent: 2}),
 		"give back":     wire.AppendGiveBack(nil),
