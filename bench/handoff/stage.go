@@ -156,7 +156,11 @@ func (s *stage) startWorkers(ctx context.Context) error {
 // startDaemon starts the least that hands over as portd does, each with a worker of the kinds that portd has.
 func (s *stage) startDaemon(ctx context.Context) error {
 	for name, args := range map[string][]string{"C daemon, C worker": {"c-worker"}, "C daemon, Go worker": {"server", "echo"}} {
-		socket := filepath.Join(s.dir, fmt.Sprintf("c%d", len(s.servers)))
+		dir := filepath.Join(s.dir, fmt.Sprintf("c%d", len(s.servers)))
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return err
+		}
+		socket := filepath.Join(dir, "handoff.sock") // as portd's is called
 		d, err := s.start(ctx, nil, "c-daemon", socket)
 		if err != nil {
 			return err
