@@ -84,7 +84,7 @@ func (b becoming) become(ctx context.Context, path string, argv []string) error 
 				return err
 			}
 			// A colon would part names, so that the endpoint's own text is none.
-			names = append(names, cmp.Or(b.names[l.Wish], fmt.Sprintf("%v-%d", ep.Proto, port)))
+			names = append(names, cmp.Or(b.names[l.Wish], plainName(ep.Proto, port)))
 		}
 	}
 	for fd := firstSeat + len(names); fd < firstSeat+b.seats; fd++ {
@@ -98,6 +98,14 @@ func (b becoming) become(ctx context.Context, path string, argv []string) error 
 		fmt.Sprintf("LISTEN_FDS=%d", len(names)),
 		"LISTEN_FDNAMES="+strings.Join(names, ":"))
 	return notRun(argv[0], syscall.Exec(path, argv, env))
+}
+
+// plainName is what a socket is called whose reservation has no name.
+func plainName(p registry.Protocol, port uint16) string {
+	if p == registry.Unix { // its path may have what such a name may not
+		return "unix"
+	}
+	return fmt.Sprintf("%v-%d", p, port)
 }
 
 // seat makes a socket a descriptor that survives exec. It is borrowed, not taken out: os.File.Fd would make it blocking,

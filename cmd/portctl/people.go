@@ -191,5 +191,9 @@ func nameOrID(res *pb.Reservation) string {
 
 // streams says whether sockets of p listen.
 func streams(p pb.Protocol) bool {
-	return p == pb.Protocol_PROTOCOL_TCP || p == pb.Protocol_PROTOCOL_SCTP || p == pb.Protocol_PROTOCOL_DCCP
+	switch p {
+	case pb.Protocol_PROTOCOL_TCP, pb.Protocol_PROTOCOL_SCTP, pb.Protocol_PROTOCOL_DCCP, pb.Protocol_PROTOCOL_UNIX:
+		return true
+	}
+	return false
 }

@@ -13,7 +13,7 @@ import (
 const runHelp = `Run starts a program with the socket of a reserved port: the listening socket, or the
 UDP socket. The program finds it as systemd's services do (sd_listen_fds(3)): the
 descriptors from 3 on, LISTEN_FDS says how many, LISTEN_FDNAMES their names (the
-reservation's, else like tcp-8080), and LISTEN_PID is the program's own. The socket is
+reservation's, else like tcp-8080 or unix), and LISTEN_PID is the program's own. The socket is
 non-blocking, and must stay so: portd has it too. One more descriptor is open in the
 program, the last one, of its attachment to portd: portd takes the program for gone when
 it and its children have closed that, or when the program ends.
