@@ -128,7 +128,8 @@ func (c *ctl) reserve(ctx context.Context, endpoints []string, f reserveFlags) e
 	if f.listenToo {
 		listening, err := cl.Reservations.Listen(ctx, &pb.ListenRequest{Reservation: res.GetId()})
 		if err != nil {
-			listenErr = try(fmt.Errorf("it is reserved and stays so, but does not listen: %w", err), "portctl listen "+res.GetId())
+			err = listenHint(fmt.Errorf("it is reserved and stays so, but does not listen: %w", err), nameOrID(res))
+			listenErr = try(err, "portctl listen "+res.GetId())
 		} else {
 			answer.Reservation = listening.GetReservation()
 			res = answer.GetReservation()
