@@ -72,7 +72,7 @@ func (h *host) start(cfg handoff.Config) {
 func (h *host) startWith(cfg handoff.Config, prepare func(*handoff.Pool)) {
 	h.t.Helper()
 	cfg.Attacher, cfg.Lender = h, h
-	if testing.Verbose() {
+	if cfg.Log == nil && testing.Verbose() {
 		cfg.Log = slog.New(slog.NewTextHandler(h.t.Output(), nil))
 	}
 	pool, err := handoff.New(cfg)

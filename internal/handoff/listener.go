@@ -213,7 +213,7 @@ func (p *Pool) dispatch(messages int) (more bool) {
 		l := p.work.pop()
 		l.queued = false
 		moved, err := p.handOverSome(l)
-		if moved {
+		if moved || err != 0 {
 			p.enqueue(l)
 		}
 		if err != 0 {

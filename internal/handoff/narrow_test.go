@@ -4,15 +4,19 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/portd/portd/client"
 	"github.com/portd/portd/internal/handoff"
 	"github.com/portd/portd/internal/nstest"
+	"github.com/portd/portd/internal/registry"
 	"golang.org/x/sys/unix"
 )
 
@@ -151,4 +155,69 @@ func TestOutOfDescriptorsAtADeath(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	good.kill(t)
+}
+
+// writerFunc is an io.Writer.
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
+// portd may have no descriptor for a client that comes, and nothing but time tells that it has some again.
+func TestOutOfDescriptorsAtAnAccept(t *testing.T) {
+	for _, strategy := range []registry.HandoffStrategy{registry.LeastActive, registry.ClientAddress} {
+		t.Run(strategy.String(), func(t *testing.T) {
+			h := newHost(t)
+			h.stop()
+			short := make(chan struct{})
+			told := sync.OnceFunc(func() { close(short) })
+			h.start(handoff.Config{Log: slog.New(slog.NewTextHandler(writerFunc(func(b []byte) (int, error) {
+				if strings.Contains(string(b), "cannot hand over connections") {
+					told()
+				}
+				return len(b), nil
+			}), nil))})
+			defer h.stop()
+			res := h.listen("127.0.0.1")
+			h.set(res, registry.HandoffOptions{Strategy: strategy})
+			l := h.join(res)
+			go func() { _ = echo(l) }()
+			c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(c)
+			var was unix.Rlimit
+			if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}); err != nil {
+				t.Fatal(err)
+			}
+			e := res.Assigned[0].Endpoint
+			err = unix.Connect(c, &unix.SockaddrInet4{Port: int(e.First), Addr: e.Addr.As4()})
+			if err == nil {
+				select {
+				case <-short:
+				case <-time.After(20 * time.Second):
+					t.Error("portd does not run out of descriptors")
+				}
+			}
+			if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+				t.Fatal(err)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.SetsockoptTimeval(c, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := unix.Write(c, []byte("there")); err != nil {
+				t.Fatal(err)
+			}
+			buf := make([]byte, 8)
+			if n, err := unix.Read(c, buf); err != nil || string(buf[:n]) != "there" {
+				t.Errorf("the client is told %q, %v", buf[:max(n, 0)], err)
+			}
+		})
+	}
 }
