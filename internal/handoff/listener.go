@@ -239,7 +239,11 @@ func (p *Pool) handOverSome(l *listener) (moved bool, out syscall.Errno) {
 	if to == nil {
 		return false, 0
 	}
-	return true, p.handOver(l, to)
+	out = p.handOver(l, to)
+	if l.ready.n > 1 { // the next message is of another port
+		l.ready.push(l.ready.pop())
+	}
+	return true, out
 }
 
 // handOver fills one message for a worker that has room, and sends it. The error is one that will not go away at once, such as

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/portd/portd/internal/handoff"
 	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/wire"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 )
@@ -235,5 +237,38 @@ func TestNoAllocations(t *testing.T) {
 	// The client's side makes a sockaddr a connection in Go; the engine must add next to nothing.
 	if per := float64(is.Mallocs-was.Mallocs) / n; per > 1.5 {
 		t.Errorf("%.2f allocations for a connection", per)
+	}
+}
+
+// A port of a range to which clients come without end holds up none of the others.
+func TestPortsOfARangeTakeTurns(t *testing.T) {
+	h := newHost(t)
+	busy, quiet := h.listen("127.0.0.1"), h.listen("127.0.0.1")
+	h.Closing(keyOf(quiet))
+	h.Listening(keyOf(busy), []registry.Socket{
+		{Endpoint: busy.Assigned[0].Endpoint, FD: h.fds[keyOf(busy)]}, {Endpoint: quiet.Assigned[0].Endpoint, FD: h.fds[keyOf(quiet)]},
+	}, registry.ListenOptions{})
+	const crowd = 5 * handoff.PerMessage
+	for i := range crowd + 1 {
+		to := addrOf(busy)
+		if i == crowd {
+			to = addrOf(quiet)
+		}
+		c, err := net.Dial("tcp", to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	w := h.attach(wire.Attach{Wishes: []wire.Wish{connections(busy.ID)}})
+	for message := 1; ; message++ {
+		_, conns, fds := w.take()
+		answer{fds: fds}.close()
+		if slices.ContainsFunc(conns, func(c wire.Connection) bool { return c.Local.Port == quiet.Assigned[0].Endpoint.First }) {
+			break
+		}
+		if message == 2 {
+			t.Fatal("two messages are full of the busy one's")
+		}
 	}
 }
