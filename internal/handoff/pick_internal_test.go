@@ -91,3 +91,48 @@ func crowd(t testing.TB, strategy registry.HandoffStrategy, workers int) *listen
 	}
 	return l
 }
+
+// An address whose worker has left has the one that it would have had without it, whoever came and went meanwhile.
+func TestSlotsOfWhoLeft(t *testing.T) {
+	l := crowd(t, registry.ClientAddress, 16)
+	have := newSlots()
+	for _, s := range l.workers[:12] {
+		have.add(s)
+	}
+	address := func(i int) *wire.Addr { return &wire.Addr{Family: wire.FamilyIPv4, IP: [16]byte{10, byte(i >> 8), byte(i)}} }
+	for i, s := range l.workers[:8] {
+		have.remove(s)
+		have.of(address(i)) // some are looked for before others come
+		if i < 4 {
+			have.add(l.workers[12+i])
+		}
+	}
+	want := newSlots()
+	for _, s := range l.workers[8:] {
+		s.placed = false
+		want.add(s)
+	}
+	for i := range 1 << 16 {
+		if got, want := have.of(address(i)), want.of(address(i)); got != want {
+			t.Fatalf("address %d is worker %s's, not %s's", i, got.worker.id, want.worker.id)
+		}
+	}
+}
+
+// BenchmarkLeave is what it costs all others that the worker with nearly all clients leaves and comes back.
+func BenchmarkLeave(b *testing.B) {
+	for _, workers := range []int{8, 64, 4000} {
+		b.Run(fmt.Sprintf("workers=%d", workers), func(b *testing.B) {
+			l := crowd(b, registry.ClientAddress, workers)
+			l.workers[0].weight = 65535
+			t := newSlots()
+			for _, s := range l.workers {
+				t.add(s)
+			}
+			for b.Loop() {
+				t.remove(l.workers[0])
+				t.add(l.workers[0])
+			}
+		})
+	}
+}

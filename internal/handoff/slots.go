@@ -19,10 +19,14 @@ const slotBits = 14
 
 type slots struct {
 	owners  [1 << slotBits]*serving
-	least   [1 << slotBits]float64 // their distances
+	least   [1 << slotBits]float64 // their distances; vacant where there is to be a new one
 	members []*serving
 	seeds   map[uint64]bool // theirs
 }
+
+// vacant is less than any distance, so that nobody bids for the slot before all do. Who leaves costs its slots' next clients a look at all
+// workers each, and nobody at once.
+const vacant = -1
 
 func newSlots() *slots {
 	t := &slots{seeds: make(map[uint64]bool)}
@@ -76,20 +80,22 @@ func (t *slots) remove(s *serving) {
 	i := slices.Index(t.members, s)
 	t.members = slices.Delete(t.members, i, i+1)
 	for slot, o := range t.owners {
-		if o != s {
-			continue
-		}
-		t.owners[slot], t.least[slot] = nil, math.Inf(1)
-		for _, m := range t.members {
-			t.bid(m, slot)
+		if o == s {
+			t.owners[slot], t.least[slot] = nil, vacant
 		}
 	}
 }
 
 // of is whose an address is; nil where there is nobody.
 func (t *slots) of(a *wire.Addr) *serving {
-	for {
-		s := t.owners[slotOf(a)]
+	for slot := slotOf(a); ; {
+		if t.least[slot] == vacant {
+			t.least[slot] = math.Inf(1)
+			for _, m := range t.members {
+				t.bid(m, slot)
+			}
+		}
+		s := t.owners[slot]
 		if s == nil || s.ready() {
 			return s
 		}
@@ -97,9 +103,9 @@ func (t *slots) of(a *wire.Addr) *serving {
 	}
 }
 
-func slotOf(a *wire.Addr) uint64 {
+func slotOf(a *wire.Addr) int {
 	hi, lo := binary.BigEndian.Uint64(a.IP[:8]), binary.BigEndian.Uint64(a.IP[8:])
-	return mix(mix(hi, uint64(a.Scope)), lo) >> (64 - slotBits)
+	return int(mix(mix(hi, uint64(a.Scope)), lo) >> (64 - slotBits))
 }
 
 // clear undoes all adds.
