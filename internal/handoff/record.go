@@ -166,6 +166,7 @@ func (p *Pool) Released(reservation, reason string) {
 			}
 			p.forgetUnused(s.listener)
 		}
+		w.setPatience()
 		if left == 0 {
 			p.detach(w, leaveQueue, "its reservation is gone: "+reason)
 		}

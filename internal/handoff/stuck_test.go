@@ -101,6 +101,38 @@ func TestNotTakenBackWhereNotAsked(t *testing.T) {
 	others()
 }
 
+// The time of a listener counts no more once that has been released.
+func TestNotTakenBackForAReleasedListener(t *testing.T) {
+	h := newHost(t)
+	released, patient, other := h.listen("127.0.0.1"), h.listen("127.0.0.1"), h.listen("127.0.0.1")
+	h.takeBack(released, takeBackAfter)
+	h.takeBack(other, takeBackAfter)
+	w := h.attach(wire.Attach{Wishes: []wire.Wish{connections(released.ID), connections(patient.ID)}})
+	if _, err := w.Write(wire.AppendDrain(nil, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if s := w.hears(); s != "drained" { // it is attached for good
+		t.Fatalf("it hears %s", s)
+	}
+	h.release(released, "released")
+	_, failures := askMany(t, addrOf(patient), 1)
+	until(t, "it is in the queue", func() bool { return h.Totals(keyOf(patient)).HandedOver == 1 })
+	stuck := h.attach(wire.Attach{Wishes: []wire.Wish{connections(other.ID)}})
+	_, others := askMany(t, addrOf(other), 1)
+	until(t, "the other one's was taken back", func() bool { return h.Totals(keyOf(other)).TakenBack == 1 })
+	if got := h.Totals(keyOf(patient)); got.TakenBack != 0 {
+		t.Errorf("%+v", got)
+	}
+	w.Close()
+	stuck.Close()
+	for _, res := range []*registry.Reservation{patient, other} {
+		l := h.join(res)
+		go func() { _ = echo(l) }()
+	}
+	failures()
+	others()
+}
+
 // A time that is set while connections lie in a queue counts for them, too; taken away, it counts no more.
 func TestTakeBackIsSetMeanwhile(t *testing.T) {
 	h := newHost(t)
