@@ -289,8 +289,11 @@ func (p *Pool) watch(fd int, events uint32, s slot) (int32, error) {
 }
 
 // unwatch undoes watch. It must come before the descriptor is closed: others may hold the same description, which would
-// then go on firing.
+// then go on firing. It is nothing where watch failed.
 func (p *Pool) unwatch(fd int, at int32) {
+	if at < 0 {
+		return
+	}
 	_ = unix.EpollCtl(p.epoll, unix.EPOLL_CTL_DEL, fd, nil)
 	p.free(at)
 }

@@ -208,8 +208,8 @@ func (p *Pool) hear(l *listener) {
 	}
 	l.deaf = false
 	for _, s := range l.sockets {
-		at, err := p.watch(s.fd, unix.EPOLLIN, slot{socket: s})
-		if err != nil {
+		var err error
+		if s.slot, err = p.watch(s.fd, unix.EPOLLIN, slot{socket: s}); err != nil {
 			p.log.Error("cannot watch a listening socket; nobody gets its connections", "endpoint", s.endpoint, "err", err)
 			continue
 		}
