@@ -119,6 +119,37 @@ func TestRefuseWithoutWorker(t *testing.T) {
 	wantReception(t, c, pb.Reception_RECEPTION_SERVED)
 }
 
+// A client in the queue of a worker that drains, and then leaves it there, is refused like the others.
+func TestRefuseWhatIsTakenBack(t *testing.T) {
+	d, c := start(t)
+	reserve(t, c, "web", "tcp/8080")
+	listenWithout(t, c, &pb.HandoffOptions{WithoutWorker: pb.WithoutWorker_WITHOUT_WORKER_REFUSE})
+	a, err := client.Attach(t.Context(), client.AttachConfig{Socket: d.Handoff(), Wishes: []client.Wish{{Reference: "web"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("tcp", target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for wantReception(t, c, pb.Reception_RECEPTION_SERVED).GetHandedOver() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if err := a.Drain(client.AllListeners); err != nil {
+		t.Fatal(err)
+	}
+	wantReception(t, c, pb.Reception_RECEPTION_REFUSING)
+	a.Close()
+	_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("the client is told %v", err)
+	}
+	if l := wantReception(t, c, pb.Reception_RECEPTION_REFUSING); l.GetRefused() != 1 || l.GetHeld() != 0 {
+		t.Errorf("%v", l)
+	}
+}
+
 // What has the socket itself serves, too.
 func TestRefuseWithSocketLent(t *testing.T) {
 	d, c := start(t)

@@ -69,6 +69,10 @@ func (p *Pool) takeFrame(w *worker, packet []byte, fds []int) (n int) {
 			closeRaw(fd)
 			continue
 		}
+		if l.deaf { // its clients are refused, and nobody would look for this one
+			l.reset(fd)
+			continue
+		}
 		// The packet's memory is used again.
 		c.Peer.Path, c.Local.Path, c.TLVs = bytes.Clone(c.Peer.Path), bytes.Clone(c.Local.Path), nil
 		c.Flags |= wire.Redelivered

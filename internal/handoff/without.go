@@ -194,11 +194,15 @@ func (p *Pool) turnAway(l *listener) {
 	}
 	l.ready = fifo[*socket]{}
 	for l.held.n > 0 {
-		fd := l.held.pop().fd
-		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-		closeRaw(fd)
-		l.refused++
+		l.reset(l.held.pop().fd)
 	}
+}
+
+// reset turns away a client that is in portd's hands.
+func (l *listener) reset(fd int) {
+	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	closeRaw(fd)
+	l.refused++
 }
 
 // hear undoes turnAway.
@@ -211,9 +215,7 @@ func (p *Pool) hear(l *listener) {
 		var err error
 		if s.slot, err = p.watch(s.fd, unix.EPOLLIN, slot{socket: s}); err != nil {
 			p.log.Error("cannot watch a listening socket; nobody gets its connections", "endpoint", s.endpoint, "err", err)
-			continue
 		}
-		s.slot = at
 	}
 }
 
