@@ -134,6 +134,7 @@ func (p *Pool) drain(c *draining) {
 			p.change(s, wire.TypeDrain)
 		}
 	}
+	p.checkDrained(c.worker)
 	c.seen = p.seen(c.worker)
 	p.log.Info("worker is drained", "worker", c.worker.id, "pid", c.worker.caller.PID, "endpoint", c.of[0].endpoint)
 }

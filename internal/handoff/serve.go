@@ -156,21 +156,16 @@ func (p *Pool) said(w *worker, packet []byte) error {
 	if w.gone {
 		return nil
 	}
-	if number != wire.AllListeners {
-		if s := w.serving(number); s != nil && !s.gone {
-			p.change(s, m.Type)
-		}
-		return nil
-	}
 	for _, s := range w.serves {
-		if !s.gone {
+		if !s.gone && (number == wire.AllListeners || number == s.number) {
 			p.change(s, m.Type)
 		}
 	}
+	p.checkDrained(w)
 	return nil
 }
 
-// change makes a worker take connections of a listener, or no more of them.
+// change makes a worker take connections of a listener, or no more of them: then checkDrained is to follow.
 func (p *Pool) change(s *serving, t wire.Type) {
 	defer p.changed()
 	defer p.attend(s.listener)
@@ -191,7 +186,6 @@ func (p *Pool) change(s *serving, t wire.Type) {
 		s.owes = true
 		w.draining++
 	}
-	p.checkDrained(w)
 }
 
 // knock counts a handshake that begins, and says whether it may.

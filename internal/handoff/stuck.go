@@ -151,9 +151,7 @@ func (p *Pool) unload(w *worker, why string) (done bool) {
 	for _, s := range w.serves {
 		p.unstage(s)
 	}
-	if w.draining > 0 {
-		p.checkDrained(w)
-	}
+	p.checkDrained(w)
 	if err := p.out.probe(w.queue); err != nil {
 		p.detach(w, redeliver, "its queue: "+err.Error())
 		return true

@@ -88,9 +88,7 @@ func (p *Pool) hasRoom(w *worker) {
 			p.offer(s)
 		}
 	}
-	if w.draining > 0 {
-		p.checkDrained(w)
-	}
+	p.checkDrained(w)
 }
 
 // sent counts a message that is on its way.
@@ -173,6 +171,9 @@ func (w *worker) serving(number uint32) *serving {
 
 // checkDrained sends the DRAINEDs that are due.
 func (p *Pool) checkDrained(w *worker) {
+	if w.draining == 0 {
+		return
+	}
 	empty := w.stuck || !waiting(w.queue)
 	taken, _, known := w.page.Taken()
 	for _, s := range w.serves {
