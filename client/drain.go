@@ -66,8 +66,15 @@ const waitTick = 5 * time.Millisecond
 func (l *Listener) busy() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.pages = slices.DeleteFunc(l.pages, func(p *page) bool { return p != l.current.queue.page && p.quiet() })
+	l.forgetQuiet()
 	return slices.ContainsFunc(l.pages, func(p *page) bool { return !p.quiet() })
+}
+
+// forgetQuiet forgets pages of which no connection is open and none will come.
+func (l *Listener) forgetQuiet() {
+	l.pages = slices.DeleteFunc(l.pages, func(p *page) bool {
+		return p.quiet() && p != l.current.queue.page && !slices.ContainsFunc(l.queues, func(q *queue) bool { return q.page == p })
+	})
 }
 
 // quiet says whether all connections that came with this page are closed.
@@ -145,7 +152,8 @@ func (l *Listener) drained(wishes []int) (bool, <-chan struct{}, error) {
 // serving makes a the current attachment, and tells portd what has changed since a was asked for. The caller has the lock.
 func (l *Listener) serving(a *Attachment, asked []standing) {
 	l.current = a
-	l.pages = append(slices.DeleteFunc(l.pages, (*page).quiet), a.queue.page)
+	l.forgetQuiet()
+	l.pages = append(l.pages, a.queue.page)
 	l.serves = l.serves[:0]
 	for _, al := range a.Listeners {
 		s := served{number: al.Number, wish: al.Wish}

@@ -285,3 +285,27 @@ func TestDrainWhilePortdIsAway(t *testing.T) {
 	}
 	l.Close()
 }
+
+// What a worker takes from the queue of an earlier attachment counts for Wait, too.
+func TestWaitForWhatAnEarlierPortdSent(t *testing.T) {
+	h := newHost(t)
+	res := h.listen("127.0.0.1")
+	l := h.join(res)
+	c, err := net.Dial("tcp", addrOf(res))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	until(t, "it is in the queue", func() bool { return h.Totals(keyOf(res)).HandedOver == 1 })
+	h.stop()
+	h.start(handoff.Config{})
+	until(t, "it has attached again", func() bool { return len(h.Workers()) == 1 })
+	if _, err := l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := l.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("with a connection open: %v", err)
+	}
+}
