@@ -64,6 +64,8 @@ type Binder struct {
 	at   map[spot][]*socket // the same sockets by their ports
 
 	parking parking
+
+	mending sync.WaitGroup // mend
 }
 
 // A spot is a port of a protocol in a network namespace, on whatever address.
@@ -90,6 +92,7 @@ type holding struct {
 	salt    uint32    // of the group's steering
 	shared  bool      // was ever lent, or adopted, so that others may have duplicates
 	pins    int       // who works with the descriptors outside of Binder.mu
+	closing bool      // Unlisten is at work, or about to be
 	gone    bool      // is no key's any more: the descriptors are closed, or soon will be
 }
 
@@ -170,6 +173,7 @@ func (b *Binder) Lent(key registry.SocketKey) bool {
 // Close closes every socket without shutting it down, so that a program that was lent one goes on serving. The Observer is
 // not told; whoever used the descriptors must have stopped. The Binder may not be used after it.
 func (b *Binder) Close() {
+	b.mending.Wait()
 	b.mu.Lock()
 	var all []*socket
 	for _, h := range b.held {

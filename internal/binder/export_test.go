@@ -14,3 +14,6 @@ func MaxDescriptors() int {
 	n, _ := maxDescriptors()
 	return n
 }
+
+// Mended returns when what is being mended is.
+func (b *Binder) Mended() { b.mending.Wait() }

@@ -102,6 +102,9 @@ func (b *Binder) Return(key registry.SocketKey, lent ...registry.Socket) {
 			b.log.Error("a socket that came back could not be set right", "endpoint", s.ep, "err", err)
 		}
 	}
+	if h.sockets[0].file != nil {
+		b.mend(key, h)
+	}
 	if h.sockets[0].ep.Proto.Streams() || b.grace <= 0 {
 		return
 	}
@@ -169,6 +172,9 @@ func (s *socket) restore() error {
 }
 
 func (s *socket) restoreStream() error {
+	if s.file != nil {
+		return nil // mend does that
+	}
 	accepts, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
 	switch {
 	case err != nil:

@@ -108,6 +108,9 @@ func (b *Binder) Unlisten(key registry.SocketKey) error {
 	if len(socks) == 0 {
 		return nil
 	}
+	b.mu.Lock()
+	h.closing = true
+	b.mu.Unlock()
 	b.observer.Closing(key)
 	h.work.Lock()
 	defer h.work.Unlock()
@@ -125,6 +128,7 @@ func (b *Binder) Unlisten(key registry.SocketKey) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	h.closing = false
 	for _, s := range socks {
 		s.listening, s.door = false, admitting
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -354,3 +355,64 @@ func TestPathBroken(t *testing.T) {
 		t.Errorf("connect to who admits again: %v", err)
 	}
 }
+
+// What a program did to a path's socket that it had, and to its file, is undone when it is gone.
+func TestReturnOfAPath(t *testing.T) {
+	seen := new(told)
+	b := open(t, binder.Config{Observer: seen})
+	path := filepath.Join(pathDir(t, 0o755), "s")
+	key := registry.SocketKey{Reservation: path}
+	if err := bindPath(t, b, path, me(), 0); err != nil {
+		t.Fatal(err)
+	}
+	borrow := func(do func(fd int) error) {
+		t.Helper()
+		lent, err := b.Lend(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := do(lent[0].FD); err != nil {
+			t.Fatal(err)
+		}
+		_ = unix.Close(lent[0].FD)
+		b.Return(key, lent...)
+	}
+	remove := func(int) error { return os.Remove(path) }
+	shutdown := func(fd int) error { return unix.Shutdown(fd, unix.SHUT_RDWR) }
+
+	borrow(remove)
+	b.Mended()
+	if err := dialError(path); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("connect to a held path whose file a program has removed: %v", err)
+	}
+	borrow(func(fd int) error { return unix.Listen(fd, 5) })
+	b.Mended()
+	if err := dialError(path); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("connect to a held path on which a program has listened: %v", err)
+	}
+	if err := b.Listen(t.Context(), key, registry.ListenOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for name, do := range map[string]func(int) error{"removed": remove, "shut down": shutdown, "used": func(int) error { return nil }} {
+		before := seen.listening.Load()
+		borrow(do)
+		b.Mended()
+		if err := dialError(path); err != nil {
+			t.Errorf("connect to what a program has %s: %v", name, err)
+		}
+		if told := seen.listening.Load() > before; told != (name != "used") {
+			t.Errorf("%s: the observer is told of another socket: %t", name, told)
+		}
+	}
+	if seen.closing.Load() != 2 {
+		t.Errorf("the observer is told %d times that the old one is gone, want 2", seen.closing.Load())
+	}
+}
+
+// told counts what an observer is told.
+type told struct{ listening, closing atomic.Int32 }
+
+func (o *told) Listening(registry.SocketKey, []registry.Socket, registry.ListenOptions) {
+	o.listening.Add(1)
+}
+func (o *told) Closing(registry.SocketKey) { o.closing.Add(1) }
