@@ -197,12 +197,12 @@ func TestDeadlineBeforeWaiting(t *testing.T) {
 	h := newHost(t)
 	res := h.listen("127.0.0.1")
 	l := h.join(res)
-	s, c := pair(t, l, addrOf(res))
+	s, _ := pair(t, l, addrOf(res))
 	_ = s.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
 	if _, err := s.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("nothing comes: %v", err)
 	}
-	s, c = pair(t, l, addrOf(res))
+	s, c := pair(t, l, addrOf(res))
 	if _, err := io.WriteString(c, "there"); err != nil {
 		t.Fatal(err)
 	}

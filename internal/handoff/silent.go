@@ -30,6 +30,7 @@ func (p *Pool) wait(events []unix.EpollEvent, timeout int) (int, error) {
 		if errno != unix.EINTR {
 			return 0, errno
 		}
+		p.silent = mayBeSilent() // the number of processors follows the cgroup's limit
 	}
 	return unix.EpollWait(p.epoll, events, timeout)
 }
