@@ -163,17 +163,19 @@ func (c *conn) writeNow(b []byte) (n int, wait *os.File, err error) {
 		return 0, c.file.Load(), c.opErrorOrNil("write", err)
 	}
 	for len(b) > 0 {
-		switch m, err := unix.Write(c.fd, b[:min(len(b), maxChunk)]); {
+		switch n, err := unix.Write(c.fd, b[:min(len(b), maxChunk)]); {
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:
-			return n, c.fileLocked(), nil
+			return 0, c.fileLocked(), nil
 		case err != nil:
-			return n, nil, c.opError("write", err)
+			return 0, nil, c.opError("write", err)
+		case n < len(b): // to go on here would keep readers and Close waiting for the lock
+			return n, c.fileLocked(), nil
 		default:
-			n, b = n+m, b[m:]
+			return n, nil, nil
 		}
 	}
-	return n, nil, nil
+	return 0, nil, nil
 }
 
 // usable says what a call with this deadline fails with before it begins. With a file it is for the file to say.
