@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -43,12 +44,15 @@ func (m mortal) Close() error { return m.die() }
 // Whatever is in the journal and not in the file is a part of the store all the same, also for who opens it next.
 func TestStoreInJournal(t *testing.T) {
 	nstest.Descriptors(t)
-	for name, opt := range map[string]Options{
+	kept := map[string]Options{
 		"all of it":      {Delay: -1},
-		"some of it":     {Delay: -1, Journal: 1},
-		"now and then":   {Delay: time.Millisecond},
 		"never for long": {Delay: time.Nanosecond, Journal: 1},
-	} {
+	}
+	if os.Getenv("PORTD_LONG") != "" {
+		kept["some of it"] = Options{Delay: -1, Journal: 1}
+		kept["now and then"] = Options{Delay: time.Millisecond}
+	}
+	for name, opt := range kept {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			storetest.Run(t, func(t *testing.T) func() registry.Store {
@@ -227,6 +231,10 @@ func TestJournalDamaged(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
+	rare := 4 // bits are looked at one time in so many
+	if os.Getenv("PORTD_LONG") != "" {
+		rare = 1
+	}
 	outcomes := map[string]int{}
 	look := func(at int, b []byte) {
 		t.Helper()
@@ -246,7 +254,7 @@ func TestJournalDamaged(t *testing.T) {
 			outcomes["the batch before"]++
 		case last != m.Revision:
 			t.Errorf("byte %d: it is at revision %d, want %d", at, last, m.Revision)
-		case outcomes["no matter"]%500 == 0:
+		case outcomes["no matter"]%200 == 0:
 			s := mustOpen(t, reopened(t, dir, "portd.db"))
 			m.Check(t, s)
 			if err := s.die(); err != nil {
@@ -261,6 +269,7 @@ func TestJournalDamaged(t *testing.T) {
 		switch in := at % block; {
 		case at >= 32*block: // nothing has come so far
 			at = len(whole)
+		case (in < recordBytes || in%211 == 0) && rand.IntN(rare) > 0:
 		case in < recordBytes, in%211 == 0:
 			look(at, []byte{whole[at] ^ 1<<(at%8)})
 		case in == block-1:
@@ -270,7 +279,7 @@ func TestJournalDamaged(t *testing.T) {
 		}
 	}
 	t.Logf("%v", outcomes)
-	if outcomes["found"] < 300 || outcomes["the batch before"] < 20 || outcomes["no matter"] == 0 {
+	if outcomes["found"] < 300/rare || outcomes["the batch before"] < 20/rare || outcomes["no matter"] == 0 {
 		t.Error("that cannot be")
 	}
 }
