@@ -211,11 +211,14 @@ type exception struct{ ports, state string }
 
 func exceptions(a *pb.AssignedEndpoint) (out []exception) {
 	for _, ex := range a.GetExceptions() {
-		state := word(ex.GetState())
+		state, which := word(ex.GetState()), portsText(ex.GetPorts())
+		if a.GetEndpoint().GetPath() != "" {
+			which = "the path" // has no ports
+		}
 		if who := holdersText(ex.GetHolders()); who != "" {
 			state += ": " + who
 		}
-		out = append(out, exception{portsText(ex.GetPorts()), state})
+		out = append(out, exception{which, state})
 	}
 	return out
 }
