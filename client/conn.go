@@ -33,6 +33,7 @@ type conn struct {
 	fd            int
 	closed        bool
 	readBy, until time.Time // deadlines for the file to come; zero where there is none
+	forgotten     runtime.Cleanup
 
 	local  atomic.Pointer[net.TCPAddr]
 	remote net.TCPAddr
@@ -195,8 +196,10 @@ func (c *conn) fileLocked() *os.File {
 	if f := c.file.Load(); f != nil {
 		return f
 	}
-	runtime.SetFinalizer(c, nil) // the file has one
 	f := os.NewFile(uintptr(c.fd), "tcp")
+	// The file closes itself where it is forgotten. Who has its RawConn has not forgotten it.
+	runtime.SetFinalizer(c, nil)
+	c.forgotten = runtime.AddCleanup(f, func(p *page) { p.AddDone(1) }, c.page)
 	if !c.readBy.IsZero() {
 		_ = f.SetReadDeadline(c.readBy)
 	}
@@ -235,6 +238,7 @@ func (c *conn) Close() error {
 	}
 	c.mu.Unlock()
 	if f != nil {
+		c.forgotten.Stop()
 		err = f.Close()
 	}
 	c.page.AddDone(1)

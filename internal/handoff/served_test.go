@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -244,23 +245,34 @@ func TestWritesDoNotMix(t *testing.T) {
 	}
 }
 
-// A connection that a program forgets is closed, as package net has it.
+// A connection that a program forgets is closed, as package net has it, and counts as done, whether or not anybody has waited on it.
 func TestForgotten(t *testing.T) {
-	h := newHost(t)
-	res := h.listen("127.0.0.1")
-	l := h.join(res)
-	c, err := net.Dial("tcp", addrOf(res))
-	if err != nil {
-		t.Fatal(err)
+	for _, waited := range []bool{false, true} {
+		t.Run(fmt.Sprintf("waited=%v", waited), func(t *testing.T) {
+			h := newHost(t)
+			res := h.listen("127.0.0.1")
+			l := h.join(res)
+			c, err := net.Dial("tcp", addrOf(res))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			s, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if waited {
+				_ = s.SetReadDeadline(time.Now().Add(time.Millisecond))
+				_, _ = s.Read(make([]byte, 1))
+			}
+			s = nil
+			until(t, "it is closed", func() bool {
+				runtime.GC()
+				_ = c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+				_, err := c.Read(make([]byte, 1))
+				return err == io.EOF
+			})
+			until(t, "it is done", func() bool { return h.Workers()[0].Done == 1 })
+		})
 	}
-	defer c.Close()
-	if _, err := l.Accept(); err != nil {
-		t.Fatal(err)
-	}
-	until(t, "it is closed", func() bool {
-		runtime.GC()
-		_ = c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
-		_, err := c.Read(make([]byte, 1))
-		return err == io.EOF
-	})
 }
