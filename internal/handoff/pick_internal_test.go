@@ -99,7 +99,9 @@ func TestSlotsOfWhoLeft(t *testing.T) {
 	for _, s := range l.workers[:12] {
 		have.add(s)
 	}
-	address := func(i int) *wire.Addr { return &wire.Addr{Family: wire.FamilyIPv4, IP: [16]byte{10, byte(i >> 8), byte(i)}} }
+	address := func(i int) *wire.Addr {
+		return &wire.Addr{Family: wire.FamilyIPv4, IP: [16]byte{10, byte(i >> 8), byte(i)}}
+	}
 	for i, s := range l.workers[:8] {
 		have.remove(s)
 		have.of(address(i)) // some are looked for before others come
