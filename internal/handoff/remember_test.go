@@ -105,7 +105,10 @@ func (h *host) listenRange(addr string, first, count uint16) *registry.Reservati
 			h.t.Fatal(err)
 		}
 		h.t.Cleanup(func() { unix.Close(fd) })
-		err = errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Addr: e.Addr.As4(), Port: int(port)}), unix.Listen(fd, 16))
+		err = errors.Join( // also when the test is repeated
+			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+			unix.Bind(fd, &unix.SockaddrInet4{Addr: e.Addr.As4(), Port: int(port)}), unix.Listen(fd, 16),
+		)
 		if err != nil {
 			h.t.Fatal(err)
 		}
