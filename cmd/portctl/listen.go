@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -66,6 +67,9 @@ func (c *ctl) listenCommand() *cobra.Command {
 				}
 			}
 			answer, err := cl.Reservations.Listen(cmd.Context(), req)
+			if why := (*client.Error)(nil); errors.As(err, &why) {
+				err = inFlags(why, cmd)
+			}
 			if err != nil {
 				return listenHint(conflictHint(err, ref), ref)
 			}

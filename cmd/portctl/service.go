@@ -159,11 +159,12 @@ func saysWords(cmd *cobra.Command) bool {
 	return slices.ContainsFunc([]string{"description", "assignee", "contact", "reference", "notes"}, cmd.Flags().Changed)
 }
 
-// inFlags says of which flag portd speaks where it names a field of the API: "services[0].notes" is --notes.
+// inFlags says of which flag portd speaks where it names a field of the API: "services[0].notes" is --notes,
+// "options.keep_alive_idle" is --keep-alive-idle.
 func inFlags(why *client.Error, cmd *cobra.Command) error {
 	field := why.Metadata["field"]
 	text, named := strings.CutPrefix(why.Error(), field+": ")
-	name := field[strings.LastIndexByte(field, '.')+1:]
+	name := strings.ReplaceAll(field[strings.LastIndexByte(field, '.')+1:], "_", "-")
 	if !named || field == "" || !cmd.Flags().Changed(name) {
 		return why
 	}

@@ -188,8 +188,11 @@ func toDuration(field string, d *durationpb.Duration) (time.Duration, error) {
 	if d == nil {
 		return 0, nil
 	}
-	if d.CheckValid() != nil || d.AsDuration() < 0 {
+	if d.CheckValid() != nil {
 		return 0, invalid(field, "%d.%09d s is not a length of time", d.GetSeconds(), d.GetNanos())
+	}
+	if d.AsDuration() < 0 {
+		return 0, invalid(field, "%v is not a length of time", d.AsDuration())
 	}
 	return d.AsDuration(), nil
 }
