@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -84,7 +85,7 @@ func (c *ctl) drain(ctx context.Context, req *pb.DrainWorkersRequest) error {
 	defer cl.Close()
 	answer, err := cl.Handoff.DrainWorkers(ctx, req)
 	if err != nil {
-		return try(err, "portctl workers "+req.GetReservation())
+		return drainHint(err, req)
 	}
 	if c.json() {
 		err = c.printJSON(answer)
@@ -102,6 +103,14 @@ func (c *ctl) drain(ctx context.Context, req *pb.DrainWorkersRequest) error {
 		c.warn("no worker is ready for %s now", e.GetText())
 	}
 	return c.drainedInTime(req, answer)
+}
+
+// drainHint shows the workers where that helps: where there is such a reservation, and the caller may see them.
+func drainHint(err error, req *pb.DrainWorkersRequest) error {
+	if errors.Is(err, client.ErrDenied) || errors.Is(err, client.ErrNotFound) && len(req.GetWorkerIds()) == 0 {
+		return err
+	}
+	return try(err, "portctl workers "+req.GetReservation())
 }
 
 // drainedInTime complains of workers that were waited for in vain.
