@@ -168,10 +168,12 @@ func (r *Registry) unlisten(c Caller, e *entry, rec *Request) (*Reservation, err
 	if err := r.commitUpdate(c, e, after, EventClosed, rec); err != nil {
 		return nil, err
 	}
-	for _, i := range listening {
-		if err := r.cfg.Binder.Unlisten(SocketKey{res.ID, i}); err != nil {
-			return nil, err
-		}
+	var errs []error
+	for _, i := range listening { // one that cannot be closed as it should leaves none of the others open
+		errs = append(errs, r.cfg.Binder.Unlisten(SocketKey{res.ID, i}))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
 	}
 	return after, nil
 }

@@ -31,6 +31,32 @@ func TestListenMixed(t *testing.T) {
 	}
 }
 
+// What cannot be closed as it should leaves nothing else of the reservation open.
+func TestUnlistenGoesOn(t *testing.T) {
+	t.Parallel()
+	store, pegs := newStandIns()
+	r, _ := start(t, store, pegs, registry.Config{})
+	s := spec(t, "tcp/8082")
+	s.Endpoints = append(s.Endpoints, spec(t, "tcp/8083").Endpoints...)
+	if _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: s, Name: "two"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Listen(t.Context(), alice, "two", registry.Listen{}, ""); err != nil {
+		t.Fatal(err)
+	}
+	stuck := errors.New("stuck")
+	var closed []int
+	pegs.closing = func(key registry.SocketKey) error {
+		if closed = append(closed, key.Index); key.Index == 0 {
+			return stuck
+		}
+		return nil
+	}
+	if _, err := r.Unlisten(t.Context(), alice, "two", ""); !errors.Is(err, stuck) || len(closed) != 2 {
+		t.Errorf("closed %v, %v; want both, and the error", closed, err)
+	}
+}
+
 // TestSpecIsKept checks that what was asked stays what was asked.
 func TestSpecIsKept(t *testing.T) {
 	t.Parallel()

@@ -96,7 +96,8 @@ func (m *memory) Close() error { return nil }
 type pegboard struct {
 	mu        sync.Mutex
 	bound     map[registry.SocketKey][]registry.Endpoint
-	releasing func() // called before a key is let go; may be nil
+	releasing func()                         // called before a key is let go; may be nil
+	closing   func(registry.SocketKey) error // what Unlisten does; may be nil
 	adoption  *registry.Adoption
 }
 
@@ -128,7 +129,12 @@ func (p *pegboard) Listen(_ context.Context, key registry.SocketKey, _ registry.
 
 func (p *pegboard) MayListen(string, registry.ListenOptions) error { return nil }
 
-func (p *pegboard) Unlisten(registry.SocketKey) error { return nil }
+func (p *pegboard) Unlisten(key registry.SocketKey) error {
+	if p.closing != nil {
+		return p.closing(key)
+	}
+	return nil
+}
 
 func (p *pegboard) Release(key registry.SocketKey) error {
 	if p.releasing != nil {
