@@ -275,10 +275,14 @@ func (c *ctl) printReservation(res *pb.Reservation, state string) error {
 	return t.flush()
 }
 
-// printPorts prints the bare port numbers, each on a line and once.
+// printPorts prints the bare port numbers, each on a line and once, and paths.
 func (c *ctl) printPorts(res *pb.Reservation) {
 	seen := map[uint32]bool{}
 	for _, a := range res.GetAssigned() {
+		if path := a.GetEndpoint().GetPath(); path != "" {
+			fmt.Fprintln(c.out, path)
+			continue
+		}
 		for p := a.GetEndpoint().GetPorts().GetFirst(); p <= a.GetEndpoint().GetPorts().GetLast(); p++ {
 			if !seen[p] {
 				seen[p] = true
