@@ -240,10 +240,15 @@ func (p *Pool) handOverSome(l *listener) (moved bool, out syscall.Errno) {
 		return false, 0
 	}
 	out = p.handOver(l, to)
-	if l.ready.n > 1 { // the next message is of another port
+	l.turn()
+	return true, out
+}
+
+// turn lets the next one of several ports that have connections be the first.
+func (l *listener) turn() {
+	if l.ready.n > 1 {
 		l.ready.push(l.ready.pop())
 	}
-	return true, out
 }
 
 // handOver fills one message for a worker that has room, and sends it. The error is one that will not go away at once, such as

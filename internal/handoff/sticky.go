@@ -64,6 +64,7 @@ func (p *Pool) stage(l *listener) (moved bool, out syscall.Errno) {
 			l.held.push(h)
 		}
 	}
+	l.turn()
 	return moved, out
 }
 
