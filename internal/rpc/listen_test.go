@@ -49,7 +49,7 @@ func TestListenByREST(t *testing.T) {
 	}
 	for body, says := range map[string]string{
 		`{"options": {"keepAliveIdle": "1.5s"}}`:                     "options.keep_alive_idle: 1.5s is not allowed; allowed are 1s to 32767s",
-		`{"options": {"keepAliveIdle": "-1s"}}`:                      "options.keep_alive_idle: -1.",
+		`{"options": {"keepAliveIdle": "-1s"}}`:                      "options.keep_alive_idle: -1s is not a length of time",
 		`{"options": {"sendBuffer": 4294967295}}`:                    "options.send_buffer: 2147483647 is not allowed",
 		`{"options": {}, "updateMask": "backlog,backlock"}`:          `update_mask: "backlock" is not an option of a listener`,
 		`{"options": {"userTimeout": "1s"}, "updateMask": "mark.x"}`: `"mark.x" is not an option`,
