@@ -50,9 +50,9 @@ class Connection(socket.socket):
 class Listener:
     """Connections of a reservation, by its id or name, or of an endpoint ("tcp/8080").
 
-    path is portd's control socket; without it $PORTD_SOCKET, else the user's own portd, else the
+    Any thread may call it, and a signal's handler drain(). path is portd's control socket; without it $PORTD_SOCKET, else the user's own portd, else the
     system's. With lend=True it is the sockets themselves that come: in .sockets, the caller's to
-    close. What portd refuses is Refused; without a portd it is another OSError.
+    close, and others when take has attached again. What portd refuses is Refused; without a portd it is another OSError.
     """
 
     def __init__(self, reference, path=None, lend=False, generation=""):
@@ -169,9 +169,8 @@ class Listener:
         self._epoll.register(queue, select.EPOLLIN)
         self._epoll.register(control, select.EPOLLIN)
         self.sockets = [s for s in (_adopt(socket.socket, fd) for fd in fds) if s]
-        drained = self._word and READY not in self._word.values()  # drain() was called meanwhile
-        self._word = dict.fromkeys(numbers, READY)
-        if drained:
+        before, self._word = self._word, dict.fromkeys(numbers, READY)
+        if before and READY not in before.values():  # drain was called meanwhile
             self.drain()
 
     def _attach_again(self):
@@ -203,7 +202,7 @@ class Listener:
             self._leave()  # nothing lies in the queue
 
     def _drain(self, number):
-        if self._word[number] == READY:
+        if self._word.get(number) == READY:
             self._word[number] = DRAIN
             self._say(DRAIN, number)
 
