@@ -19,8 +19,9 @@ stop accepting. A worker is drained when nothing that it was sent lies in its qu
 
 Without a choice all are drained. --except is for a restart without a gap: start the new
 workers beside the old ones, with another generation ($PORTD_GENERATION), and drain all
-but them. With --ready the old ones are drained only once so many of the new ones are
-ready; when they are not in time the new ones are drained instead, and it is an error.
+but them. The old ones are drained only once so many of the new ones are ready as --ready
+says, one where it says nothing; when they are not in time the new ones are drained
+instead, and it is an error. --ready 0 does not wait for them.
 
 Owners of a reservation may drain its workers, as may root and the user that portd runs as.`
 
@@ -44,7 +45,7 @@ func (c *ctl) drainCommand() *cobra.Command {
 	flags.StringArrayVar(&req.WorkerIds, "worker", nil, "only the worker with this `id`; may be repeated")
 	flags.StringVar(&generation, "generation", "", "only those of this generation; empty: those without one")
 	flags.StringVar(&except, "except", "", "all but those of this generation, the successors")
-	flags.Uint32Var(&req.Ready, "ready", 0, "wait until `so many` of the successors are ready, and drain the others only then")
+	flags.Uint32Var(&req.Ready, "ready", 0, "wait until `so many` of the successors are ready, and drain the others only then (default 1)")
 	flags.DurationVar(&within, "within", 0, "how long to wait for that (default 1m0s)")
 	flags.DurationVar(&wait, "wait", 0, "wait until they are drained, or have left, but not longer than this")
 	c.netnsFlag(cmd)
@@ -60,13 +61,16 @@ func (c *ctl) drainCommand() *cobra.Command {
 		if flags.Changed("except") {
 			req.ExceptGeneration = &except
 		}
+		if req.ExceptGeneration != nil && !flags.Changed("ready") {
+			req.Ready = 1 // or a slip of the pen drained all
+		}
 		switch {
 		case within < 0 || wait < 0:
 			return usageError("--within and --wait are times like 30s")
 		case req.Ready > 0 && req.ExceptGeneration == nil:
 			return usageError("--ready: whose? say the successors' generation with --except")
 		case within > 0 && req.Ready == 0:
-			return usageError("--within: what is to be ready? say how many with --ready")
+			return usageError("--within: what is to be ready? say whose with --except, and how many with --ready")
 		}
 		if within > 0 {
 			req.Within = durationpb.New(within)
