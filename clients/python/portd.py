@@ -50,9 +50,10 @@ class Connection(socket.socket):
 class Listener:
     """Connections of a reservation, by its id or name, or of an endpoint ("tcp/8080").
 
-    Any thread may call it, and a signal's handler drain(). path is portd's control socket; without it $PORTD_SOCKET, else the user's own portd, else the
-    system's. With lend=True it is the sockets themselves that come: in .sockets, the caller's to
-    close, and others when take has attached again. What portd refuses is Refused; without a portd it is another OSError.
+    Any thread may call it, and a signal's handler drain(). path is portd's control socket; without
+    it $PORTD_SOCKET, else the user's own portd, else the system's. With lend=True it is the sockets
+    themselves that come: in .sockets, the caller's to close, and others when take has attached
+    again. What portd refuses is Refused; without a portd it is another OSError.
     """
 
     def __init__(self, reference, path=None, lend=False, generation=""):
