@@ -225,6 +225,11 @@ func (s *socket) askedFor(opt registry.ListenOptions) registry.ListenOptions {
 
 // MayListen says what of the options this host leaves without effect, though the kernel takes them.
 func (b *Binder) MayListen(netns string, opt registry.ListenOptions) error {
+	if opt.Handoff.WithoutWorker == registry.Park {
+		if err := b.in(netns, mayPark); err != nil {
+			return err
+		}
+	}
 	if opt.FastOpen == 0 {
 		return nil
 	}
@@ -237,6 +242,20 @@ func (b *Binder) MayListen(netns string, opt registry.ListenOptions) error {
 	return &registry.UnsupportedError{
 		What: "fast_open", Why: fmt.Sprintf("this host does not let servers have it (net.ipv4.tcp_fastopen = %d): sysctl net.ipv4.tcp_fastopen=%d", flags, flags|servers),
 	}
+}
+
+// mayPark asks the kernel: a filter on a TCP socket takes CAP_NET_ADMIN on some, on one for datagrams nothing.
+func mayPark() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	if err != nil {
+		return ranOut(err)
+	}
+	defer unix.Close(fd)
+	if err := (&socket{fd: fd}).dropAll(); errors.Is(err, unix.EPERM) {
+		return noCapability("park clients", "this kernel lets portd filter what a TCP socket gets only with CAP_NET_ADMIN (SO_ATTACH_FILTER, socket(7)); "+
+			"clients can wait or be refused")
+	}
+	return nil
 }
 
 func (s *socket) optionError(o *option, err error) error {

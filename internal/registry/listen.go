@@ -143,10 +143,17 @@ func (r *Registry) mayListen(c Caller, a Assigned, opt ListenOptions) error {
 			return err
 		}
 	}
+	var asked ListenOptions // and not had already
 	if opt.FastOpen != had.FastOpen {
-		return r.cfg.Binder.MayListen(a.Endpoint.Netns, opt)
+		asked.FastOpen = opt.FastOpen
 	}
-	return nil
+	if opt.Handoff.WithoutWorker != had.Handoff.WithoutWorker {
+		asked.Handoff.WithoutWorker = opt.Handoff.WithoutWorker
+	}
+	if asked == (ListenOptions{}) {
+		return nil
+	}
+	return r.cfg.Binder.MayListen(a.Endpoint.Netns, asked)
 }
 
 func (r *Registry) unlisten(c Caller, e *entry, rec *Request) (*Reservation, error) {
