@@ -61,6 +61,7 @@ func testDoor(t *testing.T, opt registry.BindOptions) {
 		if _, err := waiting.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
 			t.Errorf("who waited reads: %v", err)
 		}
+		waiting.Close()
 		refused(t, target)
 		if reset, err := b.Refuse(key(ep)); reset != 0 || err != nil {
 			t.Errorf("refuse again: %d, %v", reset, err)
@@ -120,7 +121,7 @@ func testDoor(t *testing.T, opt registry.BindOptions) {
 	}
 	refused(t, target)
 	listen(t, b, ep)
-	dial(t, target)
+	defer dial(t, target).Close()
 	if err := b.Park(key(ep)); err != nil {
 		t.Fatal(err)
 	}
