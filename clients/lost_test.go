@@ -121,6 +121,16 @@ func TestOutOfDescriptors(t *testing.T) {
 	each(t, func(h *host, l language) {
 		const limit, clients = 40, 120
 		w := h.start(l, limit, "--log")
+		// They keep their places, so that the next ones find none, until some had to be given back.
+		full := make(chan struct{})
+		go func() {
+			defer close(full)
+			for end := time.Now().Add(2 * time.Second); time.Now().Before(end); <-time.After(10 * time.Millisecond) {
+				if got := h.listener(); got.GetHeld()+uint32(got.GetRedelivered()) > 0 {
+					return
+				}
+			}
+		}()
 		var asking sync.WaitGroup
 		for range clients {
 			asking.Go(func() {
@@ -133,8 +143,7 @@ func TestOutOfDescriptors(t *testing.T) {
 				if err := ask(c); err != nil {
 					h.Error(err)
 				}
-				// It keeps its place, so that the next ones find none, until there is no more to be had.
-				time.Sleep(20 * time.Millisecond)
+				<-full
 			})
 		}
 		asking.Wait()

@@ -26,10 +26,11 @@ func TestModes(t *testing.T) {
 	for path, want := range map[string]fs.FileMode{
 		d.State:                             fs.ModeDir | 0o700,
 		paths.Paths{State: d.State}.Store(): 0o600,
-		filepath.Dir(d.Socket):              fs.ModeDir | dir,
-		d.Socket:                            fs.ModeSocket | sockets,
-		d.Handoff():                         fs.ModeSocket | sockets,
-		paths.Lock(d.Socket):                0o600,
+		paths.Paths{State: d.State}.Store() + "-journal": 0o600,
+		filepath.Dir(d.Socket):                           fs.ModeDir | dir,
+		d.Socket:                                         fs.ModeSocket | sockets,
+		d.Handoff():                                      fs.ModeSocket | sockets,
+		paths.Lock(d.Socket):                             0o600,
 	} {
 		st, err := os.Lstat(path)
 		if err != nil || st.Mode() != want {
@@ -37,7 +38,7 @@ func TestModes(t *testing.T) {
 		}
 	}
 	// Nothing else lies about, such as the sockets' first names.
-	for dir, want := range map[string]int{d.State: 1, filepath.Dir(d.Socket): 3} {
+	for dir, want := range map[string]int{d.State: 2, filepath.Dir(d.Socket): 3} {
 		if entries, err := os.ReadDir(dir); err != nil || len(entries) != want {
 			t.Errorf("%s: %v, %v", dir, entries, err)
 		}
