@@ -64,7 +64,7 @@ func maxBacklog() int {
 func readSysctl(name string, values ...any) error {
 	text, err := os.ReadFile("/proc/sys/" + name)
 	if err != nil {
-		return err
+		return ranOut(err)
 	}
 	if _, err := fmt.Sscan(string(text), values...); err != nil {
 		return fmt.Errorf("%s: %q: %w", name, strings.TrimSpace(string(text)), err)
