@@ -179,7 +179,7 @@ func (b *Binder) packLocked(socks []*socket) bool {
 	for i, s := range socks {
 		fds[i] = s.fd
 	}
-	packed, err := fdbag.Pack(fds)
+	packed, err := fdbag.Pack(fds, nil)
 	if err != nil {
 		if errors.Is(err, fdbag.ErrFull) {
 			// The hand-off sends descriptors in messages too, which count likewise: one bag's worth is left to it.

@@ -68,7 +68,7 @@ func TestBag(t *testing.T) {
 	for _, n := range []int{1, 2, fdbag.Most} {
 		nstest.Descriptors(t)
 		fds := pipes(t, n)
-		bag, err := fdbag.Pack(fds)
+		bag, err := fdbag.Pack(fds, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -96,11 +96,11 @@ func TestBag(t *testing.T) {
 		wantPipes(t, again, n)
 	}
 	for _, n := range []int{0, fdbag.Most + 1} {
-		if _, err := fdbag.Pack(make([]int, n)); !errors.Is(err, unix.EINVAL) {
+		if _, err := fdbag.Pack(make([]int, n), nil); !errors.Is(err, unix.EINVAL) {
 			t.Errorf("pack %d: %v, want EINVAL", n, err)
 		}
 	}
-	if _, err := fdbag.Pack([]int{-1}); !errors.Is(err, unix.EBADF) {
+	if _, err := fdbag.Pack([]int{-1}, nil); !errors.Is(err, unix.EBADF) {
 		t.Errorf("pack what is not open: %v, want EBADF", err)
 	}
 }
@@ -116,7 +116,7 @@ func TestParkedPort(t *testing.T) {
 	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: 4711}); err != nil {
 		t.Fatal(err)
 	}
-	bag, err := fdbag.Pack([]int{fd})
+	bag, err := fdbag.Pack([]int{fd}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +176,7 @@ func perform(act string) int {
 	limit := func(n uint64) error { return unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: n, Max: 1000}) }
 	switch act {
 	case "short":
-		bag, err := fdbag.Pack(fds)
+		bag, err := fdbag.Pack(fds, nil)
 		if err != nil {
 			return fail("pack", err)
 		}
@@ -199,7 +199,7 @@ func perform(act string) int {
 			return fail("limit", err)
 		}
 		for range 10 {
-			if _, err := fdbag.Pack(fds); err == nil {
+			if _, err := fdbag.Pack(fds, nil); err == nil {
 				continue
 			} else if !errors.Is(err, fdbag.ErrFull) || !strings.Contains(err.Error(), "RLIMIT_NOFILE") {
 				return fail("pack", err)
@@ -221,7 +221,7 @@ func BenchmarkBag(b *testing.B) {
 		fds[i] = fd
 	}
 	for b.Loop() { // into a bag and out again
-		bag, err := fdbag.Pack(fds)
+		bag, err := fdbag.Pack(fds, nil)
 		if err != nil {
 			b.Fatal(err)
 		}
