@@ -2445,6 +2445,103 @@ func (x *Event) GetEdition() *Edition {
 	return nil
 }
 
+// Backup is what a backup says of itself, before the first of its records.
+type Backup struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the store that it was made of.
+	StoreId  string `protobuf:"bytes,1,opt,name=store_id,json=storeId,proto3" json:"store_id,omitempty"`
+	Revision int64  `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Changes from this revision on are in it.
+	Oldest int64  `protobuf:"varint,3,opt,name=oldest,proto3" json:"oldest,omitempty"`
+	Schema uint32 `protobuf:"varint,4,opt,name=schema,proto3" json:"schema,omitempty"`
+	// How many records there are of each kind, by the names of their buckets.
+	Records map[string]int64 `protobuf:"bytes,5,rep,name=records,proto3" json:"records,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Bytes of all records and changes.
+	Length        int64                  `protobuf:"varint,6,opt,name=length,proto3" json:"length,omitempty"`
+	Time          *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Backup) Reset() {
+	*x = Backup{}
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Backup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Backup) ProtoMessage() {}
+
+func (x *Backup) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_registry_boltstore_storepb_store_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Backup.ProtoReflect.Descriptor instead.
+func (*Backup) Descriptor() ([]byte, []int) {
+	return file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Backup) GetStoreId() string {
+	if x != nil {
+		return x.StoreId
+	}
+	return ""
+}
+
+func (x *Backup) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *Backup) GetOldest() int64 {
+	if x != nil {
+		return x.Oldest
+	}
+	return 0
+}
+
+func (x *Backup) GetSchema() uint32 {
+	if x != nil {
+		return x.Schema
+	}
+	return 0
+}
+
+func (x *Backup) GetRecords() map[string]int64 {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
+func (x *Backup) GetLength() int64 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+func (x *Backup) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
 var File_internal_registry_boltstore_storepb_store_proto protoreflect.FileDescriptor
 
 const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
@@ -2632,7 +2729,18 @@ const file_internal_registry_boltstore_storepb_store_proto_rawDesc = "" +
 	"\x06caller\x18\x04 \x01(\tR\x06caller\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x124\n" +
 	"\aservice\x18\x06 \x01(\v2\x1a.portd.store.v1.OwnServiceR\aservice\x121\n" +
-	"\aedition\x18\a \x01(\v2\x17.portd.store.v1.EditionR\aedition*>\n" +
+	"\aedition\x18\a \x01(\v2\x17.portd.store.v1.EditionR\aedition\"\xb2\x02\n" +
+	"\x06Backup\x12\x19\n" +
+	"\bstore_id\x18\x01 \x01(\tR\astoreId\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x16\n" +
+	"\x06oldest\x18\x03 \x01(\x03R\x06oldest\x12\x16\n" +
+	"\x06schema\x18\x04 \x01(\rR\x06schema\x12=\n" +
+	"\arecords\x18\x05 \x03(\v2#.portd.store.v1.Backup.RecordsEntryR\arecords\x12\x16\n" +
+	"\x06length\x18\x06 \x01(\x03R\x06length\x12.\n" +
+	"\x04time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x1a:\n" +
+	"\fRecordsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01*>\n" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tMODE_HELD\x10\x01\x12\x11\n" +
@@ -2690,7 +2798,7 @@ func file_internal_registry_boltstore_storepb_store_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_registry_boltstore_storepb_store_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_internal_registry_boltstore_storepb_store_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_internal_registry_boltstore_storepb_store_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_internal_registry_boltstore_storepb_store_proto_goTypes = []any{
 	(Mode)(0),                     // 0: portd.store.v1.Mode
 	(Strategy)(0),                 // 1: portd.store.v1.Strategy
@@ -2723,17 +2831,19 @@ var file_internal_registry_boltstore_storepb_store_proto_goTypes = []any{
 	(*ServiceEntry)(nil),          // 28: portd.store.v1.ServiceEntry
 	(*Change)(nil),                // 29: portd.store.v1.Change
 	(*Event)(nil),                 // 30: portd.store.v1.Event
-	nil,                           // 31: portd.store.v1.Meta.RecordsEntry
-	nil,                           // 32: portd.store.v1.Reservation.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
+	(*Backup)(nil),                // 31: portd.store.v1.Backup
+	nil,                           // 32: portd.store.v1.Meta.RecordsEntry
+	nil,                           // 33: portd.store.v1.Reservation.LabelsEntry
+	nil,                           // 34: portd.store.v1.Backup.RecordsEntry
+	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
 }
 var file_internal_registry_boltstore_storepb_store_proto_depIdxs = []int32{
-	31, // 0: portd.store.v1.Meta.records:type_name -> portd.store.v1.Meta.RecordsEntry
-	33, // 1: portd.store.v1.Boot.seen:type_name -> google.protobuf.Timestamp
-	32, // 2: portd.store.v1.Reservation.labels:type_name -> portd.store.v1.Reservation.LabelsEntry
+	32, // 0: portd.store.v1.Meta.records:type_name -> portd.store.v1.Meta.RecordsEntry
+	35, // 1: portd.store.v1.Boot.seen:type_name -> google.protobuf.Timestamp
+	33, // 2: portd.store.v1.Reservation.labels:type_name -> portd.store.v1.Reservation.LabelsEntry
 	10, // 3: portd.store.v1.Reservation.spec:type_name -> portd.store.v1.Spec
 	17, // 4: portd.store.v1.Reservation.assigned:type_name -> portd.store.v1.Assigned
-	33, // 5: portd.store.v1.Reservation.created:type_name -> google.protobuf.Timestamp
+	35, // 5: portd.store.v1.Reservation.created:type_name -> google.protobuf.Timestamp
 	11, // 6: portd.store.v1.Spec.endpoints:type_name -> portd.store.v1.EndpointSpec
 	0,  // 7: portd.store.v1.Spec.mode:type_name -> portd.store.v1.Mode
 	14, // 8: portd.store.v1.Spec.options:type_name -> portd.store.v1.BindOptions
@@ -2749,34 +2859,36 @@ var file_internal_registry_boltstore_storepb_store_proto_depIdxs = []int32{
 	12, // 18: portd.store.v1.Endpoint.ports:type_name -> portd.store.v1.PortRange
 	3,  // 19: portd.store.v1.LeaseSpec.kind:type_name -> portd.store.v1.LeaseKind
 	19, // 20: portd.store.v1.Lease.spec:type_name -> portd.store.v1.LeaseSpec
-	33, // 21: portd.store.v1.Lease.created:type_name -> google.protobuf.Timestamp
-	33, // 22: portd.store.v1.Request.time:type_name -> google.protobuf.Timestamp
+	35, // 21: portd.store.v1.Lease.created:type_name -> google.protobuf.Timestamp
+	35, // 22: portd.store.v1.Request.time:type_name -> google.protobuf.Timestamp
 	9,  // 23: portd.store.v1.Request.result:type_name -> portd.store.v1.Reservation
 	20, // 24: portd.store.v1.Request.lease:type_name -> portd.store.v1.Lease
 	22, // 25: portd.store.v1.Request.passed:type_name -> portd.store.v1.PassedOver
 	12, // 26: portd.store.v1.PassedOver.ports:type_name -> portd.store.v1.PortRange
 	4,  // 27: portd.store.v1.PassedOver.preference:type_name -> portd.store.v1.Preference
 	9,  // 28: portd.store.v1.Former.reservation:type_name -> portd.store.v1.Reservation
-	33, // 29: portd.store.v1.Former.ended:type_name -> google.protobuf.Timestamp
-	33, // 30: portd.store.v1.Former.until:type_name -> google.protobuf.Timestamp
+	35, // 29: portd.store.v1.Former.ended:type_name -> google.protobuf.Timestamp
+	35, // 30: portd.store.v1.Former.until:type_name -> google.protobuf.Timestamp
 	5,  // 31: portd.store.v1.Edition.origin:type_name -> portd.store.v1.Origin
-	33, // 32: portd.store.v1.Edition.time:type_name -> google.protobuf.Timestamp
+	35, // 32: portd.store.v1.Edition.time:type_name -> google.protobuf.Timestamp
 	25, // 33: portd.store.v1.EditionRecord.edition:type_name -> portd.store.v1.Edition
 	28, // 34: portd.store.v1.OwnService.entry:type_name -> portd.store.v1.ServiceEntry
-	33, // 35: portd.store.v1.OwnService.time:type_name -> google.protobuf.Timestamp
+	35, // 35: portd.store.v1.OwnService.time:type_name -> google.protobuf.Timestamp
 	12, // 36: portd.store.v1.ServiceEntry.ports:type_name -> portd.store.v1.PortRange
-	33, // 37: portd.store.v1.Change.time:type_name -> google.protobuf.Timestamp
+	35, // 37: portd.store.v1.Change.time:type_name -> google.protobuf.Timestamp
 	30, // 38: portd.store.v1.Change.events:type_name -> portd.store.v1.Event
 	6,  // 39: portd.store.v1.Event.type:type_name -> portd.store.v1.EventType
 	9,  // 40: portd.store.v1.Event.reservation:type_name -> portd.store.v1.Reservation
 	20, // 41: portd.store.v1.Event.lease:type_name -> portd.store.v1.Lease
 	27, // 42: portd.store.v1.Event.service:type_name -> portd.store.v1.OwnService
 	25, // 43: portd.store.v1.Event.edition:type_name -> portd.store.v1.Edition
-	44, // [44:44] is the sub-list for method output_type
-	44, // [44:44] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	34, // 44: portd.store.v1.Backup.records:type_name -> portd.store.v1.Backup.RecordsEntry
+	35, // 45: portd.store.v1.Backup.time:type_name -> google.protobuf.Timestamp
+	46, // [46:46] is the sub-list for method output_type
+	46, // [46:46] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_internal_registry_boltstore_storepb_store_proto_init() }
@@ -2791,7 +2903,7 @@ func file_internal_registry_boltstore_storepb_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_registry_boltstore_storepb_store_proto_rawDesc), len(file_internal_registry_boltstore_storepb_store_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   26,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
