@@ -26,6 +26,7 @@ var arrows = map[string][]string{
 	"internal/asuser":                     nil,
 	"internal/etcservices":                {"internal/ianadb"},
 	"internal/fdbag":                      {"internal/fdpass"},
+	"internal/fdstore":                    {"internal/fdpass"},
 	"internal/fdpass":                     nil,
 	"internal/ianadb":                     nil,
 	"internal/ianadb/gen":                 {"internal/ianadb"},

@@ -1,0 +1,316 @@
+package fdstore
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/portd/portd/internal/fdpass"
+)
+
+// A link is the socket to a keeper: portd's own, or a service manager's.
+type link struct {
+	file   *os.File
+	raw    syscall.RawConn
+	own    bool     // it is portd's keeper at the other end
+	keeps  bool     // what it is told; a service manager without an FD store does not
+	keeper *os.File // pidfd of portd's keeper; nil: not known
+	sender fdpass.Sender
+}
+
+func newLink(fd int, own, keeps bool) (*link, error) {
+	unix.CloseOnExec(fd)
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return nil, err
+	}
+	l := &link{file: os.NewFile(uintptr(fd), "keeper"), own: own, keeps: keeps}
+	var err error
+	if l.raw, err = l.file.SyscallConn(); err != nil {
+		l.file.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func (l *link) send(words string, wait time.Duration, fds ...int) error {
+	var err error
+	if cerr := l.raw.Control(func(fd uintptr) { err = send(&l.sender, int(fd), words, wait, fds) }); cerr != nil {
+		return cerr
+	}
+	return err
+}
+
+// send is fdpass.Send that waits for room as long as that, for the kernel to have fewer descriptors in messages too.
+func send(s *fdpass.Sender, fd int, words string, wait time.Duration, fds []int) error {
+	until := time.Now().Add(wait)
+	for {
+		err := s.Send(fd, []byte(words), fds)
+		left := time.Until(until)
+		switch {
+		case err == nil:
+			return nil
+		case left <= 0 && errors.Is(err, unix.EAGAIN):
+			return fmt.Errorf("it has read nothing for %v: %w", wait, os.ErrDeadlineExceeded)
+		case left <= 0:
+			return err
+		case errors.Is(err, unix.EAGAIN):
+			_, perr := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, int(left.Milliseconds())+1)
+			if perr != nil && perr != unix.EINTR {
+				return perr
+			}
+		case isFull(err), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
+			time.Sleep(time.Millisecond) // the kernel does not say when there is room again
+		default:
+			return err
+		}
+	}
+}
+
+// isFull says that this user has too many descriptors in messages, which another keeper would not change.
+func isFull(err error) bool { return errors.Is(err, unix.ETOOMANYREFS) }
+
+// close closes the link, and ends a keeper of portd's that does not do its work.
+func (l *link) close() {
+	_ = l.file.Close()
+	if l.keeper != nil {
+		_ = unix.PidfdSendSignal(int(l.keeper.Fd()), unix.SIGKILL, nil, 0) // ESRCH: it is dead
+		_ = l.keeper.Close()
+	}
+}
+
+// Attach makes the process at the other end of the socket fd the keeper, which gets all that is in the store; fd is the Store's from
+// now on, whatever comes of it. pidfd, which may be -1, is the keeper's and becomes the Store's too.
+func (s *Store) Attach(fd, pidfd int) error {
+	return s.attach(fd, pidfd, true, true, false)
+}
+
+// AttachSame is Attach to a keeper that has everything: Inherit has been told what.
+func (s *Store) AttachSame(fd, pidfd int) error {
+	return s.attach(fd, pidfd, true, true, true)
+}
+
+// AttachManager makes the service manager the keeper, at NOTIFY_SOCKET (sd_notify(3)); most is how many descriptors it keeps. Where
+// that is 0 it hears Notify only. What it gave to this process is to be Inherited before.
+func (s *Store) AttachManager(socket string, most int) error {
+	fd, err := dialManager(socket)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.max = most
+	s.mu.Unlock()
+	return s.attach(fd, -1, false, most > 0, true)
+}
+
+func (s *Store) attach(fd, pidfd int, own, keeps, same bool) error {
+	l, err := newLink(fd, own, keeps)
+	if err != nil {
+		_ = unix.Close(fd)
+		if pidfd >= 0 {
+			_ = unix.Close(pidfd)
+		}
+		return fmt.Errorf("attach to the keeper: %w", err)
+	}
+	if pidfd >= 0 {
+		l.keeper = os.NewFile(uintptr(pidfd), "pidfd")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.link, s.broken = l, nil
+	if own {
+		go s.watch(l)
+	}
+	if !same {
+		s.startOverLocked()
+	}
+	for _, it := range s.itemsLocked() {
+		if same && !s.items[it.Name].told {
+			s.dueLocked(it.Name, false)
+		}
+	}
+	s.tellLocked()
+	if s.link != l {
+		return errors.New("attach to the keeper: it went away")
+	}
+	return nil
+}
+
+// OnLost has f called, in a goroutine of its own, each time that a keeper of portd's is given up; f is to Attach another one.
+func (s *Store) OnLost(f func(error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lost = f
+}
+
+// Close ends what there is with the keeper, which keeps what it has. It is for a process that has a successor.
+func (s *Store) Close() {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l := s.link; l != nil {
+		s.link = nil
+		_ = l.file.Close()
+		if l.keeper != nil {
+			_ = l.keeper.Close()
+		}
+	}
+}
+
+// watch waits for the keeper's end of file, and reads what a new one says of itself.
+func (s *Store) watch(l *link) {
+	var r fdpass.Receiver
+	for {
+		buf := make([]byte, maxWords)
+		var n int
+		var fds []int
+		var err error
+		rerr := l.raw.Read(func(fd uintptr) bool {
+			n, fds, err = r.Recv(int(fd), buf)
+			return !errors.Is(err, unix.EAGAIN)
+		})
+		if rerr != nil {
+			return // closed by us
+		}
+		if errors.Is(err, io.EOF) || (err != nil && n == 0 && len(fds) == 0) {
+			s.mu.Lock()
+			s.loseLocked(l, err)
+			s.mu.Unlock()
+			return
+		}
+		words, perr := Parse(buf[:n])
+		s.mu.Lock()
+		if perr == nil && words.Keeper && len(fds) == 1 && s.link == l && l.keeper == nil {
+			l.keeper = os.NewFile(uintptr(fds[0]), "pidfd")
+			fds = nil
+		}
+		s.mu.Unlock()
+		closeAll(fds)
+	}
+}
+
+// loseLocked gives l up, if it is the keeper's still, and has it replaced, now or when the Store speaks again.
+func (s *Store) loseLocked(l *link, why error) {
+	if s.link != l {
+		return
+	}
+	s.broken = why
+	if l != nil && !l.own { // there is no other service manager; it may hear the next word
+		s.log.Warn("the service manager could not be told", "err", why)
+		s.broken = nil
+		return
+	}
+	if l != nil {
+		l.close()
+		s.link = nil
+	}
+	if s.muted {
+		return
+	}
+	s.broken = nil
+	if s.lost != nil {
+		go s.lost(why)
+	}
+}
+
+// passBarrier says BARRIER=1 and waits until the keeper has closed the descriptor that comes with it.
+func (s *Store) passBarrier() {
+	s.mu.Lock()
+	l := s.link
+	if l == nil || !l.keeps || s.muted {
+		s.mu.Unlock()
+		return
+	}
+	ours, theirs, err := os.Pipe()
+	if err != nil {
+		s.mu.Unlock()
+		s.log.Warn("the keeper cannot be asked whether it has done what it was told", "err", err)
+		return
+	}
+	defer ours.Close()
+	err = l.send("BARRIER=1", patience, int(theirs.Fd()))
+	_ = theirs.Close()
+	if err == nil {
+		s.mu.Unlock()
+		_ = ours.SetReadDeadline(time.Now().Add(patience))
+		if _, err = ours.Read(make([]byte, 1)); errors.Is(err, io.EOF) {
+			return
+		}
+		err = fmt.Errorf("it has not done what it was told for %v: %w", patience, err)
+		s.mu.Lock()
+	}
+	if isFull(err) {
+		s.log.Warn("the keeper cannot be asked whether it has done what it was told", "err", err)
+	} else {
+		s.loseLocked(l, err)
+	}
+	s.mu.Unlock()
+}
+
+// Notify says words of sd_notify(3), such as READY=1, STOPPING=1 or STATUS=, to portd's keeper, which passes them on to a service manager
+// where there is one, or to the service manager itself. Without either, and while muted, nobody is told.
+func (s *Store) Notify(words string) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.muted {
+		s.sayLocked(words)
+	}
+}
+
+// Successor tells portd's keeper of a process that may take this one's place: as long as it lives no other is started, though this one
+// dies. A service manager is not told.
+func (s *Store) Successor(pid int) error { return s.sayPID("SUCCESSOR=", pid, true) }
+
+// MainPID says that the process pid is the daemon from now on. It is said by the predecessor, also of itself after it has gone on:
+// a service manager listens to nobody else (NotifyAccess=main). The successor may speak afterwards.
+func (s *Store) MainPID(pid int) error { return s.sayPID("MAINPID=", pid, false) }
+
+func (s *Store) sayPID(word string, pid int, ownOnly bool) error {
+	if s == nil {
+		return nil
+	}
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fmt.Errorf("name process %d to the keeper: %w", pid, err)
+	}
+	defer unix.Close(pidfd)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	word += strconv.Itoa(pid)
+	switch {
+	case s.link == nil:
+	case s.link.own:
+		s.sayLocked(word, pidfd)
+	case !ownOnly:
+		s.sayLocked(word)
+	}
+	return nil
+}
+
+// Binary says which program is to be started when this process dies; an absolute path. A service manager knows by its unit.
+func (s *Store) Binary(path string) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.link != nil && s.link.own {
+		s.sayLocked("BINARY=" + path)
+	}
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
+}
