@@ -22,6 +22,8 @@ func main() {
 	context.AfterFunc(ctx, stop) // a second signal ends portd at once
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, unix.SIGHUP)
+	// A log that nobody reads any more, and a file that may grow no further, are errors of the write and not the end of portd.
+	signal.Ignore(unix.SIGPIPE, unix.SIGXFSZ)
 	os.Exit(run(ctx, reload, os.Args[1:], os.Stdout, os.Stderr))
 }
 
@@ -80,7 +82,9 @@ func run(ctx context.Context, reload <-chan os.Signal, args []string, stdout, st
 	if *check {
 		return checkPolicy(cfg, stdout, stderr)
 	}
-	cfg.Log = logger(stderr, level)
+	var flush func()
+	cfg.Log, flush = logger(stderr, level)
+	defer flush()
 	if err := daemon.Run(ctx, cfg); err != nil {
 		cfg.Log.Error("portd cannot go on", "err", err)
 		return 1
@@ -97,17 +101,6 @@ func checkPolicy(cfg daemon.Config, stdout, stderr io.Writer) int {
 	}
 	fmt.Fprintln(stdout, said)
 	return 0
-}
-
-// logger writes text where a person reads along, and JSON where a program does.
-func logger(w io.Writer, level slog.Level) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: level}
-	if f, ok := w.(*os.File); ok {
-		if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err == nil {
-			return slog.New(slog.NewTextHandler(w, opts))
-		}
-	}
-	return slog.New(slog.NewJSONHandler(w, opts))
 }
 
 // buildVersion is what the Go tool put into the binary: a release's version, or the revision it was built from.
