@@ -129,7 +129,7 @@ func (r *Registry) checkAdopt(c Caller, req AdoptRequest) (want Adopt, err error
 	if err := r.samePIDs(c, req.PID); err != nil {
 		return want, err
 	}
-	named, err := r.checkReserve(c, ReserveRequest{
+	named, err := r.checkReserve(c, &ReserveRequest{
 		Spec: Spec{Endpoints: []EndpointSpec{s}}, Name: req.Name, Labels: req.Labels, Lease: req.Lease, NewLease: req.NewLease,
 	})
 	if err != nil {

@@ -364,8 +364,8 @@ func (r *Registry) bindChosen(ctx context.Context, c Caller, e *entry, res *Rese
 		}
 		return err
 	}
-	for i, ep := range eps {
-		if err := r.bind(ctx, c, res, n+i, ep, why == 0); err != nil {
+	for i := range eps {
+		if err := r.bind(ctx, c, res, n+i, &eps[i], why == 0); err != nil {
 			return err
 		}
 	}

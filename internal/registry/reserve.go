@@ -53,10 +53,10 @@ func (r *Registry) Reserve(ctx context.Context, c Caller, req ReserveRequest) (o
 	}
 	defer leave()
 	// What was answered is not checked again: a service may have moved since, or be gone.
-	answered, err := r.once(ctx, c, "Reserve", req.RequestID, req, func(rec *Request) error {
-		named, err := r.checkReserve(c, req)
+	answered, err := r.once(ctx, c, "Reserve", req.RequestID, &req, func(rec *Request) error {
+		named, err := r.checkReserve(c, &req)
 		if err == nil {
-			out, err = r.reserve(ctx, c, req, named, rec)
+			err = r.reserve(ctx, c, &req, named, rec, &out)
 		}
 		return err
 	})
@@ -68,7 +68,7 @@ func (r *Registry) Reserve(ctx context.Context, c Caller, req ReserveRequest) (o
 
 // checkReserve refuses what makes no sense or is denied. It returns the ports that each endpoint spec names, or prefers, now:
 // to ask the service registry again could give others, which were not checked.
-func (r *Registry) checkReserve(c Caller, req ReserveRequest) ([]PortRange, error) {
+func (r *Registry) checkReserve(c Caller, req *ReserveRequest) ([]PortRange, error) {
 	if req.Name != "" {
 		if err := ValidateName(req.Name); err != nil {
 			return nil, err
@@ -280,9 +280,10 @@ func ianaProtocol(p Protocol) (ianadb.Protocol, bool) {
 	return ianadb.ParseProtocol(p.String())
 }
 
-// reserve claims, binds and commits; named are the ports that each endpoint spec names or prefers, rec is nil or the
-// request's record.
-func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, named []PortRange, rec *Request) (Reserved, error) {
+// reserve claims, binds and commits, and fills in what is to be answered; named are the ports that each endpoint spec names or prefers, rec
+// is nil or the request's record. What is large goes by pointer from here down to the binder: the stack of the call's goroutine, 8 KB in
+// gRPC's own hands, would have to grow for each reservation.
+func (r *Registry) reserve(ctx context.Context, c Caller, req *ReserveRequest, named []PortRange, rec *Request, out *Reserved) error {
 	res := &Reservation{
 		ID: newID("rsv_"), Name: req.Name, Labels: maps.Clone(req.Labels),
 		Owner: c.Principal(), Spec: req.Spec, Lease: req.Lease,
@@ -305,11 +306,13 @@ func (r *Registry) reserve(ctx context.Context, c Caller, req ReserveRequest, na
 	})
 	switch {
 	case err != nil:
-		return Reserved{}, err
+		return err
 	case old != nil:
-		return Reserved{Reservation: old, Existed: true}, nil
+		*out = Reserved{Reservation: old, Existed: true}
+	default:
+		*out = Reserved{Reservation: res, Passed: passed}
 	}
-	return Reserved{Reservation: res, Passed: passed}, nil
+	return nil
 }
 
 // establish makes a reservation of res, with a lease of its own where one is wanted, once take has taken its endpoints: all
@@ -436,6 +439,24 @@ func same(a, b Spec) bool {
 // takeExact claims and binds the endpoints whose ports the spec names, and adds them to res. They are claimed in one
 // step: whoever waits for others' claims has none of its own, so that nobody waits in a circle.
 func (r *Registry) takeExact(ctx context.Context, c Caller, e *entry, res *Reservation, named []PortRange) error {
+	if err := r.claimExact(ctx, c, e, res, named); err != nil {
+		return err
+	}
+	if res.Spec.Mode == Recorded {
+		return r.cfg.LocalPorts.Settle(ctx)
+	}
+	for i := range res.Assigned {
+		if err := r.bind(ctx, c, res, i, &res.Assigned[i].Endpoint, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// claimExact is the part of takeExact that asks no kernel. It has a frame of its own, which is gone when the kernel is asked.
+//
+//go:noinline
+func (r *Registry) claimExact(ctx context.Context, c Caller, e *entry, res *Reservation, named []PortRange) error {
 	var eps []Endpoint
 	for i, s := range res.Spec.Endpoints {
 		if s.Any == nil {
@@ -449,18 +470,7 @@ func (r *Registry) takeExact(ctx context.Context, c Caller, e *entry, res *Reser
 		res.Assigned = append(res.Assigned, Assigned{Endpoint: ep})
 	}
 	r.keepRecorded(res.Spec.Mode, eps)
-	if err := r.keptFrom(c, eps, true); err != nil {
-		return err
-	}
-	if res.Spec.Mode == Recorded {
-		return r.cfg.LocalPorts.Settle(ctx)
-	}
-	for i, ep := range eps {
-		if err := r.bind(ctx, c, res, i, ep, false); err != nil {
-			return err
-		}
-	}
-	return nil
+	return r.keptFrom(c, eps, true)
 }
 
 // endpoints are a spec's with their ports, as this kernel can have them.
@@ -521,12 +531,12 @@ func (r *Registry) tryClaim(e *entry, eps []Endpoint) (busy chan struct{}, err e
 }
 
 // bind takes one claimed endpoint from the kernel, and names who has it where it cannot.
-func (r *Registry) bind(ctx context.Context, c Caller, res *Reservation, index int, ep Endpoint, fresh bool) error {
-	err := r.cfg.Binder.Bind(ctx, Bind{Key: SocketKey{res.ID, index}, Endpoint: ep, Options: res.Spec.Options, Fresh: fresh, As: As{UID: c.UID, Caller: &c}})
+func (r *Registry) bind(ctx context.Context, c Caller, res *Reservation, index int, ep *Endpoint, fresh bool) error {
+	err := r.cfg.Binder.Bind(ctx, Bind{Key: SocketKey{res.ID, index}, Endpoint: *ep, Options: res.Spec.Options, Fresh: fresh, As: As{UID: c.UID, Caller: &c}})
 	if fresh || !errors.Is(err, ErrTaken) {
 		return err
 	}
-	return r.explain(ctx, c, ep, err)
+	return r.explain(ctx, c, *ep, err)
 }
 
 // explain adds to the kernel's refusal whose socket stands in the way.

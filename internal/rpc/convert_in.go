@@ -22,13 +22,13 @@ func invalid(field, format string, args ...any) error {
 // at is the path of an item of a repeated field.
 func at(field string, i int) string { return fmt.Sprintf("%s[%d]", field, i) }
 
-func toReserve(req *pb.ReserveRequest) (registry.ReserveRequest, error) {
+func toReserve(req *pb.ReserveRequest) (*registry.ReserveRequest, error) {
 	spec, err := toSpec("spec", req.GetSpec())
 	if err != nil {
-		return registry.ReserveRequest{}, err
+		return nil, err
 	}
 	lease, err := toLeaseSpec("new_lease", req.GetNewLease())
-	return registry.ReserveRequest{
+	return &registry.ReserveRequest{
 		Spec: spec, Name: req.GetName(), Labels: req.GetLabels(),
 		Lease: req.GetLeaseId(), NewLease: lease, RequestID: req.GetRequestId(),
 	}, err

@@ -19,7 +19,7 @@ func (s *reservations) Reserve(ctx context.Context, req *pb.ReserveRequest) (*pb
 	if err != nil {
 		return nil, err
 	}
-	out, err := s.reg.Reserve(ctx, callerOf(ctx), want)
+	out, err := s.reg.Reserve(ctx, callerOf(ctx), *want)
 	if err != nil {
 		return nil, err
 	}
