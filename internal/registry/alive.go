@@ -40,7 +40,7 @@ func (r *Registry) noteAlive(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		if r.mustNoteAlive() {
-			_ = r.commit(&commit{by: Self}) // what could not be written has been logged, and is tried again
+			r.noteAliveNow(ctx)
 		}
 		select {
 		case <-ctx.Done():
@@ -48,6 +48,15 @@ func (r *Registry) noteAlive(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
+}
+
+func (r *Registry) noteAliveNow(ctx context.Context) {
+	leave, err := r.gate.enter(ctx)
+	if err != nil {
+		return
+	}
+	defer leave()
+	_ = r.commit(&commit{by: Self}) // what could not be written has been logged, and is tried again
 }
 
 func (r *Registry) mustNoteAlive() bool {

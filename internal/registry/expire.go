@@ -173,6 +173,12 @@ func (r *Registry) dueLeases() (due []*lease, next time.Duration) {
 
 // expire ends a lease that is due.
 func (r *Registry) expire(ctx context.Context, l *lease) {
+	leave, err := r.gate.enter(ctx)
+	if err != nil {
+		r.revive(l)
+		return
+	}
+	defer leave()
 	reason := "the session was lost"
 	switch l.Spec.Kind {
 	case TTLLease:

@@ -132,10 +132,15 @@ func (s *Services) asBuilt() bool {
 
 // lockServices waits until nobody else changes the services.
 func (r *Registry) lockServices(ctx context.Context) (unlock func(), err error) {
+	leave, err := r.gate.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
 	select {
 	case r.changing <- struct{}{}:
-		return func() { <-r.changing }, nil
+		return func() { <-r.changing; leave() }, nil
 	case <-ctx.Done():
+		leave()
 		return nil, ctx.Err()
 	}
 }

@@ -64,7 +64,13 @@ func (r *Registry) create(cm *commit, l *lease) {
 //
 // A renewal is not written to the store: after portd was down every lease has its whole time again, which is never
 // less than what the renewal gave it. Only across a reboot the store must know whether a lease was over; see aliveAtBoot.
-func (r *Registry) RenewLease(_ context.Context, c Caller, id string) (LeaseStatus, error) {
+func (r *Registry) RenewLease(ctx context.Context, c Caller, id string) (LeaseStatus, error) {
+	// A successor that has read the store counts from then on, and would not know of it.
+	leave, err := r.gate.enter(ctx)
+	if err != nil {
+		return LeaseStatus{}, err
+	}
+	defer leave()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	l, err := r.changeable(c, id, "renew")

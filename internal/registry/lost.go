@@ -173,6 +173,11 @@ func (r *Registry) retryLost(ctx context.Context) error {
 }
 
 func (r *Registry) retry(ctx context.Context, e *entry) error {
+	leave, err := r.gate.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	if _, err := r.acquire(ctx, func() (*entry, error) { return e, nil }); err != nil {
 		return err
 	}
@@ -199,7 +204,7 @@ func (r *Registry) retry(ctx context.Context, e *entry) error {
 	cm := &commit{by: Self}
 	cm.update(e, after, ev)
 	cm.apply = append(cm.apply, func() { r.noteLost(e) })
-	err := r.commit(cm)
+	err = r.commit(cm)
 	e.unrecorded = nil
 	if err != nil {
 		for _, a := range after.Assigned {

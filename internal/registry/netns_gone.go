@@ -35,7 +35,7 @@ func (r *Registry) keepNetns(ctx context.Context) error {
 			}
 		}
 		for _, rec := range missing {
-			r.findNetns(rec)
+			r.findNetns(ctx, rec)
 		}
 	}
 }
@@ -82,6 +82,11 @@ func (r *Registry) endNetns(ctx context.Context, name string) {
 
 // endIn ends a reservation, and its lease where that is its own.
 func (r *Registry) endIn(ctx context.Context, e *entry, reason string) error {
+	leave, err := r.gate.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	if _, err := r.acquire(ctx, func() (*entry, error) { return e, nil }); err != nil {
 		return err
 	}
@@ -94,7 +99,7 @@ func (r *Registry) endIn(ctx context.Context, e *entry, reason string) error {
 	if l != nil {
 		cm.endLease(r, l, "all that it carried has ended: "+reason)
 	}
-	err := r.end(cm, []*entry{e}, EventExpired, reason)
+	err = r.end(cm, []*entry{e}, EventExpired, reason)
 	switch {
 	case l == nil:
 	case err != nil:
@@ -106,7 +111,12 @@ func (r *Registry) endIn(ctx context.Context, e *entry, reason string) error {
 }
 
 // findNetns looks for a network namespace that was not there after a boot. Its ports are taken again as others that were lost.
-func (r *Registry) findNetns(rec *Namespace) {
+func (r *Registry) findNetns(ctx context.Context, rec *Namespace) {
+	leave, err := r.gate.enter(ctx)
+	if err != nil {
+		return
+	}
+	defer leave()
 	now, owner, err := r.cfg.Netns.Restore(*rec)
 	if err != nil {
 		if !errors.Is(err, ErrNotFound) {

@@ -45,6 +45,7 @@ type Registry struct {
 	storeID string
 	schema  uint32
 
+	gate    gate          // through which whatever changes something goes
 	queue   *queue        // to the committing goroutine
 	stopped chan struct{} // closed when nobody commits any more
 	swept   time.Time     // when old request ids were last looked for; the committing goroutine's

@@ -21,6 +21,11 @@ type request struct {
 // once does a thing that came with a request id at most once. do gets the record to commit along with the change,
 // nil where there is no request id; a failure forgets the id. Where the id was answered before, its record is returned.
 func (r *Registry) once(ctx context.Context, c Caller, method, id string, content any, do func(*Request) error) (*Request, error) {
+	leave, err := r.gate.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	if id == "" {
 		return nil, r.explained(do(nil))
 	}

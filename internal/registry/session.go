@@ -21,7 +21,7 @@ type Session struct {
 
 // OpenSession makes a session, or resumes the one that token belongs to. It lives until Close and for its grace after
 // that. A token that is unknown, or another's, is ErrNotFound.
-func (r *Registry) OpenSession(_ context.Context, c Caller, grace time.Duration, token string) (*Session, error) {
+func (r *Registry) OpenSession(ctx context.Context, c Caller, grace time.Duration, token string) (*Session, error) {
 	if token != "" {
 		return r.resume(c, token)
 	}
@@ -31,6 +31,11 @@ func (r *Registry) OpenSession(_ context.Context, c Caller, grace time.Duration,
 	if grace == 0 {
 		grace = DefaultGrace
 	}
+	leave, err := r.gate.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	token = rand.Text()
 	rec := &Lease{
 		ID: newID("lse_"), Owner: c.Principal(), Token: sha256.Sum256([]byte(token)),
