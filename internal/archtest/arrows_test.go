@@ -28,6 +28,7 @@ var arrows = map[string][]string{
 	"internal/fdbag":                      {"internal/fdpass"},
 	"internal/fdstore":                    {"internal/fdpass"},
 	"internal/fdpass":                     nil,
+	"internal/holder":                     nil,
 	"internal/ianadb":                     nil,
 	"internal/ianadb/gen":                 {"internal/ianadb"},
 	"internal/netns":                      {"internal/peercred", "internal/registry"},
