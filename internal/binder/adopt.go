@@ -63,6 +63,7 @@ func (b *Binder) Adopt(ctx context.Context, want registry.Adopt) (got registry.A
 		return got, err
 	}
 	s.listening, s.opt, s.before.opt = true, got.Listen, got.Listen
+	b.kept.put(s)
 	b.add(want.Key, []*socket{s})
 	b.observer.Listening(want.Key, []registry.Socket{{Endpoint: s.ep, FD: s.fd, Adopted: true}}, got.Listen)
 	return got, nil
@@ -242,13 +243,14 @@ type before struct {
 	opt            registry.ListenOptions
 }
 
-// giveBack leaves an adopted socket as if it had never been adopted: the program that has it goes on.
-func (s *socket) giveBack() {
+// giveBack leaves an adopted socket as if it had never been adopted: the program that has it goes on. changed says that it has other
+// options than it had.
+func (s *socket) giveBack(changed bool) {
 	_ = s.reuse(s.before.reused)
 	if s.exposed {
 		_ = unix.SetNonblock(s.fd, !s.before.blocks)
 	}
-	if s.opt != s.before.opt {
+	if changed {
 		_ = s.inherit(s.before.opt, true)
 		_ = s.listen(s.before.opt)
 	}

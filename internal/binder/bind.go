@@ -10,7 +10,8 @@ import (
 	"github.com/portd/portd/internal/registry"
 )
 
-// Bind holds every port of want's endpoint, or none, and adds the sockets to its key. The errors are those of
+// Bind holds every port of want's endpoint, or none, and adds the sockets to its key. Ports of which a fitting socket came with
+// Config.Items are had by that, just as it is: none is bound anew, and one that listens goes on listening. The errors are those of
 // registry.Binder, and name the endpoint.
 func (b *Binder) Bind(ctx context.Context, want registry.Bind) error {
 	var socks []*socket
@@ -51,13 +52,17 @@ func (b *Binder) bind(ctx context.Context, want *registry.Bind) (_ []*socket, er
 			return
 		}
 		err = b.whereFull(err)
-		b.closeAll(socks)
+		b.giveUp(socks)
 	}()
 
 	var refused, idle []*socket
 	for port := int(ep.First); port <= int(ep.Last); port++ {
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("%v: %w", ep, err)
+		}
+		if taken := b.take(r, uint16(port)); len(taken) > 0 {
+			socks = append(socks, taken...)
+			continue
 		}
 		s, err := r.open(uint16(port))
 		if err != nil {
@@ -86,14 +91,35 @@ func (b *Binder) bind(ctx context.Context, want *registry.Bind) (_ []*socket, er
 			return nil, err
 		}
 	}
-	if want.Options.Group > 1 {
+	if want.Options.Group > 1 && !socks[0].grouped {
 		rest, err := r.bindGroup(socks[0])
 		if err != nil {
 			return nil, fmt.Errorf("%v: %w", ep, err)
 		}
 		socks = append(socks, rest...)
 	}
+	for _, s := range socks {
+		if s.came == nil && s.bag == nil {
+			b.kept.put(s)
+		}
+	}
 	return socks, nil
+}
+
+// giveUp closes what a Bind has bound that failed, and puts back what it has taken.
+func (b *Binder) giveUp(socks []*socket) {
+	b.putBack(socks)
+	var bound []*socket
+	parked := false
+	for _, s := range socks {
+		if s.came == nil {
+			bound, parked = append(bound, s), parked || s.bag != nil
+		}
+	}
+	b.closeAll(bound)
+	if parked { // which the keeper knows of
+		b.kept.settle()
+	}
 }
 
 // mayFallBack: closed connections leave something behind in TCP only.

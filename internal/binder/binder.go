@@ -12,8 +12,10 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/portd/portd/internal/fdstore"
 	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/sockdiag"
 )
@@ -30,6 +32,11 @@ type Config struct {
 	// Grace is how long a datagram socket goes on queueing after the last program that had it, for the next one; 0 means 5 seconds,
 	// less than 0 not at all.
 	Grace time.Duration
+	// Keep is who has a duplicate of each of the Binder's descriptors; it may be nil.
+	Keep *fdstore.Store
+	// Items are sockets and bags that another Binder put into Keep, of this process or of one before it, and that Keep has under their
+	// names. They are the Binder's, whatever New returns: Bind takes those that are meant, and Unclaimed closes the rest.
+	Items []fdstore.Item
 	// Spare is how many descriptors of RLIMIT_NOFILE Bind leaves to the rest of the process, for connections and files;
 	// 0 means 256.
 	Spare int
@@ -64,6 +71,12 @@ type Binder struct {
 	at   map[spot][]*socket // the same sockets by their ports
 
 	parking parking
+	kept    keeping
+
+	space     uint64              // portd's own network namespace: see spaceOf
+	coming    atomic.Bool         // Unclaimed has not been called: there may be some in inherited
+	inherited map[place][]*socket // that nobody has taken; guarded by mu
+	unknown   []*socket           // that came with them in bags, and nobody will take; likewise
 
 	mending sync.WaitGroup // mend
 }
@@ -89,7 +102,7 @@ type holding struct {
 	lending []loan    // each of them, by what is lent together: see loanOf
 	turn    uint64    // counts loans
 	group   int       // how many sockets the port has, in the order of binding; 0: one
-	salt    uint32    // of the group's steering
+	still   bool      // the group is steered as it was, until Unclaimed
 	shared  bool      // was ever lent, or adopted, so that others may have duplicates
 	pins    int       // who works with the descriptors outside of Binder.mu
 	closing bool      // Unlisten is at work, or about to be
@@ -106,6 +119,7 @@ func New(cfg Config) (*Binder, error) {
 		enter:    cfg.Enter,
 		grace:    cmp.Or(cfg.Grace, 5*time.Second),
 		spare:    cmp.Or(cfg.Spare, 256),
+		kept:     keeping{store: cfg.Keep},
 		held:     make(map[registry.SocketKey]*holding),
 		at:       make(map[spot][]*socket),
 	}
@@ -122,6 +136,7 @@ func New(cfg Config) (*Binder, error) {
 	if err := b.probe(); err != nil {
 		return nil, fmt.Errorf("try out this kernel: %w", err)
 	}
+	b.inherit(cfg.Items)
 	return b, nil
 }
 
@@ -130,7 +145,7 @@ func (b *Binder) HasIPv6() bool { return b.ipv6 }
 
 // Release tells the Observer if the key listens or is lent, then shuts its sockets down, so that a duplicate in another
 // process serves nothing any more, and closes them. An adopted socket goes back to the program that it was adopted from, which
-// serves on if it still runs; unless portd has stopped it or has lent it out. The error is ErrExhausted where a socket that is
+// serves on if it still runs; unless portd has stopped it or has lent it out. When it returns the keeper has let go of them, too. The error is ErrExhausted where a socket that is
 // parked with others cannot be got at, although descriptors are kept back for that (KeepBack); the key has its sockets still then,
 // or those of them that are left.
 func (b *Binder) Release(key registry.SocketKey) error {
@@ -148,7 +163,7 @@ func (b *Binder) Release(key registry.SocketKey) error {
 	for _, s := range h.sockets {
 		switch {
 		case s.adopted && s.listening && h.lent == 0:
-			s.giveBack()
+			s.giveBack(s.opt != s.before.opt)
 		case h.shared || listens: // else nobody has a duplicate
 			s.revoke(h.lent > 0)
 		}
@@ -159,6 +174,7 @@ func (b *Binder) Release(key registry.SocketKey) error {
 		}
 	}
 	b.closeAll(h.sockets)
+	b.kept.settle()
 	return nil
 }
 
@@ -170,8 +186,8 @@ func (b *Binder) Lent(key registry.SocketKey) bool {
 	return h != nil && h.shared
 }
 
-// Close closes every socket without shutting it down, so that a program that was lent one goes on serving. The Observer is
-// not told; whoever used the descriptors must have stopped. The Binder may not be used after it.
+// Close closes every socket without shutting it down, so that a program that was lent one goes on serving, and the keeper has what it
+// has. The Observer is not told; whoever used the descriptors must have stopped. The Binder may not be used after it.
 func (b *Binder) Close() {
 	b.mending.Wait()
 	b.mu.Lock()
@@ -180,11 +196,13 @@ func (b *Binder) Close() {
 		h.forgo()
 		all = append(all, h.sockets...)
 	}
+	all = append(all, b.leftLocked()...)
 	for _, s := range all {
 		b.busyLocked(s)
 	}
 	clear(b.held)
 	clear(b.at)
+	b.kept.leave()
 	b.mu.Unlock()
 	b.closeAll(all)
 	b.sockets.Close()
@@ -202,13 +220,14 @@ func (b *Binder) add(key registry.SocketKey, socks []*socket) {
 	h.sockets = append(h.sockets, socks...)
 	slices.SortStableFunc(h.sockets, func(x, y *socket) int { return cmp.Compare(x.ep.First, y.ep.First) })
 	for _, s := range socks {
+		s.of = h
 		b.at[spotOf(s.ep)] = append(b.at[spotOf(s.ep)], s)
-		if s.bag == nil {
+		if s.bag == nil && s.came == nil { // else it is counted
 			b.parking.open++
 		}
-		h.shared = h.shared || s.adopted
+		h.shared = h.shared || s.adopted || s.exposed
 		if s.grouped {
-			h.group = len(h.sockets)
+			h.group, h.still = len(h.sockets), s.came != nil
 		}
 	}
 	b.settleLocked(h)

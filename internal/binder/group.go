@@ -26,14 +26,16 @@ func (r *recipe) bindGroup(first *socket) (rest []*socket, err error) {
 			rest = nil
 		}
 	}()
+	first.salt = rand.Uint32() | 1
 	if err := first.join(); err != nil {
 		return nil, err
 	}
-	for range r.opt.Group - 1 {
+	for member := 1; member < r.opt.Group; member++ {
 		s, err := r.open(first.ep.First)
 		if err != nil {
 			return rest, err
 		}
+		s.member, s.salt = member, first.salt
 		rest = append(rest, s)
 		if err := s.join(); err != nil {
 			return rest, err
@@ -57,7 +59,7 @@ func (s *socket) join() error {
 // steer divides what arrives among the members of a group that programs have who want it. Where there are none it stays as it was: the next
 // program gets what the last ones left.
 func (h *holding) steer() error {
-	if h.group == 0 {
+	if h.group == 0 || h.still {
 		return nil
 	}
 	var lent []uint32
@@ -69,10 +71,7 @@ func (h *holding) steer() error {
 	if len(lent) == 0 {
 		return nil
 	}
-	if h.salt == 0 {
-		h.salt = rand.Uint32() | 1
-	}
-	raw, err := bpf.Assemble(steering(lent, h.salt))
+	raw, err := bpf.Assemble(steering(lent, h.sockets[0].salt))
 	if err != nil {
 		return fmt.Errorf("steer datagrams: %w", err)
 	}

@@ -45,8 +45,8 @@ func (b *Binder) Lend(key registry.SocketKey) (lent []registry.Socket, err error
 		}
 		lent = append(lent, registry.Socket{Endpoint: s.ep, FD: fd, Member: member, Loan: turn})
 	}
+	b.kept.expose(h.lentWith(member)...)
 	for _, s := range h.lentWith(member) {
-		s.exposed = true
 		if s.adopted {
 			// As all that portd lends are, and as they stay (restore): from here on the port is more than the first program's.
 			_ = unix.SetNonblock(s.fd, true)

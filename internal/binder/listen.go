@@ -46,9 +46,32 @@ func (b *Binder) Listen(ctx context.Context, key registry.SocketKey, opt registr
 }
 
 func (b *Binder) listen(ctx context.Context, h *holding, socks []*socket, opt registry.ListenOptions) (err error) {
+	var asked []*socket // for the first time, of those that came
 	b.mu.Lock()
 	others := h.shared
+	for _, s := range socks {
+		if c := s.came; c != nil && !c.asked {
+			c.asked, others = true, true // with whatever options it was left
+			asked = append(asked, s)
+			// It was refusing: else it would be listening. Who looks after the door opens it, or leaves it so.
+			if !c.accepts && !s.adopted {
+				s.listening, s.door = true, refusing
+			}
+		}
+	}
 	b.mu.Unlock()
+	defer func() {
+		if err == nil {
+			return
+		}
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		for _, s := range asked {
+			if s.came.asked = false; !s.came.accepts {
+				s.listening, s.door = false, admitting
+			}
+		}
+	}()
 	done := 0
 	defer func() {
 		if err == nil {

@@ -66,6 +66,15 @@ func (h *holding) begin(member int) {
 	h.lent++
 }
 
+// beginAgain counts a loan of before the Binder was made.
+func (h *holding) beginAgain(member int, turn uint64) {
+	l := h.loanOf(member)
+	l.stop()
+	h.turn = max(h.turn, turn)
+	l.count, l.began = l.count+1, max(l.began, turn)
+	h.lent++
+}
+
 // end counts a return, and says whether it was the last one.
 func (h *holding) end(member int, turn uint64) (last bool) {
 	l := h.loanOf(member)

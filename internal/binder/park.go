@@ -27,6 +27,7 @@ type parking struct {
 // A bag is sockets that are parked together, in the order of what is in it.
 type bag struct {
 	*fdbag.Bag
+	name    string // that the keeper has it by
 	sockets []*socket
 }
 
@@ -46,7 +47,7 @@ func (b *Binder) settleLocked(h *holding) {
 		return
 	}
 	for _, s := range h.sockets {
-		if !s.listening {
+		if !s.listening && !s.adopted { // of an adopted one there is more to be known than a bag of many has room for
 			b.idleLocked(s)
 		}
 	}
@@ -57,7 +58,7 @@ func (b *Binder) settleLocked(h *holding) {
 func (b *Binder) unsettleLocked(h *holding) error {
 	for _, s := range h.sockets {
 		if s.bag != nil {
-			if err := b.openLocked(s.bag); err != nil {
+			if err := b.openLocked(s.bag, h); err != nil {
 				b.settleLocked(h)
 				return fmt.Errorf("take the socket of %v out of its bag: %w", s.ep, err)
 			}
@@ -88,7 +89,7 @@ func (b *Binder) extractLocked(h *holding) error {
 				b.parking.last = nil
 			}
 		default:
-			if err := b.openLocked(in); err != nil {
+			if err := b.openLocked(in, h); err != nil {
 				b.settleLocked(h)
 				return fmt.Errorf("take the socket of %v out of its bag: %w", s.ep, err)
 			}
@@ -179,20 +180,25 @@ func (b *Binder) packLocked(socks []*socket) bool {
 	for i, s := range socks {
 		fds[i] = s.fd
 	}
-	packed, err := fdbag.Pack(fds, nil)
+	packed, err := fdbag.Pack(fds, notes(socks))
 	if err != nil {
 		if errors.Is(err, fdbag.ErrFull) {
 			// The hand-off sends descriptors in messages too, which count likewise: one bag's worth is left to it.
 			p.most = max(p.parked-fdbag.Most, 1)
-			if p.last != nil && b.openLocked(p.last) == nil {
+			if p.last != nil && b.openAllLocked(p.last) == nil {
 				p.most = max(p.parked, 1)
 			}
 		}
 		return false
 	}
-	p.last = &bag{packed, socks}
+	p.last = &bag{packed, "", socks}
 	p.parked += len(socks)
 	p.bags++
+	if keep := b.kept.store; keep != nil {
+		p.last.name = keep.NextName("b.")
+		keep.Put(p.last.name, packed.FD())
+	}
+	b.kept.drop(socks...)
 	for _, s := range socks {
 		_ = unix.Close(s.fd)
 		s.fd, s.bag = -1, p.last
@@ -200,8 +206,18 @@ func (b *Binder) packLocked(socks []*socket) bool {
 	return true
 }
 
-// openLocked gives all sockets of a bag their descriptors again and does away with it. All of them are idle then.
-func (b *Binder) openLocked(in *bag) error {
+// openLocked gives the sockets of a bag that are h's their descriptors again and does away with it. The others go into a new one, as
+// long as those are not so few that a bag is no gain; then they are idle.
+func (b *Binder) openLocked(in *bag, h *holding) error {
+	return b.openSomeLocked(in, func(s *socket) bool { return s.of == h })
+}
+
+// openAllLocked gives all sockets of a bag their descriptors again, and all are idle.
+func (b *Binder) openAllLocked(in *bag) error {
+	return b.openSomeLocked(in, func(*socket) bool { return true })
+}
+
+func (b *Binder) openSomeLocked(in *bag, wanted func(*socket) bool) error {
 	fds, err := in.Open()
 	if errors.Is(err, fdpass.ErrFDsTruncated) && b.parkLongestLocked(in.Len()) {
 		fds, err = in.Open()
@@ -212,11 +228,26 @@ func (b *Binder) openLocked(in *bag) error {
 	if err != nil {
 		return err
 	}
+	if b.parking.last == in {
+		b.parking.last = nil
+	}
+	var out, others []*socket
 	for i, s := range in.sockets {
 		s.fd, s.bag = fds[i], nil
+		if wanted(s) {
+			out = append(out, s)
+		} else {
+			others = append(others, s)
+		}
+	}
+	if _, together := room(); len(others) < max(together/2, 1) || !b.packLocked(others) {
+		out = append(out, others...)
+	}
+	for _, s := range out {
 		b.idleLocked(s)
 	}
-	b.parking.open += len(fds)
+	b.parking.open += len(out)
+	b.kept.put(out...)
 	b.emptyLocked(in)
 	return nil
 }
@@ -229,6 +260,9 @@ func (b *Binder) emptyLocked(in *bag) {
 	if b.parking.last == in {
 		b.parking.last = nil
 	}
+	if in.name != "" {
+		b.kept.store.Remove(in.name)
+	}
 	if err := in.Close(); err != nil {
 		b.log.Error("cannot close a bag of sockets", "err", err)
 	}
@@ -237,6 +271,7 @@ func (b *Binder) emptyLocked(in *bag) {
 // closeAll closes sockets that no other goroutine knows any more, with the bags in which nothing else is.
 func (b *Binder) closeAll(socks []*socket) {
 	var bags []*bag
+	b.kept.drop(socks...)
 	for _, s := range socks {
 		switch {
 		case s.bag == nil:

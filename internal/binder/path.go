@@ -23,6 +23,7 @@ import (
 
 // A file is what a unix socket has, and with whose rights it was made.
 type file struct {
+	keep     *keeping
 	path     string
 	uid, gid uint32
 	mode     uint32
@@ -35,7 +36,7 @@ const ownerOnly = 0o600
 
 // bindPath holds the path of a unix endpoint.
 func (b *Binder) bindPath(want *registry.Bind) (*socket, error) {
-	f := &file{path: want.Endpoint.Path, uid: want.As.UID, mode: uint32(want.Options.FileMode)}
+	f := &file{keep: &b.kept, path: want.Endpoint.Path, uid: want.As.UID, mode: uint32(want.Options.FileMode)}
 	if f.mode == 0 {
 		f.mode = ownerOnly
 	}
@@ -46,6 +47,9 @@ func (b *Binder) bindPath(want *registry.Bind) (*socket, error) {
 		}
 	} else if f.gid = groupOf(f.uid); want.As.Group != nil {
 		f.gid = *want.As.Group
+	}
+	if s := b.takePath(want.Endpoint, f); s != nil {
+		return s, nil
 	}
 	limit, err := b.descriptorLimit()
 	if err != nil {
@@ -61,6 +65,7 @@ func (b *Binder) bindPath(want *registry.Bind) (*socket, error) {
 		s.close()
 		return nil, err
 	}
+	b.kept.put(s)
 	return s, nil
 }
 
@@ -227,7 +232,7 @@ func (s *socket) holdPathAgain() error {
 		return s.file.explain(err)
 	}
 	defer unix.Close(fd)
-	if err := unix.Dup3(fd, s.fd, unix.O_CLOEXEC); err != nil {
+	if err := s.file.keep.replace(s, fd); err != nil {
 		return fmt.Errorf("hold %v after it listened: %w", s.ep, err)
 	}
 	s.file.broken = false

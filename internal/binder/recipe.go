@@ -19,6 +19,7 @@ type recipe struct {
 	addr                 netip.Addr
 	zone                 uint32 // the device of a link-local address
 	limit                int    // the first descriptor number that is not for held sockets
+	space                uint64 // the network namespace: see spaceOf; set while there are inherited sockets
 }
 
 // recipeFor is for endpoints that were validated; what only this host can know is judged here. Its errors are
@@ -49,6 +50,11 @@ func (b *Binder) recipeFor(ep registry.Endpoint, opt registry.BindOptions) (*rec
 	var err error
 	if r.zone, err = zoneOf(ep); err != nil {
 		return r, err
+	}
+	if b.coming.Load() {
+		if r.space, err = b.spaceHere(ep.Netns); err != nil {
+			return r, err
+		}
 	}
 	r.limit, err = b.descriptorLimit()
 	return r, err

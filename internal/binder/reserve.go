@@ -57,7 +57,7 @@ func (b *Binder) closeParkedLocked(h *holding) (err error) {
 			continue
 		}
 		others := slices.DeleteFunc(slices.Clone(in.sockets), func(s *socket) bool { return slices.Contains(mine, s) })
-		if err = b.openLocked(in); err != nil {
+		if err = b.openLocked(in, h); err != nil {
 			break
 		}
 		for _, s := range mine {
@@ -66,9 +66,11 @@ func (b *Binder) closeParkedLocked(h *holding) (err error) {
 			if h.shared {
 				s.revoke(false)
 			}
+			b.kept.drop(s)
 			s.close()
 			s.fd = -1
 		}
+		others = slices.DeleteFunc(others, func(s *socket) bool { return s.bag != nil })
 		b.parkAgainLocked(others)
 	}
 	h.sockets = slices.DeleteFunc(h.sockets, func(s *socket) bool { return s.bag == nil && s.fd < 0 })

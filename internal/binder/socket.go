@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/portd/portd/internal/fdbag"
 	"github.com/portd/portd/internal/registry"
 )
 
@@ -22,6 +23,8 @@ type socket struct {
 	before  before // of an adopted one
 	exposed bool   // was ever lent: a program may have let others onto its port; guarded by Binder.mu
 	grouped bool   // is one of a group: see bindGroup
+	member  int    // which it is
+	salt    uint32 // of the group's steering, the same for all of it; never 0
 	tuned   uint16 // which of options were asked for and set; guarded by holding.work
 
 	// Guarded by Binder.mu: Bind and Listen write them, for one key one at a time; others read them.
@@ -30,8 +33,14 @@ type socket struct {
 	opt       registry.ListenOptions // of the last Listen
 
 	// Guarded by Binder.mu once its endpoint is bound; fd likewise, which stays as it is while the holding is in use.
+	of   *holding      // whose it is; nil while it is nobody's
 	bag  *bag          // where it is parked, or nil
 	idle *list.Element // its place among those that may be parked, or nil
+	came *came         // of one that was given to New, until Unclaimed
+
+	// Guarded by keeping.mu.
+	name string     // that the keeper has it by; empty while it is in a bag, and where there is no keeper
+	wrap *fdbag.Bag // in which the keeper has an adopted one
 }
 
 func (s *socket) set(level, name, value int) error {
@@ -63,9 +72,11 @@ func (s *socket) reuse(on bool) error {
 	return nil
 }
 
+// drop is a filter that lets nothing through.
+var drop = [1]unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
+
 // dropAll makes the kernel drop every packet that arrives, without an answer of any kind.
 func (s *socket) dropAll() error {
-	drop := [1]unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
 	return unix.SetsockoptSockFprog(s.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &drop[0]})
 }
 
