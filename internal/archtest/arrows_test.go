@@ -47,7 +47,7 @@ var arrows = map[string][]string{
 	"internal/services":                   {"internal/ianadb", "internal/registry", "proto/portd/v1"},
 	"internal/localports":                 {"internal/registry"},
 	"internal/pidwatch":                   {"internal/registry"},
-	"internal/binder":                     {"internal/asuser", "internal/fdbag", "internal/fdpass", "internal/registry", "internal/sockdiag"},
+	"internal/binder":                     {"internal/asuser", "internal/fdbag", "internal/fdpass", "internal/fdstore", "internal/registry", "internal/sockdiag"},
 	"internal/handoff":                    {"internal/fdpass", "internal/peercred", "internal/registry", "internal/sockdiag", "internal/wire"},
 	"internal/rpc": {
 		"api/openapi", "internal/ianadb", "internal/peercred", "internal/registry", "internal/rpc/portdgw", "internal/services",
