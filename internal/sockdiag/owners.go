@@ -36,6 +36,7 @@ type Process struct {
 // Owners tells which processes have the sockets with the given inodes open, by PID; inherited and passed sockets have several. It sees what
 // this process may see in /proc: complete is false if there was a process that it could not look into, who may then be an
 // owner too. A socket without owners, when complete, is in flight between processes or belongs to the kernel or to another pid namespace.
+// A process that shares its parent's table of descriptors for portd (portd-holder) is no owner where the parent is one.
 func Owners(ctx context.Context, inodes ...uint64) (owners map[uint64][]Process, complete bool, err error) {
 	proc, err := os.Open("/proc")
 	if err != nil {
@@ -48,7 +49,7 @@ func Owners(ctx context.Context, inodes ...uint64) (owners map[uint64][]Process,
 	}
 	s := search{
 		proc: int(proc.Fd()), want: make(map[uint64]bool, len(inodes)), owners: make(map[uint64][]Process, len(inodes)),
-		names: make([]byte, 64<<10), link: make([]byte, 64),
+		parents: make(map[int]int), names: make([]byte, 64<<10), link: make([]byte, 64),
 		// Process 1 is always there. Where it is not to be seen, /proc hides other users' processes (hidepid).
 		complete: slices.Contains(names, "1"),
 	}
@@ -72,7 +73,12 @@ func Owners(ctx context.Context, inodes ...uint64) (owners map[uint64][]Process,
 			return nil, false, fmt.Errorf("sockets of process %d: %w", pid, err)
 		}
 	}
-	for _, processes := range s.owners {
+	for inode, all := range s.owners {
+		processes := slices.DeleteFunc(slices.Clone(all), func(p Process) bool {
+			parent, ok := s.parents[p.PID]
+			return ok && slices.ContainsFunc(all, func(q Process) bool { return q.PID == parent })
+		})
+		s.owners[inode] = processes
 		slices.SortFunc(processes, func(a, b Process) int { return cmp.Compare(a.PID, b.PID) })
 	}
 	return s.owners, s.complete, nil
@@ -85,8 +91,13 @@ type search struct {
 	want        map[uint64]bool
 	owners      map[uint64][]Process
 	complete    bool
-	names, link []byte // buffers
+	parents     map[int]int // of those that go by the name of tableHolder
+	names, link []byte      // buffers
 }
+
+// tableHolder is what portd calls the process that keeps its descriptors open when it is killed. Anybody may go by that name, so nobody is
+// passed over for it who has something that its parent has not.
+const tableHolder = "portd-holder"
 
 func (s *search) look(pid int, name string) error {
 	const dir = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC
@@ -125,6 +136,14 @@ func (s *search) look(pid int, name string) error {
 		return describeErr
 	}
 	who.PID = pid
+	if who.Command == tableHolder {
+		status, err := readAt(process, "status")
+		if err != nil {
+			return err
+		}
+		parent, _ := statusField(status, "PPid:", 0)
+		s.parents[pid] = int(parent)
+	}
 	slices.Sort(found) // a process can have a socket open more than once
 	for _, inode := range slices.Compact(found) {
 		s.owners[inode] = append(s.owners[inode], who)
@@ -244,18 +263,20 @@ func readAt(dir int, name string) (string, error) {
 	}
 }
 
-// effectiveUID finds it in a /proc/PID/status: "Uid:", then real, effective, saved and filesystem uid. The name above it cannot imitate the
-// line: its newlines are escaped.
-func effectiveUID(status string) (uint32, error) {
+// effectiveUID finds it in a /proc/PID/status: "Uid:", then real, effective, saved and filesystem uid.
+func effectiveUID(status string) (uint32, error) { return statusField(status, "Uid:", 1) }
+
+// statusField is number n of a line of a /proc/PID/status. The name above it cannot imitate the line: its newlines are escaped.
+func statusField(status, name string, n int) (uint32, error) {
 	for line := range strings.Lines(status) {
-		if rest, ok := strings.CutPrefix(line, "Uid:"); ok {
-			if ids := strings.Fields(rest); len(ids) == 4 {
-				uid, err := strconv.ParseUint(ids[1], 10, 32)
-				return uint32(uid), err
+		if rest, ok := strings.CutPrefix(line, name); ok {
+			if fields := strings.Fields(rest); len(fields) > n {
+				value, err := strconv.ParseUint(fields[n], 10, 32)
+				return uint32(value), err
 			}
 		}
 	}
-	return 0, fmt.Errorf("no uid in its status")
+	return 0, fmt.Errorf("no %s in its status", name)
 }
 
 func printable(s string) string {

@@ -103,6 +103,30 @@ func TestOwners(t *testing.T) {
 	}
 }
 
+// The process that keeps portd's descriptors open is not named beside portd. Anybody may call himself so, and is named where he alone
+// has a socket.
+func TestOwnersWithATableHolder(t *testing.T) {
+	shared, passed := open(t, stream, 0, v4), open(t, stream, 0, v4)
+	holder(t, shared, "portd-holder", nil)
+	pid := holder(t, passed, "portd-holder", nil)
+	ours, theirs := inode(t, shared), inode(t, passed)
+	if fd, err := unix.Open(os.DevNull, unix.O_CLOEXEC, 0); err != nil || unix.Dup3(fd, passed, unix.O_CLOEXEC) != nil || unix.Close(fd) != nil {
+		t.Fatal("cannot put another file in its place", err)
+	}
+	got, _, err := sockdiag.Owners(t.Context(), ours, theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	uid := uint32(os.Geteuid())
+	want := map[uint64][]sockdiag.Process{
+		ours:   {self(t)},
+		theirs: {{PID: pid, UID: uid, Viewer: uid, Command: "portd-holder"}},
+	}
+	if diff := cmp.Diff(want, got, noPlace); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestOwnersOfOtherUsers(t *testing.T) {
 	fd := open(t, stream, 0, v4)
 	other := holder(t, fd, "other", nstest.As(t, 65533, 65533))
