@@ -35,6 +35,7 @@ type Client struct {
 	Services     pb.ServiceRegistryServiceClient
 	Handoff      pb.HandoffServiceClient
 	Daemon       pb.DaemonServiceClient
+	Upgrades     pb.UpgradeServiceClient
 
 	conn   *grpc.ClientConn
 	socket string
@@ -74,6 +75,7 @@ func Dial(ctx context.Context, opt Options) (*Client, error) {
 		Services:     pb.NewServiceRegistryServiceClient(conn),
 		Handoff:      pb.NewHandoffServiceClient(conn),
 		Daemon:       pb.NewDaemonServiceClient(conn),
+		Upgrades:     pb.NewUpgradeServiceClient(conn),
 		conn:         conn,
 		socket:       path,
 	}, nil

@@ -15,6 +15,14 @@ type Policy struct {
 // Admin says whether c may do everything.
 func (p Policy) Admin(c Caller) bool { return c.UID == 0 || c.UID == p.UID }
 
+// Administer says whether c may do what concerns portd itself.
+func (p Policy) Administer(c Caller, act string) error {
+	if p.Admin(c) {
+		return nil
+	}
+	return &DeniedError{c.Principal(), act, "it is for root and the user that portd runs as"}
+}
+
 // Reserve says whether c may have e bound with these options for itself.
 func (p Policy) Reserve(c Caller, e Endpoint, opt BindOptions) error {
 	if p.Admin(c) {

@@ -27,6 +27,9 @@ type Config struct {
 	Policy   func() PolicyStatus // nil: there is no policy file
 	Info     Info
 	Log      *slog.Logger // nil: silent
+	// Upgrade puts another program in this one's place, and returns when that works; the caller answers and ends. The error is an
+	// *UpgradeError where this one goes on. nil: there are no upgrades.
+	Upgrade func(ctx context.Context, binary string) (Upgraded, error)
 	// Join says in which network namespace the peer of a connection lives, as endpoints spell it, and keeps it known by that name
 	// until leave is called; nil: everybody is taken for a caller from portd's own.
 	Join func(syscall.Conn) (netns string, leave func(), err error)
@@ -67,6 +70,7 @@ type Server struct {
 	health   *health.Server
 	http     *http.Server
 	local    *local
+	hold     hold
 	stopping context.Context // ended by stop, and streams with it
 	stop     context.CancelFunc
 }
@@ -127,5 +131,6 @@ func register(cfg Config, to grpc.ServiceRegistrar, hot *hot) {
 	pb.RegisterServiceRegistryServiceServer(to, &serviceRegistry{reg: cfg.Registry, hot: hot})
 	pb.RegisterPortServiceServer(to, &ports{reg: cfg.Registry, workers: cfg.Workers, policy: cfg.Policy, hot: hot})
 	pb.RegisterHandoffServiceServer(to, &handoffs{reg: cfg.Registry, workers: cfg.Workers})
+	pb.RegisterUpgradeServiceServer(to, &upgrades{reg: cfg.Registry, upgrade: cfg.Upgrade})
 	pb.RegisterDaemonServiceServer(to, &daemon{reg: cfg.Registry, workers: cfg.Workers, policy: cfg.Policy, info: cfg.Info})
 }

@@ -24,8 +24,9 @@ var pings = keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutS
 func (s *Server) Serve(ctx context.Context, ln *net.UnixListener) error {
 	sort := &sorter{
 		join: s.join, h1: newLane(ln.Addr()), h2: newLane(ln.Addr()),
-		log: s.log, most: mostPerUser(), open: map[uint32]int{},
+		log: s.log, most: mostPerUser(), open: map[uint32]int{}, hold: &s.hold,
 	}
+	s.hold.serves(ln)
 	work, ctx := errgroup.WithContext(ctx)
 	work.Go(func() error {
 		// As with HTTP, the end may come before the beginning.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -25,6 +26,7 @@ type sorter struct {
 	h1, h2 *lane
 	log    *slog.Logger
 	most   int // connections of one user at a time
+	hold   *hold
 
 	sorting sync.WaitGroup
 	mu      sync.Mutex
@@ -57,6 +59,9 @@ func (s *sorter) run(ctx context.Context, ln *net.UnixListener) error {
 			return nil
 		case errors.Is(err, net.ErrClosed):
 			return err
+		case errors.Is(err, os.ErrDeadlineExceeded): // they wait in the backlog
+			_ = s.hold.pass(ctx, ctx)
+			continue
 		case err != nil:
 			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
 			s.log.Warn("cannot accept on the control socket", "err", err, "pause", pause)

@@ -88,6 +88,7 @@ func explain(err error, reason string, me registry.Principal) []protoadapt.Messa
 		exhausted   *registry.ExhaustedError
 		noService   *services.NoServiceError
 		absent      *registry.NotListeningError
+		upgrade     *UpgradeError
 	)
 	switch {
 	case errors.As(err, &invalid):
@@ -113,6 +114,9 @@ func explain(err error, reason string, me registry.Principal) []protoadapt.Messa
 		if exhausted.Pool != "" {
 			info.Metadata["pool"] = exhausted.Pool
 		}
+	case errors.As(err, &upgrade):
+		info.Reason = "UPGRADE_FAILED"
+		info.Metadata["step"] = upgrade.Step
 	case errors.As(err, &absent):
 		info.Reason = "NOT_LISTENING"
 		details = append(details, fromTaken(&registry.TakenError{Want: absent.Want, Holders: absent.Holders}, me))
