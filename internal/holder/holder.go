@@ -81,10 +81,8 @@ func (h *Holder) Name() string { return prefix + strconv.Itoa(h.pid) }
 
 const prefix = "holder."
 
-// IsName says whether something that was kept is a holder's socket, by its Name.
-func IsName(name string) bool { return pidOf(name) > 0 }
-
-func pidOf(name string) int {
+// PIDOf is the process whose Name this is, 0 where it is nobody's.
+func PIDOf(name string) int {
 	digits, ok := strings.CutPrefix(name, prefix)
 	pid, err := strconv.Atoi(digits)
 	if !ok || err != nil || pid <= 1 {

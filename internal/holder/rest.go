@@ -49,7 +49,7 @@ type Rest struct {
 func Open(name string, fd int) (*Rest, error) {
 	r := &Rest{fd: fd, pidfd: -1, tag: rand.Uint64()}
 	var err error
-	if r.pidfd, err = unix.PidfdOpen(pidOf(name), 0); err != nil {
+	if r.pidfd, err = unix.PidfdOpen(PIDOf(name), 0); err != nil {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("%s: pidfd_open: %w", name, err)
 	}
