@@ -24,6 +24,15 @@ func (q *fifo[T]) peek() T { return q.ring[q.head] }
 // first is a pointer to what peek gives, good until the next push or pop.
 func (q *fifo[T]) first() *T { return &q.ring[q.head] }
 
+// keep leaves only what f says true of. f is called in order, for each once.
+func (q *fifo[T]) keep(f func(T) bool) {
+	for range q.n {
+		if v := q.pop(); f(v) {
+			q.push(v)
+		}
+	}
+}
+
 func (q *fifo[T]) pop() T {
 	var zero T
 	v := q.ring[q.head]

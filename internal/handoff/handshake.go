@@ -59,6 +59,7 @@ type part struct {
 	weight   uint16
 	priority uint8
 	sockets  []registry.Socket // lent
+	gone     bool              // it is not to be had any more
 }
 
 // handshake reads what the worker wants and attaches it. Without a worker it has refused, or there was nobody to refuse to. What
@@ -66,7 +67,9 @@ type part struct {
 func (p *Pool) handshake(ctx context.Context, conn *net.UnixConn, cred peercred.Cred) (w *worker, lent []loan) {
 	_ = conn.SetDeadline(time.Now().Add(p.patience))
 	buf := make([]byte, wire.MaxMessage)
+	p.greet(conn, true)
 	n, err := conn.Read(buf)
+	p.greet(conn, false)
 	if err != nil {
 		return nil, nil
 	}
@@ -227,7 +230,7 @@ func (p *Pool) newWorker(conn *net.UnixConn, c registry.Caller, want wire.Attach
 	}
 	w := &worker{
 		id: newID(), token: make([]byte, 16), caller: c, command: command(c.PID), attached: time.Now(),
-		conn: conn, queue: -1, kept: -1, generation: want.Generation,
+		conn: conn, queue: -1, kept: -1, generation: want.Generation, workerPlace: &workerPlace{},
 	}
 	_, _ = rand.Read(w.token) // never fails
 	var err error
@@ -248,35 +251,79 @@ func (p *Pool) join(w *worker, parts []part) (err error) {
 	w.mem = mem
 	w.page, _ = wire.NewPage(mem)
 	w.page.Init()
-
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	joined := false
 	defer func() {
 		if !joined {
-			_, _, _ = unix.Close(w.queue), unix.Close(w.kept), unix.Munmap(mem)
+			closeRaw(w.queue)
+			_ = unix.Munmap(mem)
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.forget(w)
 		}
 	}()
-	if p.closed {
-		return refusef(wire.CodeUnavailable, "portd is stopping; try again")
-	}
-	if err := p.mayAttach(w.caller); err != nil {
-		return err
-	}
 	answer, fds := w.answer(parts, page)
 	if len(answer[0]) > wire.MaxMessage {
 		return refusef(wire.CodeExhausted, "these are too many listeners for one attachment: attach several times")
 	}
-	if w.slot, err = p.watch(w.queue, unix.EPOLLOUT, slot{worker: w}); err != nil {
+	if err := p.admit(w, parts); err != nil {
+		return err
+	}
+	p.keep(w, parts, page) // which may wait for the keeper
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.mayAttach(w.caller); err != nil {
+		return err
+	}
+	if err := p.enroll(w, parts); err != nil {
 		return err
 	}
 	joined = true
+	for _, message := range answer {
+		n := min(len(fds), wire.MaxFDs)
+		p.tell(w, message, fds[:n]...)
+		fds = fds[n:]
+	}
+	w.standing = attached
+	w.closeKept()
+	p.log.Info("worker attached", "worker", w.id, "pid", w.caller.PID, "owner", w.caller.Principal(), "endpoint", endpoints(parts))
+	return nil
+}
+
+// admit makes w's place in the ledger, if it may attach.
+func (p *Pool) admit(w *worker, parts []part) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.mayAttach(w.caller); err != nil {
+		return err
+	}
+	var serves []servingPlace
+	w.at, w.workerPlace, serves = p.ledger.worker(len(parts))
+	if w.at != 0 {
+		p.tenants++
+		w.tenant = uint64(p.ledger.incarnation)<<32 | p.tenants
+		w.mine = w.tenant
+	}
+	for i, part := range parts {
+		serves[i].state = part.state
+		w.serves = append(w.serves, &serving{worker: w, number: uint32(i), servingPlace: &serves[i]})
+	}
+	return nil
+}
+
+// enroll makes w one of the workers.
+func (p *Pool) enroll(w *worker, parts []part) (err error) {
+	if w.slot, err = p.watch(w.queue, unix.EPOLLOUT, slot{worker: w}); err != nil {
+		return err
+	}
 	p.workers[w.id] = w
 	p.tally(w.caller.UID, func(t *tally) { t.attached++ })
 	for i, part := range parts {
-		s := &serving{
-			worker: w, number: uint32(i), endpoint: part.endpoint, socket: part.socket, lent: part.sockets, state: part.state,
-			weight: part.weight, priority: part.priority,
+		s := w.serves[i]
+		s.endpoint, s.socket, s.lent, s.weight, s.priority = part.endpoint, part.socket, part.sockets, part.weight, part.priority
+		if s.gone {
+			s.listener = &listener{key: part.key, counts: &counts{}} // of nobody
+			continue
 		}
 		s.listener = p.listener(part.key)
 		s.listener.owner = part.owner
@@ -285,21 +332,14 @@ func (p *Pool) join(w *worker, parts []part) (err error) {
 		}
 		if s.socket {
 			s.listener.borrowers++
-			p.shared[part.key.Reservation], s.listener.shared = true, true
+			p.share(s.listener)
 		} else {
 			s.listener.enter(s)
 		}
 		p.attend(s.listener)
-		w.serves = append(w.serves, s)
 	}
 	w.setPatience()
 	p.changed()
-	for _, message := range answer {
-		n := min(len(fds), wire.MaxFDs)
-		p.tell(w, message, fds[:n]...)
-		fds = fds[n:]
-	}
-	p.log.Info("worker attached", "worker", w.id, "pid", w.caller.PID, "owner", w.caller.Principal(), "endpoint", endpoints(parts))
 	return nil
 }
 
@@ -330,6 +370,9 @@ func (w *worker) answer(parts []part, page int) (messages [][]byte, fds []int) {
 
 // mayAttach bounds what one user can take of portd's descriptors.
 func (p *Pool) mayAttach(c registry.Caller) error {
+	if p.closed {
+		return refusef(wire.CodeUnavailable, "portd is stopping; try again")
+	}
 	limit := p.cfg.MaxPerUser
 	if c.UID == 0 || c.UID == p.self {
 		limit = p.mostOwn

@@ -205,6 +205,13 @@ func (h *host) Lend(key registry.SocketKey) ([]registry.Socket, error) {
 	return []registry.Socket{{Endpoint: h.table[key.Reservation].Assigned[key.Index].Endpoint, FD: fd}}, nil
 }
 
+func (h *host) Relend(key registry.SocketKey, lent ...registry.Socket) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.lent[key]++
+	return nil
+}
+
 func (h *host) Return(key registry.SocketKey, _ ...registry.Socket) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

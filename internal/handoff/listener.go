@@ -41,9 +41,10 @@ type listener struct {
 
 	takeBackAfter time.Duration // from a worker that does not take what it was sent; 0: never
 
-	handedOver, redelivered, takenBack, lost, refused uint64
-	rate                                              rate // of connections handed over
-	sampler                                           sampler
+	*counts        // in the ledger
+	place   uint32 // there, plus one; 0: in ordinary memory
+	rate    rate   // of connections handed over
+	sampler sampler
 }
 
 // A socket is one listening socket. The descriptor is the binder's.
@@ -67,6 +68,7 @@ type heldConn struct {
 	fd       int
 	conn     wire.Connection
 	endpoint *registry.Endpoint // nil where it is not known any more
+	hand     uint32             // its place in the ledger; 0: it has none
 }
 
 // Listening says that these sockets listen from now on, or go on listening, with these options. Others that the key had before are
@@ -146,7 +148,7 @@ func (p *Pool) stopListening(l *listener) {
 		l.unstage(s)
 	}
 	for l.held.n > 0 {
-		closeRaw(l.held.pop().fd)
+		p.drop(l.held.pop())
 	}
 	p.forgetUnused(l)
 }
@@ -173,8 +175,9 @@ func (p *Pool) abandon(s *socket) {
 func (p *Pool) listener(key registry.SocketKey) *listener {
 	l := p.listeners[key]
 	if l == nil {
-		l = &listener{key: key, shared: p.shared[key.Reservation]}
+		l = &listener{key: key, shared: p.shared[key.Reservation], counts: &counts{}}
 		p.listeners[key] = l
+		p.account(l)
 	}
 	return l
 }
@@ -182,7 +185,7 @@ func (p *Pool) listener(key registry.SocketKey) *listener {
 func (p *Pool) forgetUnused(l *listener) {
 	if !l.listening && len(l.workers)+l.borrowers+l.arriving == 0 && p.listeners[l.key] == l {
 		delete(p.listeners, l.key)
-		p.past.count(l)
+		p.close(l)
 	}
 }
 
@@ -267,7 +270,7 @@ func (p *Pool) handOver(l *listener, to *serving) syscall.Errno {
 	}
 	for ; n < most && held.n > 0; n++ {
 		h := held.pop()
-		o.fds[n], conns[n] = h.fd, h.conn
+		o.fds[n], conns[n], o.hands[n] = h.fd, h.conn, h.hand
 		conns[n].Listener = to.number
 		frame = wire.AppendConnection(frame, &conns[n])
 		o.at[n] = l.endpointOf(&h)
@@ -292,10 +295,16 @@ func (p *Pool) handOver(l *listener, to *serving) syscall.Errno {
 	if sampled { // before the worker can send anything
 		waited, sampled = p.info.waited(o.fds[0])
 	}
-	switch err := o.send(w.queue, wire.EndFrame(frame), n); err {
+	p.ledger.intend(l, to, n, &o.hands)
+	err := o.send(w.queue, wire.EndFrame(frame), n)
+	if err != nil {
+		p.ledger.settled(0, &o.hands)
+	}
+	switch err {
 	case nil:
 		o.closeAll(n)
 		p.sent(l, to, conns[:n])
+		p.ledger.settled(n, &o.hands)
 		if sampled {
 			l.sampler.waits.add(waited)
 		}
@@ -342,6 +351,7 @@ func (p *Pool) acceptOne(s *socket, c *wire.Connection, n int) (*wire.Connection
 	o := &p.out
 	var fd int
 	var errno syscall.Errno
+	p.ledger.accepting(s.of)
 	if s.of.shared {
 		fd, errno = p.acceptShared(s)
 	} else {
@@ -351,7 +361,11 @@ func (p *Pool) acceptOne(s *socket, c *wire.Connection, n int) (*wire.Connection
 	case 0:
 		o.fds[n] = fd
 		*c = wire.Connection{Accepted: o.now.UnixNano(), Peer: peerAddr(&o.from), Local: s.local}
+		o.hands[n] = p.ledger.hold(fd, s.of, c)
 		return c, 0
+	}
+	p.ledger.accepting(nil)
+	switch errno {
 	case unix.EINTR, unix.ECONNABORTED, unix.EPROTO, unix.ENOPROTOOPT, unix.ENETDOWN, unix.ENETUNREACH, unix.EHOSTDOWN,
 		unix.EHOSTUNREACH, unix.ENONET, unix.EPERM:
 		// accept(2): errors that are pending on the new connection come up here, and concern it alone.
@@ -372,7 +386,7 @@ func (p *Pool) acceptOne(s *socket, c *wire.Connection, n int) (*wire.Connection
 // hold takes the message's connections back into portd's hands; they are the first to be handed over.
 func (p *Pool) hold(l *listener, conns []wire.Connection) {
 	for i := range conns {
-		l.held.push(heldConn{p.out.fds[i], conns[i], p.out.at[i]})
+		l.held.push(heldConn{p.out.fds[i], conns[i], p.out.at[i], p.out.hands[i]})
 	}
 	p.enqueue(l)
 }

@@ -84,10 +84,10 @@ func crowd(t testing.TB, strategy registry.HandoffStrategy, workers int) *listen
 		}
 		unix.Close(fd)
 		t.Cleanup(func() { _ = unix.Munmap(mem) })
-		w := &worker{id: fmt.Sprint(i), room: true, sent: 100}
+		w := &worker{id: fmt.Sprint(i), room: true, workerPlace: &workerPlace{sent: 100}}
 		w.page, _ = wire.NewPage(mem)
 		w.page.AddDone(uint64(i % 100))
-		l.enter(&serving{worker: w, listener: l, state: Ready, weight: 1})
+		l.enter(&serving{worker: w, listener: l, servingPlace: &servingPlace{state: Ready}, weight: 1})
 	}
 	return l
 }

@@ -15,9 +15,11 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/portd/portd/internal/fdstore"
 	"github.com/portd/portd/internal/registry"
 	"golang.org/x/sys/unix"
 )
@@ -32,6 +34,8 @@ type Lender interface {
 	// Lend returns descriptors of the key's sockets that are the caller's to close, and makes a UDP socket receive.
 	// Each Lend that succeeded is followed by a Return of what it gave, of which the descriptors may be closed by then.
 	Lend(key registry.SocketKey) ([]registry.Socket, error)
+	// Relend says that a worker still has what a portd before this one had lent it; Return will follow.
+	Relend(key registry.SocketKey, lent ...registry.Socket) error
 	Return(key registry.SocketKey, lent ...registry.Socket)
 	// Drain says that a worker wants no more datagrams in what it was lent, or wants them again; what is queued stays.
 	Drain(key registry.SocketKey, on bool, lent ...registry.Socket)
@@ -51,6 +55,8 @@ type Config struct {
 	// MaxPerUser bounds the attachments of one user other than root and portd's own; 0 means a sixteenth of
 	// RLIMIT_NOFILE, a quarter of the descriptors, since each takes four.
 	MaxPerUser int
+	// Keep is what outlives portd: with it, workers go on when portd dies. nil: they attach again.
+	Keep *fdstore.Store
 }
 
 // spareDescriptors are for everything but workers, where root's workers take what they can.
@@ -79,6 +85,12 @@ type Pool struct {
 	doors sync.Mutex
 	bell  chan struct{}
 
+	burial    chan struct{} // tells the undertaker
+	begin     chan struct{} // closed when begun
+	abandoned atomic.Bool   // all that there is, is another portd's
+	// talk is held, to read, by sessions while they do what a worker has said, and taken before mu. Suspend has it.
+	talk sync.RWMutex
+
 	// mu guards everything below. The engine holds it between two waits and never blocks under it, so the others wait for
 	// microseconds; whoever has it knows that the engine uses no descriptor.
 	mu        sync.Mutex
@@ -97,12 +109,21 @@ type Pool struct {
 	out       outgoing
 	in        incoming
 	record    record
-	past      Totals // of listeners that are not there any more
-	info      tcpInfo
-	orphans   []*worker     // gone, with connections in their queues that portd has no descriptors for
-	interval  time.Duration // of the ticker
-	ticking   bool
-	news      chan struct{} // closed when workers change; nil where nobody waits for that
+	past      *counts                       // of listeners that are not there any more
+	ledger    *ledger                       // nil where nobody keeps it
+	known     map[registry.SocketKey]uint32 // places of listeners that are still to come; while taking over
+	tenants   uint64                        // that there were
+	back      pending
+	begun     bool
+	returned  []*worker // whose sessions have not begun yet
+	discarded []item
+	unwanted  []loan
+	pause
+	info     tcpInfo
+	orphans  []*worker     // gone, with connections in their queues that portd has no descriptors for
+	interval time.Duration // of the ticker
+	ticking  bool
+	news     chan struct{} // closed when workers change; nil where nobody waits for that
 }
 
 // tally is what one user has.
@@ -118,8 +139,10 @@ func New(cfg Config) (*Pool, error) {
 		workers: make(map[string]*worker),
 		shared:  make(map[string]bool),
 		perUser: make(map[uint32]*tally),
-		record:  newRecord(recordSize), began: time.Now(),
+		record:  newRecord(recordSize), began: time.Now(), past: &counts{},
+		burial: make(chan struct{}, 1), begin: make(chan struct{}),
 	}
+	p.resumed.L = &p.mu
 	if p.log == nil {
 		p.log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
@@ -161,7 +184,7 @@ func (p *Pool) open() (err error) {
 
 func (p *Pool) shut() {
 	for _, w := range p.orphans {
-		closeRaw(w.kept)
+		p.forget(w)
 	}
 	p.orphans = nil
 	for _, fd := range []int{p.epoll, p.wake, p.ticker} {
@@ -170,6 +193,19 @@ func (p *Pool) shut() {
 		}
 	}
 	p.epoll, p.wake, p.ticker = -1, -1, -1
+	if p.ledger != nil {
+		last := *p.past
+		p.past = &last
+		for _, l := range p.listeners {
+			last := *l.counts
+			l.counts, l.place = &last, 0
+		}
+		if !p.abandoned.Load() {
+			p.cfg.Keep.Remove("ledger")
+		}
+		p.ledger.close()
+		p.ledger = nil
+	}
 	if p.ring != nil {
 		p.ring.close()
 		p.ring = nil
@@ -182,24 +218,44 @@ func (p *Pool) Run(ctx context.Context) error {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.wakeUp()
+		p.resumed.Broadcast()
 	})
 	defer stop()
 	// Its own thread, so that waiting in epoll does not wake another one up each time.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	p.guard.tid, p.silent = unix.Gettid(), mayBeSilent()
+	p.mu.Lock()
+	if ctx.Err() == nil {
+		p.takeOver()
+	}
+	p.mu.Unlock()
 	beside, end := context.WithCancel(ctx)
 	var others sync.WaitGroup
+	others.Go(func() { p.undertaker(beside) })
 	others.Go(func() { p.sweeper(beside) })
 	others.Go(func() { p.doorman(beside) })
 	err := p.engine(ctx)
 	end()
 	others.Wait()
+	p.letGo()
+	p.undertake()
+	return err
+}
 
+// letGo is the end: of all workers, or where those are another portd's now, of what this process has of them.
+func (p *Pool) letGo() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
 	p.changed()
+	switch {
+	case p.abandoned.Load():
+		p.closeAll()
+	case p.suspended:
+		p.suspended = false
+		p.talk.Unlock()
+	}
 	for _, w := range p.workers {
 		p.detach(w, leaveQueue, "portd stops")
 	}
@@ -207,7 +263,6 @@ func (p *Pool) Run(ctx context.Context) error {
 		p.stopListening(l)
 	}
 	p.shut()
-	return err
 }
 
 // wakeUp ends the engine's wait.
@@ -230,6 +285,10 @@ func (p *Pool) engine(ctx context.Context) error {
 			return fmt.Errorf("hand-off: epoll_wait: %w", err)
 		}
 		p.mu.Lock()
+		if !p.mayGoOn(ctx) {
+			p.mu.Unlock()
+			break
+		}
 		for i := range max(n, 0) {
 			p.happened(&events[i])
 		}

@@ -90,7 +90,7 @@ func (p *Pool) Totals(key registry.SocketKey) (t Totals) {
 	if l == nil {
 		return t
 	}
-	t.count(l)
+	t.count(l.counts)
 	t.Held, t.PerSecond, t.Waits = l.held.n+l.staged, l.rate.perSecond(time.Since(p.began)), l.sampler.waits.buckets()
 	t.Waiting = p.backlog(l)
 	t.Reception = l.shown
@@ -106,22 +106,23 @@ func (p *Pool) Totals(key registry.SocketKey) (t Totals) {
 func (p *Pool) Sum() Totals {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	now, t := time.Since(p.began), p.past
+	now, t := time.Since(p.began), Totals{}
+	t.count(p.past)
 	for _, l := range p.listeners {
-		t.count(l)
+		t.count(l.counts)
 		t.Held += l.held.n + l.staged
 		t.PerSecond += l.rate.perSecond(now)
 	}
 	return t
 }
 
-// count adds what l has counted.
-func (t *Totals) count(l *listener) {
-	t.HandedOver += l.handedOver
-	t.Redelivered += l.redelivered
-	t.TakenBack += l.takenBack
-	t.Lost += l.lost
-	t.Refused += l.refused
+// count adds what was counted.
+func (t *Totals) count(c *counts) {
+	t.HandedOver += c.handedOver
+	t.Redelivered += c.redelivered
+	t.TakenBack += c.takenBack
+	t.Lost += c.lost
+	t.Refused += c.refused
 }
 
 // backlog is how many connections wait for somebody to accept them. The engine gets its turn between some of the sockets and the next,

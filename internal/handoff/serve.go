@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -30,12 +31,28 @@ const (
 // Serve lets workers attach over ln, a unixpacket socket, until ctx ends or ln is closed; it closes their connections and waits
 // for what it started. ln stays the caller's.
 func (p *Pool) Serve(ctx context.Context, ln *net.UnixListener) error {
+	if p.cfg.Keep != nil { // there may be workers already
+		select {
+		case <-p.begin:
+		case <-ctx.Done():
+			return nil
+		}
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = ln.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
+
+	p.mu.Lock()
+	p.attach = ln
+	p.acceptWorkers(p.thawed == nil)
+	for _, w := range p.returned {
+		sessions.Go(func() { p.resumeSession(ctx, w) })
+	}
+	p.returned = nil
+	p.mu.Unlock()
 
 	var pause rest
 	for {
@@ -46,6 +63,11 @@ func (p *Pool) Serve(ctx context.Context, ln *net.UnixListener) error {
 			sessions.Go(func() { p.session(ctx, conn) })
 		case ctx.Err() != nil:
 			return nil
+		case errors.Is(err, os.ErrDeadlineExceeded): // frozen
+			if !p.beginHandshake(ctx) {
+				return nil
+			}
+			p.endHandshake()
 		case errors.Is(err, net.ErrClosed):
 			return err
 		default:
@@ -62,22 +84,43 @@ func (p *Pool) Serve(ctx context.Context, ln *net.UnixListener) error {
 
 // session is the life of one connection to the hand-off socket.
 func (p *Pool) session(ctx context.Context, conn *net.UnixConn) {
-	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer p.hangUp(conn)
+	stop := context.AfterFunc(ctx, func() { p.hangUp(conn) })
 	defer stop()
+	if !p.beginHandshake(ctx) {
+		return
+	}
+	w, lent := p.attachWorker(ctx, conn)
+	p.endHandshake()
+	p.follow(ctx, conn, w, lent)
+}
 
+// resumeSession is the life of one that a portd before this one began.
+func (p *Pool) resumeSession(ctx context.Context, w *worker) {
+	defer p.hangUp(w.conn)
+	stop := context.AfterFunc(ctx, func() { p.hangUp(w.conn) })
+	defer stop()
+	p.follow(ctx, w.conn, w, w.loans)
+}
+
+// attachWorker is the handshake. Without a worker there is none, and what was lent is still to be given back.
+func (p *Pool) attachWorker(ctx context.Context, conn *net.UnixConn) (w *worker, lent []loan) {
 	cred, err := peercred.Of(conn)
 	if err != nil {
-		return
+		return nil, nil
 	}
 	if !p.knock(cred.UID) {
 		p.refuse(conn, wire.CodeExhausted, "too many workers of this user are attaching at this moment; try again")
-		return
+		return nil, nil
 	}
-	w, lent := p.handshake(ctx, conn, cred)
-	p.knocked(cred.UID)
+	defer p.knocked(cred.UID)
+	return p.handshake(ctx, conn, cred)
+}
+
+// follow is the life of a session from when its worker has attached, until that is gone.
+func (p *Pool) follow(ctx context.Context, conn *net.UnixConn, w *worker, lent []loan) {
 	defer func() {
-		if ctx.Err() == nil { // a portd that stops leaves the sockets as they are to who has them
+		if ctx.Err() == nil && !p.abandoned.Load() { // a portd that stops leaves the sockets as they are to who has them
 			p.giveBack(lent)
 		}
 	}()
@@ -85,11 +128,16 @@ func (p *Pool) session(ctx context.Context, conn *net.UnixConn) {
 		return
 	}
 	defer func() {
+		p.talk.RLock()
+		defer p.talk.RUnlock()
+		if p.abandoned.Load() {
+			return
+		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		// A portd that stops leaves the queues to the workers, who are all still there.
 		p.detach(w, ctx.Err() == nil, "its connection ended")
-		p.tally(cred.UID, func(t *tally) { t.attached-- })
+		p.tally(w.caller.UID, func(t *tally) { t.attached-- })
 	}()
 
 	// The process may be gone while a child of it keeps the connection: its pidfd tells at once.
@@ -102,7 +150,7 @@ func (p *Pool) session(ctx context.Context, conn *net.UnixConn) {
 		go func() {
 			defer close(left)
 			if proc.Wait(ctx) == nil {
-				_ = conn.Close()
+				p.hangUp(conn)
 			}
 		}()
 	case errors.Is(err, unix.ESRCH):
@@ -113,23 +161,56 @@ func (p *Pool) session(ctx context.Context, conn *net.UnixConn) {
 
 // listen follows what an attached worker says, until it has nothing more to say.
 func (p *Pool) listen(conn *net.UnixConn, w *worker) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return
+	}
 	buf := make([]byte, maxLater)
 	window, count := time.Now(), 0
-	for {
-		n, err := conn.Read(buf)
-		if err != nil {
-			return
-		}
+	for p.hearOne(raw, buf, func(packet []byte) bool {
 		if count++; count > maxPerSecond {
 			if time.Since(window) < time.Second {
 				p.log.Warn("worker floods portd with messages; it is let go", "worker", w.id, "pid", w.caller.PID)
-				return
+				return false
 			}
 			window, count = time.Now(), 0
 		}
-		if err := p.said(w, buf[:n]); err != nil {
+		if err := p.said(w, packet); err != nil {
 			p.log.Warn("worker breaks the protocol; it is let go", "worker", w.id, "pid", w.caller.PID, "err", err)
-			return
+			return false
+		}
+		return true
+	}) {
+	}
+}
+
+// hearOne waits for a message and has do do what it says. It is false where there will be none, or where do is. A message is read only
+// when it can be acted upon at once: while the Pool is suspended it stays in the connection, for whoever goes on.
+func (p *Pool) hearOne(raw syscall.RawConn, buf []byte, do func(packet []byte) bool) bool {
+	for {
+		n, suspended := 0, false
+		err := raw.Read(func(fd uintptr) bool {
+			if suspended = !p.talk.TryRLock(); suspended {
+				return true
+			}
+			got, _, err := unix.Recvfrom(int(fd), buf, unix.MSG_DONTWAIT)
+			if n = max(0, got); n == 0 {
+				p.talk.RUnlock()
+			}
+			return !errors.Is(err, unix.EAGAIN)
+		})
+		switch {
+		case suspended && err == nil:
+			p.talk.RLock()
+			p.talk.RUnlock()
+			if p.abandoned.Load() {
+				return false
+			}
+		case err != nil || n == 0:
+			return false
+		default:
+			defer p.talk.RUnlock()
+			return do(buf[:n])
 		}
 	}
 }

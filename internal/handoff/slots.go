@@ -60,8 +60,8 @@ func (t *slots) add(s *serving) {
 	if s.placed {
 		return
 	}
-	s.placed, s.seed = true, s.worker.seed(0)
-	for nth := 1; t.seeds[s.seed]; nth++ {
+	s.placed = true
+	for nth := 0; s.seed == 0 || t.seeds[s.seed]; nth++ {
 		s.seed = s.worker.seed(nth)
 	}
 	t.seeds[s.seed] = true

@@ -57,7 +57,7 @@ func (p *Pool) stage(l *listener) (moved bool, out syscall.Errno) {
 			continue
 		}
 		moved = true
-		h := heldConn{p.out.fds[0], *c, &s.endpoint}
+		h := heldConn{p.out.fds[0], *c, &s.endpoint, p.out.hands[0]}
 		if to := l.target(&c.Peer); to != nil {
 			l.put(to, h)
 		} else {

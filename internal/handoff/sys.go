@@ -50,6 +50,7 @@ type outgoing struct {
 	fds    [perMessage]int
 	conns  [perMessage]wire.Connection
 	at     [perMessage]*registry.Endpoint
+	hands  [perMessage]uint32 // their places in the ledger
 	from   unix.RawSockaddrInet6
 	now    time.Time     // when the message was begun
 	since  time.Duration // the same since the pool began

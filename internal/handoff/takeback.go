@@ -19,15 +19,20 @@ type incoming struct {
 // it, since the kernel gives each message out once. Whole is false where portd has no descriptors for it: the rest is still in the queue.
 func (p *Pool) takeBack(w *worker) (messages, conns int, whole bool) {
 	in := &p.in
+	kept, done, err := w.end()
+	if err != nil {
+		return 0, 0, false
+	}
+	defer done()
 	for {
 		// A message whose descriptors do not fit is not taken, since it would lose them. That is known beforehand only by looking.
-		size, fds, err := in.receiver.Peek(w.kept, in.peeked[:])
+		size, fds, err := in.receiver.Peek(kept, in.peeked[:])
 		in.duplicates = append(in.duplicates[:0], fds...)
 		if err != nil {
 			closeEach(in.duplicates)
 			return messages, conns, !errors.Is(err, fdpass.ErrFDsTruncated)
 		}
-		n, fds, err := in.receiver.Recv(w.kept, in.packet[:])
+		n, fds, err := in.receiver.Recv(kept, in.packet[:])
 		if err != nil && !errors.Is(err, fdpass.ErrFDsTruncated) {
 			closeEach(in.duplicates) // the worker was faster
 			return messages, conns, true
@@ -70,7 +75,7 @@ func (p *Pool) takeFrame(w *worker, packet []byte, fds []int) (n int) {
 			continue
 		}
 		if l.deaf { // its clients are refused, and nobody would look for this one
-			l.reset(fd)
+			p.reset(l, heldConn{fd: fd})
 			continue
 		}
 		// The packet's memory is used again.
@@ -79,7 +84,7 @@ func (p *Pool) takeFrame(w *worker, packet []byte, fds []int) (n int) {
 		if !w.gone {
 			l.takenBack++
 		}
-		l.held.push(heldConn{fd: fd, conn: c})
+		l.held.push(heldConn{fd: fd, conn: c, hand: p.ledger.hold(fd, l, &c)})
 		p.enqueue(l)
 		n++
 	}
@@ -103,7 +108,7 @@ func (p *Pool) emptyOrphans() (left bool) {
 		if _, _, whole := p.takeBack(w); !whole {
 			return true
 		}
-		closeRaw(w.kept)
+		p.forget(w)
 		p.orphans = p.orphans[1:]
 	}
 	return false

@@ -194,15 +194,8 @@ func (p *Pool) turnAway(l *listener) {
 	}
 	l.ready = fifo[*socket]{}
 	for l.held.n > 0 {
-		l.reset(l.held.pop().fd)
+		p.reset(l, l.held.pop())
 	}
-}
-
-// reset turns away a client that is in portd's hands.
-func (l *listener) reset(fd int) {
-	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-	closeRaw(fd)
-	l.refused++
 }
 
 // hear undoes turnAway.

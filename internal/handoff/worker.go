@@ -4,6 +4,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/portd/portd/internal/fdbag"
 	"github.com/portd/portd/internal/fdpass"
 	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/wire"
@@ -21,21 +22,23 @@ type worker struct {
 
 	generation string // as the worker calls it
 
-	queue, kept int // our end, and a duplicate of the worker's
+	*workerPlace     // what changes, in the ledger
+	at           int // there; 0: in ordinary memory
+
+	queue, kept int        // our end, and a duplicate of the worker's; -1 where that is in the bag only
+	bag         *fdbag.Bag // nil where it has none
+	name        string     // of the bag, to the keeper
+	mine        uint64     // the tenant that it is, whoever has the place now
+	loans       []loan     // what it was lent, where its session does not know
 	slot        int32
 	mem         []byte
 	page        wire.Page
 	allowed     int  // messages that may wait
 	room        bool // for one message at least
-	sequence    uint64
-	sent        uint64 // connections, less those that were taken back
 
 	rate rate // of connections sent
 
-	progress  progress
-	stuck     bool // leaves what it was sent in its queue, where a probe lies now
-	takenBack uint64
-	fewer     int // connections in its next message, than otherwise: it had no descriptors for the last one
+	progress progress
 
 	serves   []*serving
 	draining int // how many of serves still owe a DRAINED
@@ -44,17 +47,13 @@ type worker struct {
 
 // A serving is a worker's standing at one listener.
 type serving struct {
+	*servingPlace
 	worker   *worker
 	listener *listener
 	number   uint32
 	endpoint registry.Endpoint
 	socket   bool // it has the socket itself
 	lent     []registry.Socket
-	state    State
-	sent     uint64
-	drainSeq uint64 // once this message has been taken, nothing waits
-	owes     bool   // a DRAINED
-	gone     bool
 
 	// Its place in the choice: see pick.go and sticky.go.
 	weight   uint16
@@ -63,7 +62,6 @@ type serving struct {
 	at       int    // in the level's heap; -1: not there
 	turn     uint64
 	placed   bool           // in the level's slots
-	seed     uint64         // there
 	staged   fifo[heldConn] // wait for it
 	due      bool           // is in the listener's due
 }
@@ -125,7 +123,10 @@ func (p *Pool) detach(w *worker, takeBack bool, why string) {
 	if w.gone {
 		return
 	}
-	w.gone = true
+	w.gone, w.standing = true, released
+	if takeBack {
+		w.standing = leaving
+	}
 	delete(p.workers, w.id)
 	p.unwatch(w.queue, w.slot)
 	for _, s := range w.serves {
@@ -135,9 +136,12 @@ func (p *Pool) detach(w *worker, takeBack bool, why string) {
 	if takeBack {
 		_, back, whole = p.takeBack(w)
 	}
+	// Others may have both; who reads what lies in the queue still comes to its end (unix(7), SOCK_SEQPACKET).
+	_ = unix.Shutdown(w.queue, unix.SHUT_RDWR)
 	closeRaw(w.queue)
+	p.hangUp(w.conn)
 	if whole {
-		closeRaw(w.kept)
+		p.forget(w)
 	} else {
 		p.log.Error("out of descriptors while taking connections back from a dead worker; they wait", "worker", w.id)
 		p.adoptOrphan(w)
@@ -147,7 +151,6 @@ func (p *Pool) detach(w *worker, takeBack bool, why string) {
 	for _, s := range w.serves {
 		p.forgetUnused(s.listener)
 	}
-	_ = w.conn.Close()
 	p.changed()
 	p.log.Info("worker left", "worker", w.id, "pid", w.caller.PID, "why", why, "taken_back", back)
 }
@@ -197,6 +200,6 @@ func (p *Pool) tell(w *worker, message []byte, fds ...int) {
 	var sendErr error
 	err = raw.Control(func(fd uintptr) { sendErr = out.Send(int(fd), message, fds) })
 	if err != nil || sendErr != nil {
-		_ = w.conn.Close()
+		p.hangUp(w.conn)
 	}
 }

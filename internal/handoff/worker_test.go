@@ -45,6 +45,8 @@ func (a actor) Run() int {
 func perform(act, socket, ref string) error {
 	cfg := client.AttachConfig{Socket: socket, Wishes: []client.Wish{{Reference: ref}}}
 	switch act {
+	case "heir":
+		return serveHeir()
 	case "ignore": // attaches and takes nothing
 		a, err := client.Attach(context.Background(), cfg)
 		if err != nil {

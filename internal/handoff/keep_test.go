@@ -1,0 +1,314 @@
+package handoff_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/portd/portd/internal/fdpass"
+	"github.com/portd/portd/internal/fdstore"
+	"github.com/portd/portd/internal/handoff"
+	"github.com/portd/portd/internal/registry"
+)
+
+// A dynasty is a keeper, as the test's own process, and one portd after the other, each a process with a Pool, of one listener.
+type dynasty struct {
+	*host
+	t       testing.TB
+	options registry.HandoffOptions
+	tcp     *os.File // the listening socket
+	attach  *os.File
+	addr    string
+
+	mu    sync.Mutex
+	items map[string]int
+	reign *reign
+}
+
+// A reign is one portd.
+type reign struct {
+	*exec.Cmd
+	in   io.WriteCloser
+	out  *bufio.Reader
+	kept chan struct{} // closed when the keeper has read all that it had to say
+}
+
+// An estate is what a portd says that it has.
+type estate struct {
+	Totals  handoff.Totals
+	Sum     handoff.Totals
+	Workers []handoff.Worker
+}
+
+const dynastyID = "rsv_dynasty"
+
+func newDynasty(t testing.TB, o registry.HandoffOptions) *dynasty {
+	t.Helper()
+	d := &dynasty{t: t, options: o, items: make(map[string]int)}
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.addr = ln.Addr().String()
+	dir, err := os.MkdirTemp("", "handoff")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.host = &host{t: t, socket: dir + "/s"}
+	attach, err := net.ListenUnix("unixpacket", &net.UnixAddr{Net: "unixpacket", Name: d.socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.tcp, err = ln.(*net.TCPListener).File(); err != nil {
+		t.Fatal(err)
+	}
+	if d.attach, err = attach.File(); err != nil {
+		t.Fatal(err)
+	}
+	ln.Close()
+	t.Cleanup(func() {
+		d.end()
+		d.tcp.Close()
+		d.attach.Close()
+		attach.Close()
+		os.RemoveAll(dir)
+		for _, fd := range d.items {
+			unix.Close(fd)
+		}
+	})
+	d.begin()
+	return d
+}
+
+// begin starts the next portd with what the keeper has.
+func (d *dynasty) begin() {
+	d.t.Helper()
+	d.succeed("heir")
+}
+
+func (d *dynasty) succeed(act string) *reign {
+	d.t.Helper()
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	theirs := os.NewFile(uintptr(ends[1]), "keeper")
+	defer theirs.Close()
+	cmd := exec.Command("/proc/self/exe")
+	options, _ := json.Marshal(d.options)
+	cmd.Env = append(os.Environ(), envAct+"="+act, "HANDOFF_OPTIONS="+string(options))
+	cmd.Stderr = os.Stderr
+	cmd.ExtraFiles = []*os.File{theirs, d.attach, d.tcp}
+	r := &reign{Cmd: cmd, kept: make(chan struct{})}
+	if r.in, err = cmd.StdinPipe(); err != nil {
+		d.t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	r.out = bufio.NewReader(stdout)
+	var all []fdstore.Item
+	for name, fd := range d.items {
+		all = append(all, fdstore.Item{Name: name, FD: fd})
+	}
+	err = fdstore.GiveItems(ends[0], all)
+	if err == nil {
+		err = fdstore.GiveEnd(ends[0])
+	}
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	go d.keep(ends[0], r.kept)
+	if line, err := r.out.ReadString('\n'); line != "ready\n" {
+		d.t.Fatalf("portd says %q: %v", line, err)
+	}
+	d.reign = r
+	return r
+}
+
+// keep does what a portd says, until that is gone.
+func (d *dynasty) keep(conn int, done chan struct{}) {
+	defer close(done)
+	defer unix.Close(conn)
+	var in fdpass.Receiver
+	buf := make([]byte, 8192)
+	for {
+		n, fds, err := in.Recv(conn, buf)
+		if errors.Is(err, unix.EAGAIN) {
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(conn), Events: unix.POLLIN}}, -1)
+			continue
+		}
+		if err != nil {
+			return
+		}
+		words, err := fdstore.Parse(buf[:n])
+		if err != nil {
+			d.t.Error(err)
+		}
+		d.mu.Lock()
+		if old, there := d.items[words.Name]; there && (words.Store || words.Remove) {
+			unix.Close(old)
+			delete(d.items, words.Name)
+		}
+		if words.Store {
+			d.items[words.Name] = fds[0]
+			fds = fds[1:]
+		}
+		d.mu.Unlock()
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+	}
+}
+
+// kill ends the portd that there is, whatever it is doing.
+func (d *dynasty) kill() {
+	_ = d.reign.Process.Kill()
+	d.end()
+}
+
+// end returns when it has ended, and the keeper knows all that it had said.
+func (d *dynasty) end() {
+	if d.reign != nil {
+		_ = d.reign.in.Close()
+		_ = d.reign.Wait()
+		<-d.reign.kept
+		d.reign = nil
+	}
+}
+
+// ask has a portd say what it has.
+func (r *reign) ask(t testing.TB) (e estate) {
+	t.Helper()
+	if _, err := io.WriteString(r.in, "tell\n"); err != nil {
+		t.Fatal(err)
+	}
+	line, err := r.out.ReadBytes('\n')
+	if err == nil {
+		err = json.Unmarshal(line, &e)
+	}
+	if err != nil {
+		t.Fatalf("portd says %q: %v", line, err)
+	}
+	return e
+}
+
+// names are those of what the keeper has.
+func (d *dynasty) names(prefix string) (n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for name := range d.items {
+		if len(name) >= len(prefix) && name[:len(prefix)] == prefix {
+			n++
+		}
+	}
+	return n
+}
+
+// serveHeir is a portd with a keeper at descriptor 3: a Pool, its attach socket, and one listener.
+func serveHeir() error {
+	given, err := fdstore.Receive(3)
+	if err != nil {
+		return err
+	}
+	log := slog.DiscardHandler
+	if os.Getenv("HANDOFF_LOG") != "" {
+		log = slog.NewTextHandler(os.Stderr, nil)
+	}
+	store := fdstore.New(slog.New(log))
+	store.Inherit(given.Items)
+	if err := store.Attach(3, -1); err != nil {
+		return err
+	}
+	pool, ln, err := heirs(store, slog.New(log))
+	if err != nil {
+		return err
+	}
+	if err := pool.Restore(given.Items); err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { _ = pool.Run(ctx) })
+	running.Go(func() { _ = pool.Serve(ctx, ln) })
+	fmt.Println("ready")
+	lines := bufio.NewScanner(os.Stdin)
+	for lines.Scan() {
+		switch lines.Text() {
+		case "tell":
+			_ = json.NewEncoder(os.Stdout).Encode(estate{pool.Totals(dynastyKey), pool.Sum(), pool.Workers()})
+		case "suspend":
+			items, err := pool.Suspend(ctx)
+			fmt.Println("suspended", len(items), err)
+		case "resume":
+			pool.Resume()
+			fmt.Println("resumed")
+		case "release":
+			pool.Released(dynastyID, "released")
+			fmt.Println("released")
+		}
+	}
+	stop()
+	running.Wait()
+	return nil
+}
+
+var dynastyKey = registry.SocketKey{Reservation: dynastyID}
+
+// heirs is a Pool on the descriptors that a portd in a dynasty has.
+func heirs(store *fdstore.Store, log *slog.Logger) (*handoff.Pool, *net.UnixListener, error) {
+	file := os.NewFile(4, "attach")
+	l, err := net.FileListener(file)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := unix.SetNonblock(5, true); err != nil {
+		return nil, nil, err
+	}
+	sa, err := unix.Getsockname(5)
+	if err != nil {
+		return nil, nil, err
+	}
+	port := uint16(sa.(*unix.SockaddrInet4).Port)
+	e := registry.Endpoint{Netns: registry.HostNetns, Proto: registry.TCP, Addr: netip.MustParseAddr("127.0.0.1"), First: port, Last: port}
+	var o registry.ListenOptions
+	if err := json.Unmarshal([]byte(os.Getenv("HANDOFF_OPTIONS")), &o.Handoff); err != nil {
+		return nil, nil, err
+	}
+	res := &registry.Reservation{ID: dynastyID, Owner: registry.UIDPrincipal(uint32(os.Getuid())), Assigned: []registry.Assigned{{Endpoint: e, Listen: &o}}}
+	var attacher handoff.Attacher = everybody{res}
+	if os.Getenv("HANDOFF_RELEASED") != "" {
+		attacher = nobody{}
+	}
+	pool, err := handoff.New(handoff.Config{Attacher: attacher, Keep: store, Log: log})
+	if err != nil {
+		return nil, nil, err
+	}
+	if os.Getenv("HANDOFF_RELEASED") == "" {
+		pool.Listening(dynastyKey, []registry.Socket{{Endpoint: e, FD: 5}}, o)
+	}
+	return pool, l.(*net.UnixListener), nil
+}
+
+// nobody is a policy: all reservations are gone.
+type nobody struct{}
+
+func (nobody) Attach(context.Context, registry.Caller, string) (*registry.Reservation, error) {
+	return nil, registry.ErrNotFound
+}

@@ -1,0 +1,471 @@
+package handoff
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/portd/portd/internal/fdbag"
+	"github.com/portd/portd/internal/fdstore"
+	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/wire"
+)
+
+// A successor goes on with the workers of a portd that is gone, or about to go. It reads their bags while that may still be at work, and
+// changes nothing; it takes over when it runs, all at once, and believes the ledger as it is then.
+
+// A returner is a worker as its bag has it, until it is taken over.
+type returner struct {
+	*worker
+	facts
+	parts []part
+	why   string // it is not to stay; empty: it is
+}
+
+// pending is what Restore was given.
+type pending struct {
+	ledger  *ledger
+	workers []*returner
+	strange []item         // bags that cannot be understood
+	inHand  map[uint32]int // descriptors of connections, by their places in the ledger
+}
+
+// Restore reads what a portd before this one has left of its workers: the items ledger, w.… and c.…, whose descriptors are the Pool's from
+// then on; others it leaves alone. It is called after the registry has started, as often as items come, and before Run, which takes
+// them over. A worker that cannot be restored, or whose reservation is gone, is let go then, as at a stop. The error is one of
+// the registry's, or of too few descriptors; then nothing was changed.
+func (p *Pool) Restore(items []fdstore.Item) error {
+	p.mu.Lock()
+	back := &p.back
+	p.mu.Unlock()
+	for _, it := range items {
+		kind, number, _ := strings.Cut(it.Name, ".")
+		switch {
+		case it.Name == "ledger" && back.ledger == nil:
+			l, err := openLedger(it.FD)
+			if err != nil {
+				p.log.Error("the workers cannot be restored; they attach again", "err", err)
+				back.strange = append(back.strange, item{it.Name, it.FD})
+				continue
+			}
+			back.ledger = l
+		case kind == "c":
+			at, err := strconv.ParseUint(number, 36, 32)
+			if err != nil {
+				back.strange = append(back.strange, item{it.Name, it.FD})
+				continue
+			}
+			if back.inHand == nil {
+				back.inHand = make(map[uint32]int)
+			}
+			back.inHand[uint32(at)] = it.FD
+		case kind == "w":
+			r, err := p.read(it)
+			if err != nil {
+				p.log.Error("a worker cannot be restored; it attaches again", "item", it.Name, "err", err)
+				back.strange = append(back.strange, item{it.Name, it.FD})
+				continue
+			}
+			back.workers = append(back.workers, r)
+		}
+	}
+	return nil
+}
+
+// read makes a returner of a bag, and asks what it may still serve.
+func (p *Pool) read(it fdstore.Item) (*returner, error) {
+	bag, err := fdbag.From(it.FD)
+	if err != nil {
+		return nil, err
+	}
+	w, f, err := unpack(bag)
+	if err != nil {
+		return nil, err
+	}
+	w.name = it.Name
+	r := &returner{worker: w, facts: f}
+	for i := range f.Serves {
+		s := &f.Serves[i]
+		part := part{key: f.key(s), socket: s.Socket, weight: s.Weight, priority: s.Priority}
+		res, err := p.cfg.Attacher.Attach(context.Background(), w.caller, part.key.Reservation)
+		switch {
+		case err == nil && s.Index < len(res.Assigned):
+			part.owner, part.endpoint = res.Owner, res.Assigned[s.Index].Endpoint
+			err = p.relend(&part, s.Lent)
+		case err == nil:
+			err = registry.ErrNotFound
+		}
+		if err != nil {
+			if !errors.Is(err, registry.ErrNotFound) {
+				p.log.Warn("a worker cannot go on with a listener", "worker", w.id, "reservation", part.key.Reservation, "err", err)
+			}
+			part.gone = true
+		}
+		r.parts = append(r.parts, part)
+	}
+	if !slices.ContainsFunc(r.parts, func(p part) bool { return !p.gone }) {
+		r.why = "its reservation is gone"
+	}
+	return r, nil
+}
+
+// relend tells who lends sockets that a worker still has its.
+func (p *Pool) relend(of *part, shares []share) error {
+	if len(shares) == 0 {
+		return nil
+	}
+	lent := make([]registry.Socket, len(shares))
+	for i, s := range shares {
+		e := of.endpoint
+		e.First, e.Last = s.Port, s.Port
+		lent[i] = registry.Socket{Endpoint: e, FD: -1, Member: s.Member, Loan: s.Loan}
+	}
+	if err := p.cfg.Lender.Relend(of.key, lent...); err != nil {
+		return err
+	}
+	of.sockets = lent
+	return nil
+}
+
+// takeOver makes this portd the one that goes on with what there is. The lock is held, and the engine does not run yet.
+func (p *Pool) takeOver() {
+	back := &p.back
+	defer func() {
+		*back = pending{}
+		p.begun = true
+		close(p.begin)
+		for key := range p.listeners {
+			p.call(key)
+		}
+	}()
+	if p.cfg.Keep == nil {
+		return
+	}
+	p.ledger = back.ledger
+	if p.ledger == nil {
+		var err error
+		if p.ledger, err = newLedger(); err != nil {
+			p.log.Error("workers would have to attach again if portd died", "err", err)
+		}
+	}
+	for _, s := range back.strange {
+		p.discardStrange(s)
+	}
+	if p.ledger == nil {
+		for _, r := range back.workers {
+			p.dismiss(r)
+		}
+		return
+	}
+	slices.SortFunc(back.workers, func(a, b *returner) int { return a.attached.Compare(b.attached) })
+	back.workers = slices.DeleteFunc(back.workers, func(r *returner) bool {
+		place, serves := p.ledger.claim(r.facts.Ledger, len(r.Serves), r.Tenant)
+		if place == nil || place.standing == joining || place.standing == released {
+			p.dismiss(r)
+			return true
+		}
+		r.workerPlace, r.mine = place, r.Tenant
+		for i := range serves {
+			r.serves = append(r.serves, &serving{worker: r.worker, number: uint32(i), servingPlace: &serves[i]})
+		}
+		return false
+	})
+	p.ledger.own()
+	p.cfg.Keep.Put("ledger", p.ledger.fd)
+	p.settleMessage(func(tenant uint64) *worker {
+		for _, r := range back.workers {
+			if r.mine == tenant {
+				return r.worker
+			}
+		}
+		return nil
+	})
+
+	p.ledger.head.past.add(p.past)
+	p.past = &p.ledger.head.past
+	p.known = make(map[registry.SocketKey]uint32)
+	for i := range p.ledger.head.listeners {
+		if l := &p.ledger.listeners[i]; l.length > 0 {
+			p.known[l.key()] = i
+		}
+	}
+	for _, l := range p.listeners {
+		p.account(l)
+	}
+	for _, r := range back.workers {
+		p.takeBackIn(r)
+	}
+	lost := p.grasp(back.inHand)
+	if at := p.ledger.head.accepting; at > 0 && at <= mostListeners { // it may have had one, and not yet written down
+		p.ledger.listeners[at-1].lost++
+		lost++
+	}
+	p.ledger.accepting(nil)
+	for _, at := range p.known { // their reservations are gone
+		p.past.add(&p.ledger.listeners[at].counts)
+		p.ledger.freeListener(at)
+	}
+	p.known = nil
+	if len(back.workers) > 0 || lost > 0 {
+		p.log.Info("going on where the portd before stopped", "workers", len(p.workers), "connections_lost", lost)
+	}
+}
+
+// takeBackIn makes a returner one of the workers again.
+func (p *Pool) takeBackIn(r *returner) {
+	w := r.worker
+	for i, part := range r.parts {
+		if part.gone && !w.serves[i].gone {
+			w.serves[i].gone = true
+			if w.standing == attached {
+				p.tell(w, wire.AppendListenerGone(nil, wire.ListenerGone{Listener: uint32(i), Reason: "released"}))
+			}
+		}
+	}
+	for _, s := range w.serves {
+		if s.gone {
+			s.owes = false
+		}
+		if s.owes {
+			w.draining++
+		}
+	}
+	if err := p.enroll(w, r.parts); err != nil {
+		p.log.Error("a worker cannot be restored; it attaches again", "worker", w.id, "err", err)
+		p.dismiss(r)
+		return
+	}
+	for _, part := range r.parts {
+		if len(part.sockets) > 0 {
+			w.loans = append(w.loans, loan{part.key, part.sockets})
+		}
+	}
+	w.page.Sent(w.sent, w.sequence)
+	p.returned = append(p.returned, w)
+	switch {
+	case w.standing == leaving:
+		p.detach(w, redeliver, "it was gone already")
+	case r.why != "":
+		p.detach(w, leaveQueue, r.why)
+	default:
+		p.log.Info("worker is back", "worker", w.id, "pid", w.caller.PID)
+	}
+}
+
+// dismiss lets go of one that does not become a worker again.
+func (p *Pool) dismiss(r *returner) {
+	_ = unix.Shutdown(r.queue, unix.SHUT_RDWR)
+	closeRaw(r.queue)
+	p.hangUp(r.conn)
+	_ = unix.Munmap(r.mem)
+	for _, part := range r.parts {
+		if len(part.sockets) > 0 {
+			p.unwanted = append(p.unwanted, loan{part.key, part.sockets})
+		}
+	}
+	p.discard(r.name, r.bag.FD())
+}
+
+// discardStrange puts away a bag that is not understood. Its worker may wait at the other ends of what is in there.
+func (p *Pool) discardStrange(it item) {
+	if bag, err := fdbag.From(it.fd); err == nil {
+		if fds, err := bag.Open(); err == nil {
+			for _, fd := range fds {
+				_ = unix.Shutdown(fd, unix.SHUT_RDWR)
+				closeRaw(fd)
+			}
+		}
+	}
+	p.discard(it.name, it.fd)
+}
+
+// grasp takes what was in the hands of portds before into ours, as far as there are descriptors for it, and counts the rest as lost.
+func (p *Pool) grasp(have map[uint32]int) (lost int) {
+	for _, g := range p.ledger.inHand() {
+		if g.incarnation == p.ledger.incarnation {
+			continue
+		}
+		var l *listener
+		of := p.past
+		if at := g.listener; at > 0 && at <= mostListeners && p.ledger.listeners[at-1].length > 0 {
+			of = &p.ledger.listeners[at-1].counts
+			l = p.listeners[p.ledger.listeners[at-1].key()]
+		}
+		fd, ok := have[g.at]
+		delete(have, g.at)
+		switch {
+		case !ok:
+			of.lost++
+			lost++
+			p.ledger.let(g.at)
+		case l == nil || !l.listening:
+			p.drop(heldConn{fd: fd, hand: g.at})
+		default:
+			h := heldConn{fd: fd, conn: g.connection(), hand: g.at}
+			e := l.endpointOf(&h)
+			for _, s := range l.sockets {
+				if s.endpoint == *e {
+					h.endpoint, h.conn.Local = &s.endpoint, s.local
+				}
+			}
+			p.ledger.regrip(g.at, fd)
+			l.held.push(h)
+			p.enqueue(l)
+		}
+	}
+	for _, fd := range have { // nobody's any more
+		closeRaw(fd)
+	}
+	return lost
+}
+
+// settleMessage finds out what became of the message in flight. Where it was sent, it is counted; where it was not, its connections are still in hand.
+// Where that cannot be told its sequence is not used again, and its connections are not sent again.
+func (p *Pool) settleMessage(of func(tenant uint64) *worker) {
+	j := &p.ledger.head.journal
+	if j.sequence == 0 {
+		return
+	}
+	n := min(int(j.n), perMessage)
+	var w *worker
+	if j.worker != 0 {
+		w = of(j.worker)
+	}
+	fate := unknown
+	if w != nil {
+		fate = p.fateOf(w, j.sequence)
+	}
+	if fate != unsent && w != nil {
+		w.sequence = max(w.sequence, j.sequence)
+	}
+	total := p.past
+	if at := j.listener; at > 0 && at <= mostListeners {
+		total = &p.ledger.listeners[at-1].counts
+	}
+	switch fate {
+	case sent:
+		w.sent = j.sent + uint64(n)
+		if int(j.serving) < len(w.serves) {
+			w.serves[j.serving].sent = j.servingSent + uint64(n)
+		}
+		again := uint64(0)
+		for _, at := range j.hands[:n] {
+			if at > 0 && at < mostHands && p.ledger.hands[at].flags&wire.Redelivered != 0 {
+				again++
+			}
+		}
+		total.handedOver, total.redelivered = j.handedOver+uint64(n), j.redelivered+again
+	case unknown:
+		total.lost += uint64(n)
+	}
+	if fate == unsent {
+		n = 0
+	}
+	hands := j.hands
+	for i := range hands {
+		if hands[i] >= mostHands || i < n && p.ledger.hands[hands[i]].owner == 0 {
+			hands[i] = 0 // that far the portd before had come
+		}
+	}
+	p.ledger.settled(n, &hands)
+}
+
+// A fate is what became of a message.
+type fate int
+
+const (
+	unknown fate = iota
+	sent
+	unsent
+)
+
+// fateOf looks for a message in a worker's queue, and then whether the worker has taken it. In this order, for it goes from there to
+// there. A worker that says nothing of itself leaves it unknown.
+func (p *Pool) fateOf(w *worker, sequence uint64) fate {
+	if w.sequence >= sequence {
+		return sent // it was counted already
+	}
+	kept, done, err := w.end()
+	if err != nil {
+		return unknown
+	}
+	defer done()
+	var buf [frameSize]byte
+	for {
+		before, _ := unix.IoctlGetInt(w.queue, unix.SIOCOUTQ)
+		n, _, err := unix.Recvfrom(kept, buf[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		if err != nil || n == 0 {
+			break
+		}
+		if after, _ := unix.IoctlGetInt(w.queue, unix.SIOCOUTQ); after != before {
+			continue // the worker is taking some
+		}
+		m, err := wire.Parse(buf[:n])
+		if err != nil || m.Type != wire.TypeConnections {
+			return unsent // a probe, after which nothing is sent
+		}
+		f, err := wire.DecodeFrame(m)
+		if err != nil {
+			return unknown
+		}
+		if last := f.Sequence + uint64((before+p.truesize/2)/p.truesize) - 1; last >= sequence {
+			return sent
+		}
+		return unsent
+	}
+	for range 20 {
+		switch taken, _, known := w.page.Taken(); {
+		case !known:
+			time.Sleep(time.Millisecond) // it is in the middle of it
+		case taken == 0:
+			return unknown
+		case taken >= sequence:
+			return sent
+		default:
+			return unsent
+		}
+	}
+	return unknown
+}
+
+// account gives l its place in the ledger.
+func (p *Pool) account(l *listener) {
+	if p.ledger == nil || l.place != 0 {
+		return
+	}
+	place, at := p.ledger.listener(l.key, p.known)
+	if place == nil {
+		return
+	}
+	delete(p.known, l.key)
+	place.counts.add(l.counts)
+	l.counts, l.place = &place.counts, at+1
+	l.shared = l.shared || place.shared
+	if l.shared {
+		p.share(l)
+	}
+}
+
+// share notes that a program has, or may have kept, the sockets of l.
+func (p *Pool) share(l *listener) {
+	l.shared, p.shared[l.key.Reservation] = true, true
+	if l.place != 0 {
+		p.ledger.listeners[l.place-1].shared = true
+	}
+}
+
+// close gives up the place of a listener that is not there any more.
+func (p *Pool) close(l *listener) {
+	p.past.add(l.counts)
+	last := *l.counts
+	l.counts = &last
+	if l.place != 0 {
+		p.ledger.freeListener(l.place - 1)
+		l.place = 0
+	}
+}
