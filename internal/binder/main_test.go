@@ -18,6 +18,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(envHost) != "" {
 		os.Exit(beHost())
 	}
+	if os.Getenv(envWarden) != "" {
+		os.Exit(beWarden())
+	}
 	nstest.Main(m)
 }
 

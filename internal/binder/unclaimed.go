@@ -3,6 +3,7 @@ package binder
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -57,25 +58,37 @@ func (b *Binder) leftLocked() (left []*socket) {
 	return left
 }
 
-// closeLeftLocked closes sockets that came and are nobody's.
+// closeLeftLocked closes sockets that came and are nobody's, bag by bag, so that it takes no more descriptors than one bag does.
 func (b *Binder) closeLeftLocked(left []*socket) {
 	going := make(map[*socket]bool, len(left))
-	in := map[*bag]int{}
 	for _, s := range left {
 		going[s] = true
+	}
+	end := func(s *socket) {
+		delete(going, s)
 		b.busyLocked(s)
-		if s.bag != nil {
-			in[s.bag]++
-			if s.exposed { // a program may have it, and is to serve nobody any more
-				in[s.bag] -= s.bag.Len()
-			}
+		b.parking.open--
+		s.end()
+		b.kept.drop(s)
+		s.close()
+		s.fd = -1
+	}
+	for _, s := range left {
+		if s.bag == nil {
+			end(s)
 		}
 	}
-	for in, n := range in {
-		if n == in.Len() {
+	for _, s := range left {
+		in := s.bag
+		if !going[s] {
+			continue
+		}
+		all := in.sockets
+		if !slices.ContainsFunc(all, func(s *socket) bool { return !going[s] || s.exposed }) {
 			b.emptyLocked(in)
-			for _, s := range in.sockets {
-				s.bag, s.fd = nil, -1
+			for _, s := range all {
+				s.bag = nil
+				delete(going, s)
 			}
 			continue
 		}
@@ -86,17 +99,13 @@ func (b *Binder) closeLeftLocked(left []*socket) {
 		}
 		if err != nil {
 			b.log.Error("kept sockets that nobody wants stay open", "err", err)
+			return
 		}
-	}
-	for _, s := range left {
-		if s.bag != nil || s.fd < 0 {
-			continue
+		for _, s := range all {
+			if going[s] {
+				end(s)
+			}
 		}
-		b.busyLocked(s)
-		b.parking.open--
-		s.end()
-		b.kept.drop(s)
-		s.close()
 	}
 	b.parkLocked()
 }
