@@ -18,8 +18,8 @@ func (s *Store) Load(ctx context.Context) (*registry.State, error) {
 		return nil, err
 	}
 	pending := len(s.pending)
-	s.writer.Unlock()
 	st := &registry.State{Schema: s.schema}
+	s.writer.Unlock()
 	var err error
 	if pending == 0 {
 		err = s.view(func(v view) error { return loadState(ctx, v.tx, st) })
@@ -116,6 +116,9 @@ func loadState(ctx context.Context, tx *bolt.Tx, st *registry.State) error {
 func load[T, M any, P message[M]](
 	ctx context.Context, tx *bolt.Tx, m *storepb.Meta, bucket []byte, convert func(*fromStored, P) T,
 ) ([]T, error) {
+	if tx.Bucket(bucket) == nil { // on trial: look has seen that the schema has none
+		return nil, nil
+	}
 	var all []T
 	err := tx.Bucket(bucket).ForEach(func(k, v []byte) error {
 		if err := ctx.Err(); err != nil {
@@ -136,6 +139,9 @@ func load[T, M any, P message[M]](
 
 // loadEditions is load for editions, of which one that is damaged is left out: there are others to answer from.
 func loadEditions(tx *bolt.Tx, m *storepb.Meta) (all []*registry.Edition, damaged []error, err error) {
+	if tx.Bucket(bucketEdition) == nil {
+		return nil, nil, nil
+	}
 	err = tx.Bucket(bucketEdition).ForEach(func(k, v []byte) error {
 		switch e, err := decode(k, v, (*fromStored).edition); {
 		case errors.Is(err, ErrDamaged):
@@ -156,13 +162,16 @@ func loadEditions(tx *bolt.Tx, m *storepb.Meta) (all []*registry.Edition, damage
 // checkEvents makes sure that the changes from the oldest to the last have not lost an end.
 func checkEvents(tx *bolt.Tx, m *storepb.Meta) error {
 	oldest, last := registry.Revision(m.GetOldest()), registry.Revision(m.GetRevision())
-	c := tx.Bucket(bucketEvent).Cursor()
-	k, _ := c.Last()
-	switch {
-	case oldest > last:
+	if oldest > last {
 		return nil
-	case !bytes.Equal(k, eventKey(last)):
-		return fmt.Errorf("%w: the last change is at %x, not at revision %d", ErrDamaged, k, last)
+	}
+	// Not by Last, which goes round for ever where a transaction has emptied all of several pages.
+	c := tx.Bucket(bucketEvent).Cursor()
+	if k, _ := c.Seek(eventKey(last)); !bytes.Equal(k, eventKey(last)) {
+		return fmt.Errorf("%w: revision %d, the last change, is missing", ErrDamaged, last)
+	}
+	if k, _ := c.Next(); k != nil {
+		return fmt.Errorf("%w: a change is at %x, and the last one at revision %d", ErrDamaged, k, last)
 	}
 	if k, _ := c.Seek(eventKey(oldest)); !bytes.Equal(k, eventKey(oldest)) {
 		return fmt.Errorf("%w: the oldest change is at %x, not at revision %d", ErrDamaged, k, oldest)
