@@ -13,7 +13,6 @@ import (
 // keepUp puts into the file what is in the journal, when it is much or has been there for a while, until stop is closed. Where
 // that fails, the journal keeps it: it is tried again, and who finds no room in the journal meanwhile is told.
 func (s *Store) keepUp() {
-	defer close(s.stopped)
 	if s.opt.Delay < 0 {
 		<-s.stop
 		return
@@ -217,7 +216,7 @@ func (s *Store) startJournal() error {
 	if s.half == nil {
 		j, err := createJournal(journalPath(s.path), s.id)
 		if err != nil {
-			s.without = time.Now().Add(time.Minute)
+			s.doWithout(err)
 			return nil
 		}
 		maybe, err := s.transact(nil, func(tx *bolt.Tx, m *storepb.Meta) error {
@@ -230,13 +229,28 @@ func (s *Store) startJournal() error {
 				return err
 			}
 			// It may have taken the room that the transaction needed. One that stays has nothing, and the next one replaces it.
-			s.without = time.Now().Add(time.Minute)
+			s.doWithout(err)
 			return errors.Join(j.file.Close(), removeIfThere(j.path))
 		}
 		s.half = j
 	}
 	s.journal, s.half = s.half, nil
+	if s.cannot {
+		s.cannot = false
+		s.opt.Log.Info("there is a journal again", "file", s.journal.path)
+	}
 	return nil
+}
+
+// doWithout puts off the next try to make a journal. It is said once.
+func (s *Store) doWithout(why error) {
+	s.without = time.Now().Add(time.Minute)
+	if s.cannot {
+		return
+	}
+	s.cannot = true
+	s.opt.Log.Warn("the journal cannot be made: until it can, each change goes into the state's file at once, which takes longer",
+		"file", journalPath(s.path), "err", why)
 }
 
 // endJournal leaves a file that needs no journal, for whoever has base and writer.

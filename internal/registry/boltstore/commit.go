@@ -27,6 +27,13 @@ func (s *Store) Commit(ctx context.Context, base registry.Revision, changes []re
 	if err != nil {
 		return err
 	}
+	if t := s.trial.Load(); t != nil {
+		return t.commit(ctx, s, b)
+	}
+	return s.commit(ctx, b)
+}
+
+func (s *Store) commit(ctx context.Context, b *batch) error {
 	for {
 		if err := s.lock(); err != nil {
 			return err

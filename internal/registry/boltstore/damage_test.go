@@ -178,7 +178,7 @@ func TestDamaged(t *testing.T) {
 		}
 	}
 	t.Logf("pages: %v", outcomes)
-	if outcomes["damaged"] < 20 || outcomes["found by events"] == 0 || outcomes["an edition lost"] == 0 {
+	if outcomes["damaged"] < 30 || outcomes["an edition lost"] == 0 {
 		t.Error("too few were found")
 	}
 

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -27,6 +29,12 @@ type Options struct {
 	Journal int64
 	// Delay is how long changes may be in the journal alone; 0 means a second, and less until the journal is full.
 	Delay time.Duration
+	// Copies is how often the store is copied, where it has changed; 0: never.
+	Copies time.Duration
+	// Trial leaves a file of an older schema such that the portd that wrote it reads it, until Settle.
+	Trial bool
+	// Log is told of what nobody has asked for; nil: silent.
+	Log *slog.Logger
 }
 
 // Open opens the file at path, and makes it, readable by nobody else, where there is none; its directory must exist. A
@@ -40,6 +48,12 @@ func open(path string, opt Options, steps []migration) (*Store, error) {
 	opt.Timeout = cmp.Or(opt.Timeout, time.Second)
 	opt.Journal = max(cmp.Or(opt.Journal, defaultSize), firstSize)
 	opt.Delay = cmp.Or(opt.Delay, time.Second)
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := adopt(path); err != nil {
+		return nil, fmt.Errorf("take what was restored: %w", err)
+	}
 	switch info, err := os.Stat(path); {
 	case errors.Is(err, fs.ErrNotExist):
 		if err := create(path, closed(newest(steps))); err != nil {
@@ -76,7 +90,13 @@ func open(path string, opt Options, steps []migration) (*Store, error) {
 		}
 		return nil, errors.Join(err, s.db.Close())
 	}
-	go s.keepUp()
+	go func() {
+		defer close(s.stopped)
+		var keepers sync.WaitGroup
+		keepers.Go(s.keepUp)
+		keepers.Go(s.keepCopies)
+		keepers.Wait()
+	}()
 	return s, nil
 }
 
@@ -113,16 +133,18 @@ func (s *Store) start(steps []migration) error {
 			return fmt.Errorf("sync %s: %w", s.journal.path, err)
 		}
 	}
-	if have < closed(s.schema) {
-		if err := s.merge(s.pending); err != nil {
-			return err
+	switch {
+	case have >= closed(s.schema):
+		return nil
+	case s.opt.Trial:
+		s.schema = have
+		s.trial.Store(&trial{steps: steps, have: have})
+		if s.journal == nil { // a portd that reads this schema may know no journals
+			s.without = time.Now().AddDate(100, 0, 0)
 		}
-		s.merged(s.pending)
-		if err := s.update(func(tx *bolt.Tx) error { return migrate(tx, steps) }); err != nil {
-			return fmt.Errorf("%s: %w", s.path, err)
-		}
+		return nil
 	}
-	return nil
+	return s.migrate(have, steps, nil)
 }
 
 // openBolt returns also the descriptor that the DB has and closes. Where it fails, nothing is left open.
@@ -185,6 +207,9 @@ func inspect(path string, opt Options, reads uint32) error {
 			return err
 		})
 	})
+	if err == nil {
+		err = checkFile(path) // what bbolt takes for granted
+	}
 	if err != nil {
 		err = fmt.Errorf("%s: %w", path, err)
 	}
@@ -233,24 +258,11 @@ func create(path string, schema uint32) (err error) {
 		return err
 	}
 	err = db.Update(func(tx *bolt.Tx) error {
-		records := bucketsOfRecords(schema)
-		for _, name := range append([][]byte{bucketMeta, bucketEvent}, records...) {
-			if _, err := tx.CreateBucket(name); err != nil {
-				return err
-			}
-		}
-		if err := putSchema(tx, schema); err != nil {
-			return err
-		}
 		m := &storepb.Meta{StoreId: newStoreID(), Oldest: 1, Records: map[string]int64{}}
-		for _, name := range records {
+		for _, name := range bucketsOfRecords(schema) {
 			m.Records[string(name)] = 0
 		}
-		first, err := put(bucketMeta, keyStore, m)
-		if err != nil {
-			return err
-		}
-		return first.apply(tx)
+		return makeBuckets(tx, schema, m)
 	})
 	if err := errors.Join(err, db.Close()); err != nil {
 		return err
@@ -260,6 +272,23 @@ func create(path string, schema uint32) (err error) {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// makeBuckets makes all of a new file but its records.
+func makeBuckets(tx *bolt.Tx, schema uint32, m *storepb.Meta) error {
+	for _, name := range append([][]byte{bucketMeta, bucketEvent}, bucketsOfRecords(schema)...) {
+		if _, err := tx.CreateBucket(name); err != nil {
+			return err
+		}
+	}
+	if err := putSchema(tx, schema); err != nil {
+		return err
+	}
+	o, err := put(bucketMeta, keyStore, m)
+	if err != nil {
+		return err
+	}
+	return o.apply(tx)
 }
 
 func newStoreID() string { return "sto_" + strings.ToLower(rand.Text()[:20]) }

@@ -185,14 +185,22 @@ func seal(key []byte, m proto.Message) ([]byte, error) {
 
 // unseal reads into m what is kept under key. What it leaves in m has no part of v, which dies with its transaction.
 func unseal(key, v []byte, m proto.Message) error {
+	if err := checkSealed(key, v); err != nil {
+		return err
+	}
+	if err := proto.Unmarshal(v[4:], m); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return nil
+}
+
+// checkSealed says whether v is whole, without reading what it says.
+func checkSealed(key, v []byte) error {
 	if len(v) < 4 {
 		return fmt.Errorf("%w: %d bytes are not a record", ErrDamaged, len(v))
 	}
 	if binary.BigEndian.Uint32(v) != checksum(key, v[4:]) {
 		return fmt.Errorf("%w: wrong checksum", ErrDamaged)
-	}
-	if err := proto.Unmarshal(v[4:], m); err != nil {
-		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return nil
 }

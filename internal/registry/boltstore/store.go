@@ -48,11 +48,13 @@ type Store struct {
 	journal     *journal  // nil: there is none yet
 	half        *journal  // there will be this one, as soon as the file on the disk knows it for certain
 	without     time.Time // until when to do without
+	cannot      bool      // make one, and that has been logged
 	pending     []*batch  // in the journal, and not in the file for certain
 	waiting     int64     // bytes of the journal that they take
 	trusted     bool      // it has been read as a whole, or written to: otherwise it is left as it was found
 	undo        []op      // takes back the last commit of bbolt, where it failed and may be on the disk all the same; else nil
 
+	trial  atomic.Pointer[trial] // nil: the file is what this portd writes
 	broken atomic.Pointer[error] // bbolt cannot go on; only Close is left
 
 	some, many chan struct{} // there is something pending; there is much

@@ -1,0 +1,223 @@
+package boltstore
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"slices"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/registry/boltstore/storepb"
+)
+
+// A backup is all records and changes of a store as of one revision. It is not bbolt's file: what is read back comes from
+// outside, and bbolt trusts what it maps. Integers are big-endian:
+//
+//	backupMagic; length of the header (4 bytes), CRC-32C of it (4), the header: storepb.Backup
+//	ops as in a journal, none of which deletes: bucket by bucket in the order of backupBuckets, keys in ascending order
+//	SHA-256 of all that (32)
+const (
+	backupMagic = "portd backup 1\n"
+	backupKind  = "portd backup " // of any version
+
+	maxHeader = 64 << 10 // bytes; a real one has a few hundred
+)
+
+// BackupInfo is what a backup says of itself.
+type BackupInfo struct {
+	StoreID          string // of the store that it was made of
+	Revision, Oldest registry.Revision
+	Schema           uint32
+	Size             int64 // bytes in all
+	Time             time.Time
+	Reservations     int64
+
+	header *storepb.Backup
+}
+
+func infoOf(h *storepb.Backup, headerLength int) BackupInfo {
+	return BackupInfo{
+		StoreID: h.GetStoreId(), Revision: registry.Revision(h.GetRevision()), Oldest: registry.Revision(h.GetOldest()),
+		Schema: h.GetSchema(), Time: h.GetTime().AsTime(), Reservations: h.GetRecords()[string(bucketReservation)],
+		Size:   int64(len(backupMagic)+8+headerLength) + h.GetLength() + sha256.Size,
+		header: h,
+	}
+}
+
+// backupBuckets are what a backup of a schema has.
+func backupBuckets(schema uint32) [][]byte { return append(bucketsOfRecords(schema), bucketEvent) }
+
+// Backup writes a backup of everything that was answered before the call, and of no half of what was answered since. Others
+// read and commit meanwhile; w should not keep it waiting, for the file grows until it returns. ErrDamaged where a record
+// cannot be read: a backup is whole or it is none.
+func (s *Store) Backup(ctx context.Context, w io.Writer) (info BackupInfo, err error) {
+	err = s.view(func(v view) error {
+		h, err := s.survey(ctx, v)
+		if err != nil {
+			return err
+		}
+		raw, err := proto.Marshal(h)
+		if err != nil {
+			return err
+		}
+		info = infoOf(h, len(raw))
+		sum := sha256.New()
+		out := bufio.NewWriterSize(io.MultiWriter(w, sum), 256<<10)
+		head := binary.BigEndian.AppendUint32([]byte(backupMagic), uint32(len(raw)))
+		head = binary.BigEndian.AppendUint32(head, crc32.Checksum(raw, castagnoli))
+		if _, err := out.Write(append(head, raw...)); err != nil {
+			return err
+		}
+		var b []byte
+		if err := v.each(ctx, h.GetSchema(), registry.Revision(h.GetOldest()), func(o op) error {
+			b = appendOp(b[:0], o)
+			_, err := out.Write(b)
+			return err
+		}); err != nil {
+			return err
+		}
+		if err := out.Flush(); err != nil {
+			return err
+		}
+		_, err = w.Write(sum.Sum(nil))
+		return err
+	})
+	return info, err
+}
+
+// survey reads what a backup is to have, and makes sure that all of it is there and whole.
+func (s *Store) survey(ctx context.Context, v view) (*storepb.Backup, error) {
+	m, err := readMeta(v.tx)
+	if err != nil {
+		return nil, err
+	}
+	schema, err := schemaOf(v.tx)
+	if err != nil {
+		return nil, err
+	}
+	if err := wholeBuckets(ctx, v.tx, m, schema); err != nil {
+		return nil, err
+	}
+	h := &storepb.Backup{
+		StoreId: m.GetStoreId(), Revision: int64(v.rev), Oldest: int64(v.oldest), Schema: closed(schema), Records: map[string]int64{},
+		Time: timestamppb.Now(),
+	}
+	for _, name := range bucketsOfRecords(schema) {
+		h.Records[string(name)] = 0
+	}
+	next := v.oldest
+	err = v.each(ctx, schema, v.oldest, func(o op) error {
+		if err := checkSealed(o.key, o.value); err != nil {
+			return fmt.Errorf("%s %q: %w", o.bucket, o.key, err)
+		}
+		h.Length += int64(o.size())
+		if !bytes.Equal(o.bucket, bucketEvent) {
+			h.Records[string(o.bucket)]++
+			return nil
+		}
+		if !bytes.Equal(o.key, eventKey(next)) {
+			return fmt.Errorf("%w: revision %d is missing", ErrDamaged, next)
+		}
+		next++
+		return nil
+	})
+	if err == nil && next != v.rev+1 {
+		err = fmt.Errorf("%w: revision %d is missing", ErrDamaged, next)
+	}
+	return h, err
+}
+
+// wholeBuckets makes sure that no record of the file is missing, which bbolt would not notice.
+func wholeBuckets(ctx context.Context, tx *bolt.Tx, m *storepb.Meta, schema uint32) error {
+	for _, name := range bucketsOfRecords(schema) {
+		b, n := tx.Bucket(name), int64(0)
+		if b == nil {
+			return fmt.Errorf("%w: it has no bucket %q", ErrDamaged, name)
+		}
+		c := b.Cursor()
+		for k, _ := c.First(); k != nil && ctx.Err() == nil; k, _ = c.Next() {
+			n++
+		}
+		if want := m.GetRecords()[string(name)]; n != want && ctx.Err() == nil {
+			return fmt.Errorf("%w: of %d records of kind %s there are %d", ErrDamaged, want, name, n)
+		}
+	}
+	return ctx.Err()
+}
+
+// each yields all that v has in the order of a backup, as ops that put it: records, and changes from oldest on. What it
+// yields dies with the transaction.
+func (v view) each(ctx context.Context, schema uint32, oldest registry.Revision, yield func(op) error) error {
+	newer := lastOf(v.pending)
+	for _, name := range backupBuckets(schema) {
+		b := v.tx.Bucket(name)
+		if b == nil {
+			return fmt.Errorf("%w: it has no bucket %q", ErrDamaged, name)
+		}
+		from := []byte(nil)
+		if bytes.Equal(name, bucketEvent) {
+			from = eventKey(oldest)
+		}
+		put := func(k, value []byte) error {
+			switch {
+			case ctx.Err() != nil:
+				return ctx.Err()
+			case value == nil || bytes.Compare(k, from) < 0:
+				return nil
+			}
+			return yield(op{name, k, value})
+		}
+		ahead := newer[string(name)]
+		c := b.Cursor()
+		k, value := c.Seek(from)
+		for k != nil || len(ahead) > 0 {
+			if len(ahead) > 0 && (k == nil || bytes.Compare(ahead[0].key, k) <= 0) {
+				if k != nil && bytes.Equal(ahead[0].key, k) {
+					k, value = c.Next()
+				}
+				if err := put(ahead[0].key, ahead[0].value); err != nil {
+					return err
+				}
+				ahead = ahead[1:]
+				continue
+			}
+			if err := put(k, value); err != nil {
+				return err
+			}
+			k, value = c.Next()
+		}
+	}
+	return nil
+}
+
+// lastOf is the last op for each key of what is pending, by bucket, sorted by key.
+func lastOf(pending []*batch) map[string][]op {
+	last := map[string]map[string]op{}
+	for _, b := range pending {
+		for _, o := range b.ops {
+			if last[string(o.bucket)] == nil {
+				last[string(o.bucket)] = map[string]op{}
+			}
+			last[string(o.bucket)][string(o.key)] = o
+		}
+	}
+	sorted := map[string][]op{}
+	for bucket, ops := range last {
+		for _, o := range ops {
+			sorted[bucket] = append(sorted[bucket], o)
+		}
+		slices.SortFunc(sorted[bucket], func(a, b op) int { return cmp.Compare(string(a.key), string(b.key)) })
+	}
+	return sorted
+}

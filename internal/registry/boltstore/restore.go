@@ -1,0 +1,170 @@
+package boltstore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+
+	"github.com/portd/portd/internal/registry/boltstore/storepb"
+)
+
+// What lies beside a store's file for a restore:
+//
+//	portd.db-restoring       a store that is being made of a backup
+//	portd.db-restored        the one that is whole: the next who opens the store takes it
+//	portd.db-before-restore  the file that was replaced, with its journal where it had one
+func restoringPath(path string) string { return path + "-restoring" }
+func restoredPath(path string) string  { return path + "-restored" }
+
+// BeforeRestore is where the store is that the last restore has replaced.
+func BeforeRestore(path string) string { return path + "-before-restore" }
+
+// restoreBatch is how many records go into one transaction: what is in it is in memory until it ends.
+const restoreBatch = 10_000
+
+// Restore makes a store of a backup, under a new id, and leaves it beside the one at path, which may be open or damaged and is
+// not looked at. The next Open of path takes it, whichever process that is; Withdraw undoes that before. Nothing is left behind
+// where the backup is not whole, with the errors of CheckBackup. One Restore of a path goes on at a time.
+func Restore(ctx context.Context, path string, from io.Reader) (info BackupInfo, storeID string, err error) {
+	in, err := openBackup(from)
+	if err != nil {
+		return info, "", err
+	}
+	at := restoringPath(path)
+	if err := removeIfThere(at); err != nil {
+		return info, "", err
+	}
+	f, err := os.OpenFile(at, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return info, "", err
+	}
+	if err := f.Close(); err != nil {
+		return info, "", err
+	}
+	defer func() { err = errors.Join(err, removeIfThere(at)) }()
+	storeID = newStoreID()
+	if err := guard(func() error { return fill(ctx, at, storeID, in) }); err != nil {
+		return info, "", err
+	}
+	if err := checkFile(at); err != nil {
+		return info, "", fmt.Errorf("what was made of the backup: %w", err)
+	}
+	if err := os.Rename(at, restoredPath(path)); err != nil {
+		return info, "", err
+	}
+	return in.info, storeID, syncDir(filepath.Dir(path))
+}
+
+// fill makes a closed store of the newest schema at path, where there is an empty file.
+func fill(ctx context.Context, path, storeID string, in *backupReader) error {
+	db, err := bolt.Open(path, 0, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType, NoSync: true})
+	if err != nil {
+		return err
+	}
+	defer db.Close() // it is nothing until it is synced
+	h := in.info.header
+	m := &storepb.Meta{StoreId: storeID, Revision: h.GetRevision(), Oldest: h.GetOldest(), Records: h.GetRecords()}
+	if err := db.Update(func(tx *bolt.Tx) error { return makeBuckets(tx, h.GetSchema(), m) }); err != nil {
+		return err
+	}
+	var held []op
+	flush := func() error {
+		err := db.Update(func(tx *bolt.Tx) error {
+			for _, o := range held {
+				b := tx.Bucket(o.bucket)
+				b.FillPercent = 0.9 // keys come in order
+				if err := b.Put(o.key, o.value); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		held = held[:0]
+		return err
+	}
+	if err := in.each(ctx, func(o op) error {
+		held = append(held, op{bytes.Clone(o.bucket), bytes.Clone(o.key), bytes.Clone(o.value)})
+		if len(held) == restoreBatch {
+			return flush()
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	if err := flush(); err != nil {
+		return err
+	}
+	if err := db.Update(func(tx *bolt.Tx) error { return migrate(tx, migrations) }); err != nil {
+		return err
+	}
+	if err := db.Sync(); err != nil {
+		return err
+	}
+	return db.Close()
+}
+
+// Withdraw takes back what Restore has left for the next who opens the store.
+func Withdraw(path string) error {
+	return errors.Join(removeIfThere(restoredPath(path)), syncDir(filepath.Dir(path)))
+}
+
+// adopt puts what was restored in the place of the file at path, and moves that aside. Wherever it is interrupted, the next
+// one goes on.
+func adopt(path string) error {
+	switch _, err := os.Lstat(restoredPath(path)); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	}
+	before := BeforeRestore(path)
+	switch unlock, err := lockAlone(path); {
+	case errors.Is(err, fs.ErrNotExist): // it has been moved, or there was none
+	case err != nil:
+		return err
+	default:
+		defer unlock()
+		if err := removeIfThere(journalPath(before)); err != nil {
+			return err
+		}
+		if err := os.Rename(path, before); err != nil {
+			return err
+		}
+	}
+	if err := os.Rename(journalPath(path), journalPath(before)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	// On the disk before the new file has the name: a journal of the old one beside it would be refused.
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return err
+	}
+	if err := os.Rename(restoredPath(path), path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// lockAlone locks a store's file as bbolt does, and fails with ErrInUse where somebody has it open.
+func lockAlone(path string) (unlock func(), err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		defer f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%w: another portd has %s open", ErrInUse, path)
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return func() { _ = f.Close() }, nil
+}
