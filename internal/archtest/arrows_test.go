@@ -33,6 +33,7 @@ var arrows = map[string][]string{
 	"internal/ianadb/gen":                 {"internal/ianadb"},
 	"internal/netns":                      {"internal/peercred", "internal/registry"},
 	"internal/natrules":                   {"internal/registry"},
+	"internal/keeper":                     {"internal/fdstore", "internal/fdpass", "internal/lossy"},
 	"internal/lossy":                      nil,
 	"internal/nstest":                     nil,
 	"internal/paths":                      nil,

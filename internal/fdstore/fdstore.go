@@ -21,6 +21,9 @@ import (
 // patience is how long a keeper may have no room for a word, or not do what it was told, until it is given up.
 const patience = 2 * time.Second
 
+// glance is how much of its patience a process uses up at a time, and at most while it is stopped.
+const glance = patience / 8
+
 // An Item is a descriptor under the name that it has in the store. Names are ASCII letters, digits, '.' and '-', at most 32 of them.
 type Item struct {
 	Name string
@@ -44,6 +47,7 @@ type Store struct {
 	link    *link           // nil: there is no keeper
 	max     int             // what the service manager takes, 0: not known
 	muted   bool
+	closed  bool
 	broken  error // why the link was lost, where that was not told yet
 	lost    func(error)
 	refused bool // the last descriptor was refused for want of room in messages: nobody waits for that twice

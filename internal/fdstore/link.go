@@ -46,21 +46,21 @@ func (l *link) send(words string, wait time.Duration, fds ...int) error {
 	return err
 }
 
-// send is fdpass.Send that waits for room as long as that, for the kernel to have fewer descriptors in messages too.
-func send(s *fdpass.Sender, fd int, words string, wait time.Duration, fds []int) error {
-	until := time.Now().Add(wait)
+// send is fdpass.Send that waits for room as long as that, for the kernel to have fewer descriptors in messages too. Time in which this
+// process is stopped does not count: whoever stopped it may have stopped the other one with it.
+func send(s *fdpass.Sender, fd int, words string, left time.Duration, fds []int) error {
 	for {
 		err := s.Send(fd, []byte(words), fds)
-		left := time.Until(until)
+		began := time.Now()
 		switch {
 		case err == nil:
 			return nil
 		case left <= 0 && errors.Is(err, unix.EAGAIN):
-			return fmt.Errorf("it has read nothing for %v: %w", wait, os.ErrDeadlineExceeded)
+			return fmt.Errorf("it has read nothing for %v: %w", patience, os.ErrDeadlineExceeded)
 		case left <= 0:
 			return err
 		case errors.Is(err, unix.EAGAIN):
-			_, perr := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, int(left.Milliseconds())+1)
+			_, perr := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, int(min(left, glance).Milliseconds())+1)
 			if perr != nil && perr != unix.EINTR {
 				return perr
 			}
@@ -69,18 +69,27 @@ func send(s *fdpass.Sender, fd int, words string, wait time.Duration, fds []int)
 		default:
 			return err
 		}
+		left -= min(time.Since(began), glance)
 	}
 }
 
 // isFull says that this user has too many descriptors in messages, which another keeper would not change.
 func isFull(err error) bool { return errors.Is(err, unix.ETOOMANYREFS) }
 
-// close closes the link, and ends a keeper of portd's that does not do its work.
+// close closes the link. A keeper of portd's is dead afterwards, and holds no port: its end of file alone does not say that.
 func (l *link) close() {
 	_ = l.file.Close()
-	if l.keeper != nil {
-		_ = unix.PidfdSendSignal(int(l.keeper.Fd()), unix.SIGKILL, nil, 0) // ESRCH: it is dead
-		_ = l.keeper.Close()
+	if l.keeper == nil {
+		return
+	}
+	defer l.keeper.Close()
+	pidfd := int(l.keeper.Fd())
+	_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) // ESRCH: it is dead
+	for range patience / glance {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(glance.Milliseconds()))
+		if n > 0 || (err != nil && err != unix.EINTR) {
+			return
+		}
 	}
 }
 
@@ -122,6 +131,10 @@ func (s *Store) attach(fd, pidfd int, own, keeps, same bool) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closed {
+		l.close()
+		return errors.New("attach to the keeper: the store is closed")
+	}
 	s.link, s.broken = l, nil
 	if own {
 		go s.watch(l)
@@ -155,6 +168,7 @@ func (s *Store) Close() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.closed = true
 	if l := s.link; l != nil {
 		s.link = nil
 		_ = l.file.Close()
@@ -239,9 +253,11 @@ func (s *Store) passBarrier() {
 	_ = theirs.Close()
 	if err == nil {
 		s.mu.Unlock()
-		_ = ours.SetReadDeadline(time.Now().Add(patience))
-		if _, err = ours.Read(make([]byte, 1)); errors.Is(err, io.EOF) {
-			return
+		for range patience / glance {
+			_ = ours.SetReadDeadline(time.Now().Add(glance))
+			if _, err = ours.Read(make([]byte, 1)); errors.Is(err, io.EOF) {
+				return
+			}
 		}
 		err = fmt.Errorf("it has not done what it was told for %v: %w", patience, err)
 		s.mu.Lock()
@@ -306,6 +322,19 @@ func (s *Store) Binary(path string) {
 	defer s.mu.Unlock()
 	if s.link != nil && s.link.own {
 		s.sayLocked("BINARY=" + path)
+	}
+}
+
+// UpgradeKeeper makes portd's keeper the program at path, an absolute one, in place: with all that it keeps, and the same pid. It stays
+// what it is where that program cannot be started; one that ends at once is lost as any keeper is, and replaced.
+func (s *Store) UpgradeKeeper(path string) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.link != nil && s.link.own && !s.muted {
+		s.sayLocked("UPGRADE=1\nBINARY=" + path)
 	}
 }
 

@@ -15,8 +15,9 @@ import (
 // Given is what a keeper or a predecessor gave. All descriptors are the receiver's to close, and close-on-exec.
 type Given struct {
 	Items  []Item
-	Link   int // the socket to the keeper, from a predecessor; else -1
-	Keeper int // pidfd of the keeper, -1 where it is not known
+	due    []string // names that a predecessor's keeper has not heard of, or is to let go of
+	Link   int      // the socket to the keeper, from a predecessor; else -1
+	Keeper int      // pidfd of the keeper, -1 where it is not known
 }
 
 // Close closes all that was given.
@@ -41,10 +42,15 @@ func (s *Store) Give(conn int) error {
 	if err := GiveItems(conn, s.itemsLocked()); err != nil {
 		return err
 	}
+	var out fdpass.Sender
+	for _, name := range s.due {
+		if err := send(&out, conn, "FDSTOREREMOVE=1\nFDNAME="+name, patience, nil); err != nil {
+			return fmt.Errorf("give: %w", err)
+		}
+	}
 	if l := s.link; l != nil && l.own {
 		var err error
 		cerr := l.raw.Control(func(fd uintptr) {
-			var out fdpass.Sender
 			if err = send(&out, conn, "LINK=1", patience, []int{int(fd)}); err == nil && l.keeper != nil {
 				err = send(&out, conn, "KEEPER=1", patience, []int{int(l.keeper.Fd())})
 			}
@@ -54,6 +60,29 @@ func (s *Store) Give(conn int) error {
 		}
 	}
 	return GiveEnd(conn)
+}
+
+// Succeed makes the Store that of a process which takes the place of the one that gave, with the same keeper, where that was portd's. It
+// is muted: the keeper is the predecessor's still. The socket to the keeper is the Store's from now on.
+func (s *Store) Succeed(g *Given) error {
+	s.Mute()
+	s.Inherit(g.Items)
+	if g.Link < 0 {
+		return nil
+	}
+	if err := s.AttachSame(g.Link, g.Keeper); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range g.due {
+		if it, ok := s.items[name]; ok {
+			it.told = false
+			s.items[name] = it
+		}
+		s.dueLocked(name, true)
+	}
+	return nil
 }
 
 // GiveItems sends items as Receive expects them, without the end. The descriptors stay the caller's.
@@ -101,6 +130,8 @@ func Receive(conn int) (*Given, error) {
 			return g, nil
 		case words.Store && len(fds) == 1:
 			g.Items = append(g.Items, Item{words.Name, fds[0]})
+		case words.Remove:
+			g.due = append(g.due, words.Name)
 		case words.Keeper && len(fds) == 1 && g.Keeper < 0:
 			g.Keeper = fds[0]
 		case words.Link && len(fds) == 1 && g.Link < 0:
