@@ -49,7 +49,7 @@ var arrows = map[string][]string{
 	"internal/localports":                 {"internal/registry"},
 	"internal/pidwatch":                   {"internal/registry"},
 	"internal/binder":                     {"internal/asuser", "internal/fdbag", "internal/fdpass", "internal/fdstore", "internal/registry", "internal/sockdiag"},
-	"internal/handoff":                    {"internal/fdbag", "internal/fdpass", "internal/fdstore", "internal/peercred", "internal/registry", "internal/sockdiag", "internal/wire"},
+	"internal/handoff":                    {"internal/fdbag", "internal/fdpass", "internal/fdstore", "internal/holder", "internal/peercred", "internal/registry", "internal/sockdiag", "internal/wire"},
 	"internal/rpc": {
 		"api/openapi", "internal/ianadb", "internal/peercred", "internal/registry", "internal/rpc/portdgw", "internal/services",
 		"proto/portd/v1",

@@ -21,7 +21,8 @@ type hand struct {
 	scope    uint32
 	port     uint16
 	family   wire.Family
-	_        [17]byte
+	_        [1]byte
+	doubt    doubt
 }
 
 // journal is the message in flight.
@@ -41,13 +42,14 @@ type journal struct {
 }
 
 // accepting notes that a connection is about to come into portd's hands; it is undone by hold, or by nil where none has come.
-func (l *ledger) accepting(from *listener) {
+func (l *ledger) accepting(from *socket) {
 	switch {
 	case l == nil:
 	case from == nil:
-		l.head.accepting = 0
+		atomic.StoreUint32(&l.head.accepting, 0)
 	default:
-		l.head.accepting = from.place
+		l.head.acceptingFrom = uint64(l.incarnation)<<32 | uint64(from.fd+1)
+		atomic.StoreUint32(&l.head.accepting, from.of.place)
 	}
 }
 
@@ -56,6 +58,11 @@ func (l *ledger) hold(fd int, of *listener, c *wire.Connection) (at uint32) {
 	if l == nil {
 		return 0
 	}
+	return l.note(fd, of.place, c)
+}
+
+// note is hold by the place of a listener plus one.
+func (l *ledger) note(fd int, of uint32, c *wire.Connection) (at uint32) {
 	if n := len(l.freeHands); n > 0 {
 		at, l.freeHands = l.freeHands[n-1], l.freeHands[:n-1]
 	} else if at = l.head.hands + 1; at < mostHands {
@@ -64,10 +71,10 @@ func (l *ledger) hold(fd int, of *listener, c *wire.Connection) (at uint32) {
 		return 0
 	}
 	h := &l.hands[at]
-	h.listener, h.flags, h.accepted = of.place, c.Flags, c.Accepted
+	h.listener, h.flags, h.accepted, h.doubt = of, c.Flags, c.Accepted, doubt{}
 	h.peer, h.scope, h.port, h.family = c.Peer.IP, c.Peer.Scope, c.Peer.Port, c.Peer.Family
 	atomic.StoreUint64(&h.owner, uint64(l.incarnation)<<32|uint64(fd+1))
-	l.head.accepting = 0
+	atomic.StoreUint32(&l.head.accepting, 0)
 	return at
 }
 

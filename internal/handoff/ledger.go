@@ -35,12 +35,14 @@ const (
 type ledgerHead struct {
 	magic, version uint32
 	size           uint64
-	incarnation    uint32 // the number of portds that have had it
+	incarnation    uint32 // goes up with each portd that has it
 	hands          uint32 // so many places for connections were ever used
 	listeners      uint32 // likewise
 	accepting      uint32 // place plus one of the listener that a connection is just being accepted from
 	journal        journal
 	past           counts
+	acceptingFrom  uint64     // incarnation, and descriptor plus one of the socket
+	holders        [8]holding // of the last incarnations, by their remainders
 }
 
 // counts are what Totals are made of.
@@ -131,11 +133,18 @@ func openLedger(fd int) (*ledger, error) {
 		return nil, fmt.Errorf("open the ledger: %w", err)
 	}
 	l := ledgerIn(fd, mem)
-	if l.head.magic != ledgerMagic || l.head.version != ledgerVersion || l.head.size != ledgerSize {
+	if err := l.check(); err != nil {
 		_ = unix.Munmap(mem)
-		return nil, fmt.Errorf("the ledger is of version %d, and this portd knows version %d", l.head.version, ledgerVersion)
+		return nil, err
 	}
 	return l, nil
+}
+
+func (l *ledger) check() error {
+	if l.head.magic != ledgerMagic || l.head.version != ledgerVersion || l.head.size != ledgerSize {
+		return fmt.Errorf("the ledger is of version %d, and this portd knows version %d", l.head.version, ledgerVersion)
+	}
+	return nil
 }
 
 func ledgerIn(fd int, mem []byte) *ledger {
@@ -147,10 +156,9 @@ func ledgerIn(fd int, mem []byte) *ledger {
 	}
 }
 
-// own makes the ledger this process's: from now on it writes there. Places of workers are taken by claim before.
-func (l *ledger) own() {
-	l.head.incarnation++
-	l.incarnation = l.head.incarnation
+// own makes the ledger this process's, whose holder is given: from now on it writes there. Places of workers are taken by claim before.
+func (l *ledger) own(holder uint32) {
+	l.begin(holder)
 	for i := range l.head.listeners {
 		if l.listeners[i].length == 0 {
 			l.freeListeners = append(l.freeListeners, i)

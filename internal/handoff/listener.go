@@ -351,7 +351,7 @@ func (p *Pool) acceptOne(s *socket, c *wire.Connection, n int) (*wire.Connection
 	o := &p.out
 	var fd int
 	var errno syscall.Errno
-	p.ledger.accepting(s.of)
+	p.ledger.accepting(s)
 	if s.of.shared {
 		fd, errno = p.acceptShared(s)
 	} else {

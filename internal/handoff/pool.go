@@ -113,6 +113,7 @@ type Pool struct {
 	ledger    *ledger                       // nil where nobody keeps it
 	known     map[registry.SocketKey]uint32 // places of listeners that are still to come; while taking over
 	tenants   uint64                        // that there were
+	holder    uint32                        // pid of the process that shares our descriptors; 0: none
 	back      pending
 	begun     bool
 	returned  []*worker // whose sessions have not begun yet

@@ -175,7 +175,7 @@ func (p *Pool) takeOver() {
 		}
 		return false
 	})
-	p.ledger.own()
+	p.ledger.own(p.holder)
 	p.cfg.Keep.Put("ledger", p.ledger.fd)
 	p.settleMessage(func(tenant uint64) *worker {
 		for _, r := range back.workers {

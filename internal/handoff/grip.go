@@ -1,0 +1,41 @@
+package handoff
+
+import "sync/atomic"
+
+// What the ledger says for the case that portd is killed and a holder has its descriptors: see rescue.go.
+
+// holding is the process that shares the table of descriptors of an incarnation.
+type holding struct{ incarnation, pid uint32 }
+
+// begin counts another portd, whose holder is given, that writes to the ledger.
+func (l *ledger) begin(holder uint32) {
+	next := l.head.incarnation + 1
+	l.head.holders[next%uint32(len(l.head.holders))] = holding{next, holder}
+	atomic.StoreUint32(&l.head.incarnation, next)
+	l.incarnation = next
+}
+
+// holderOf is the pid of an incarnation's holder; 0 where it had none, or it is not known any more.
+func (l *ledger) holderOf(incarnation uint32) uint32 {
+	if h := l.head.holders[incarnation%uint32(len(l.head.holders))]; h.incarnation == incarnation {
+		return h.pid
+	}
+	return 0
+}
+
+// Holder says which process shares this one's table of descriptors from now on; 0: none.
+func (p *Pool) Holder(pid int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.holder = uint32(pid)
+	if l := p.ledger; l != nil && !p.suspended && l.incarnation == l.head.incarnation {
+		l.head.holders[l.incarnation%uint32(len(l.head.holders))] = holding{l.incarnation, p.holder}
+	}
+}
+
+// A doubt is whose a connection is that portd has a descriptor of: it is the worker's that is the tenant if that has been sent the message
+// of this sequence, or has it, and portd's otherwise.
+type doubt struct {
+	tenant   uint64
+	sequence uint64 // 0: there is no doubt. It is written last.
+}
