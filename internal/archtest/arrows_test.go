@@ -35,6 +35,7 @@ var arrows = map[string][]string{
 	"internal/natrules":                   {"internal/registry"},
 	"internal/keeper":                     {"internal/fdstore", "internal/fdpass", "internal/lossy"},
 	"internal/lossy":                      nil,
+	"internal/model":                      nil,
 	"internal/nstest":                     nil,
 	"internal/paths":                      nil,
 	"internal/peercred":                   nil,
