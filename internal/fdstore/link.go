@@ -234,40 +234,46 @@ func (s *Store) loseLocked(l *link, why error) {
 	}
 }
 
-// passBarrier says BARRIER=1 and waits until the keeper has closed the descriptor that comes with it.
+// passBarrier returns when the keeper has done what it was told before, or is given up.
 func (s *Store) passBarrier() {
 	s.mu.Lock()
 	l := s.link
-	if l == nil || !l.keeps || s.muted {
-		s.mu.Unlock()
+	quiet := l == nil || !l.keeps || s.muted
+	s.mu.Unlock()
+	if quiet {
 		return
 	}
+	if err := s.await(l); err != nil {
+		s.log.Warn("the keeper does not say whether it has done what it was told", "err", err)
+	}
+}
+
+// await says BARRIER=1 and waits until the keeper has closed the descriptor that comes with it. A keeper that does not is given up.
+func (s *Store) await(l *link) error {
 	ours, theirs, err := os.Pipe()
 	if err != nil {
-		s.mu.Unlock()
-		s.log.Warn("the keeper cannot be asked whether it has done what it was told", "err", err)
-		return
+		return err
 	}
 	defer ours.Close()
+	s.mu.Lock()
 	err = l.send("BARRIER=1", patience, int(theirs.Fd()))
+	s.mu.Unlock()
 	_ = theirs.Close()
 	if err == nil {
-		s.mu.Unlock()
 		for range patience / glance {
 			_ = ours.SetReadDeadline(time.Now().Add(glance))
 			if _, err = ours.Read(make([]byte, 1)); errors.Is(err, io.EOF) {
-				return
+				return nil
 			}
 		}
 		err = fmt.Errorf("it has not done what it was told for %v: %w", patience, err)
+	}
+	if !isFull(err) {
 		s.mu.Lock()
-	}
-	if isFull(err) {
-		s.log.Warn("the keeper cannot be asked whether it has done what it was told", "err", err)
-	} else {
 		s.loseLocked(l, err)
+		s.mu.Unlock()
 	}
-	s.mu.Unlock()
+	return err
 }
 
 // Notify says words of sd_notify(3), such as READY=1, STOPPING=1 or STATUS=, to portd's keeper, which passes them on to a service manager
@@ -283,34 +289,55 @@ func (s *Store) Notify(words string) {
 	}
 }
 
-// Successor tells portd's keeper of a process that may take this one's place: as long as it lives no other is started, though this one
-// dies. A service manager is not told.
-func (s *Store) Successor(pid int) error { return s.sayPID("SUCCESSOR=", pid, true) }
-
-// MainPID says that the process pid is the daemon from now on. It is said by the predecessor, also of itself after it has gone on:
-// a service manager listens to nobody else (NotifyAccess=main). The successor may speak afterwards.
-func (s *Store) MainPID(pid int) error { return s.sayPID("MAINPID=", pid, false) }
-
-func (s *Store) sayPID(word string, pid int, ownOnly bool) error {
+// Successor tells portd's keeper of a process that may take this one's place. If this one dies before that, or that one soon after, the
+// keeper ends what is left of the two before it starts another daemon. A service manager is not told.
+func (s *Store) Successor(pid int) error {
 	if s == nil {
 		return nil
 	}
+	_, err := s.sayPID("SUCCESSOR=", pid, true)
+	return err
+}
+
+// MainPID says that the process pid is the daemon from now on, and returns once the keeper has taken that; also while muted. Portd's
+// keeper hears it from the successor, and then it is so, whichever of the two dies. With an error it may be so or not. A service manager
+// listens to the one that was before, unless its unit says NotifyAccess=all. Without a keeper there is nothing to say.
+func (s *Store) MainPID(pid int) error {
+	if s == nil {
+		return nil
+	}
+	l, err := s.sayPID("MAINPID=", pid, false)
+	if l != nil && err == nil {
+		err = s.await(l)
+	}
+	if err != nil {
+		return fmt.Errorf("tell the keeper that process %d is the daemon: %w", pid, err)
+	}
+	return nil
+}
+
+// sayPID returns the keeper that was told, nil where there is none.
+func (s *Store) sayPID(word string, pid int, ownOnly bool) (*link, error) {
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return fmt.Errorf("name process %d to the keeper: %w", pid, err)
+		return nil, err
 	}
 	defer unix.Close(pidfd)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	word += strconv.Itoa(pid)
-	switch {
-	case s.link == nil:
-	case s.link.own:
-		s.sayLocked(word, pidfd)
-	case !ownOnly:
-		s.sayLocked(word)
+	l := s.link
+	if l == nil || (ownOnly && !l.own) {
+		return nil, s.broken
 	}
-	return nil
+	var with []int
+	if l.own {
+		with = append(with, pidfd)
+	}
+	if err := l.send(word+strconv.Itoa(pid), patience, with...); err != nil {
+		s.loseLocked(l, err)
+		return l, err
+	}
+	return l, nil
 }
 
 // Binary says which program is to be started when this process dies; an absolute path. A service manager knows by its unit.

@@ -104,11 +104,16 @@ func TestServiceManager(t *testing.T) {
 		t.Errorf("heard %q with %d", text, with)
 	}
 	<-settled
-	if err := s.MainPID(os.Getpid()); err != nil {
-		t.Fatal(err)
-	}
+	said := make(chan error)
+	go func() { said <- s.MainPID(os.Getpid()) }()
 	if text, with := m.hears(t); text != fmt.Sprint("MAINPID=", os.Getpid()) || with != nil {
 		t.Errorf("heard %q with %d", text, with)
+	}
+	if text, _ := m.hears(t); text != "BARRIER=1" {
+		t.Errorf("heard %q", text)
+	}
+	if err := <-said; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -74,10 +74,10 @@ func daemon() int {
 	}
 	f.store.Put("listen", listen)
 	if os.Getenv(envAct) == "successor" {
-		f.store.Unmute()
 		if err := f.store.MainPID(os.Getpid()); err != nil {
 			return 9
 		}
+		f.store.Unmute()
 	}
 	f.store.Notify("READY=1")
 	if code, ok := f.says("late"); ok {
