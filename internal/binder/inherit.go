@@ -64,7 +64,7 @@ func (b *Binder) inherit(items []fdstore.Item) {
 	if b.space, err = spaceHere(); err != nil {
 		b.log.Error("cannot tell in which network namespace portd is", "err", err)
 	}
-	who := &inquirer{}
+	who, useless := &inquirer{}, 0
 	for _, it := range items {
 		err := b.inheritSocket(who, it)
 		if errors.Is(err, errBag) {
@@ -74,7 +74,11 @@ func (b *Binder) inherit(items []fdstore.Item) {
 			b.log.Error("a kept descriptor is of no use and closed", "name", it.Name, "err", err)
 			b.kept.store.Remove(it.Name)
 			_ = unix.Close(it.FD)
+			useless++
 		}
+	}
+	if useless > 0 {
+		b.kept.settle()
 	}
 }
 

@@ -193,77 +193,81 @@ func TestKeptBacklog(t *testing.T) {
 // What nobody takes is free when Unclaimed returns, listening or not, whoever may have it; in bags as well.
 func TestUnclaimed(t *testing.T) {
 	for _, limited := range []bool{false, true} {
-		if limited {
-			needMessages(t)
-		}
-		w := keep(t, binder.Config{Spare: 50})
-		if limited {
-			limit(t, 300)
-		}
-		n, first, every := 40, 10000, 9
-		if limited {
-			n, first, every = 400, 11000, 50
-		}
-		var claimed, left []registry.Endpoint
-		for i := range n {
-			for _, text := range []string{"tcp/1", "udp/1"} {
-				ep := at(t, text, uint16(first+i))
-				hold(t, w.b, ep)
-				if i%7 == 0 && text == "tcp/1" {
-					listen(t, w.b, ep)
-				}
-				if i%every == 0 {
-					lendOne(t, w.b, ep)
-					w.b.Return(key(ep))
-				}
-				if i%3 == 0 {
-					claimed = append(claimed, ep)
-				} else {
-					left = append(left, ep)
-				}
-			}
-		}
-		w.die()
-		for _, ep := range append(claimed, left...) {
-			wantHeld(t, ep)
-		}
-		w.begin()
-		for i, ep := range claimed {
+		t.Run(fmt.Sprintf("limited=%t", limited), func(t *testing.T) { testUnclaimed(t, limited) })
+	}
+}
+
+func testUnclaimed(t *testing.T, limited bool) {
+	if limited {
+		needMessages(t)
+	}
+	w := keep(t, binder.Config{Spare: 50})
+	if limited {
+		limit(t, 300)
+	}
+	n, first, every := 40, 10000, 9
+	if limited {
+		n, first, every = 400, 11000, 50
+	}
+	var claimed, left []registry.Endpoint
+	for i := range n {
+		for _, text := range []string{"tcp/1", "udp/1"} {
+			ep := at(t, text, uint16(first+i))
 			hold(t, w.b, ep)
-			if i%2 == 0 {
-				wantHeld(t, ep)
+			if i%7 == 0 && text == "tcp/1" {
+				listen(t, w.b, ep)
+			}
+			if i%every == 0 {
+				lendOne(t, w.b, ep)
+				w.b.Return(key(ep))
+			}
+			if i%3 == 0 {
+				claimed = append(claimed, ep)
+			} else {
+				left = append(left, ep)
 			}
 		}
-		for _, ep := range left[:5] {
+	}
+	w.die()
+	for _, ep := range append(claimed, left...) {
+		wantHeld(t, ep)
+	}
+	w.begin()
+	for i, ep := range claimed {
+		hold(t, w.b, ep)
+		if i%2 == 0 {
 			wantHeld(t, ep)
 		}
-		if len(w.sockets()) != 2*n {
-			t.Errorf("the keeper has %d sockets", len(w.sockets()))
+	}
+	for _, ep := range left[:5] {
+		wantHeld(t, ep)
+	}
+	if len(w.sockets()) != 2*n {
+		t.Errorf("the keeper has %d sockets", len(w.sockets()))
+	}
+	w.unclaimed(len(left))
+	for _, ep := range left {
+		switch {
+		case (int(ep.First)-first)%every != 0:
+			wantAllFree(t, ep)
+		case ep.Proto == registry.TCP: // this process has a duplicate, as a program might
+			refused(t, fmt.Sprintf("127.0.0.1:%d", ep.First))
 		}
-		w.unclaimed(len(left))
-		for _, ep := range left {
-			switch {
-			case (int(ep.First)-first)%every != 0:
-				wantAllFree(t, ep)
-			case ep.Proto == registry.TCP: // this process has a duplicate, as a program might
-				refused(t, fmt.Sprintf("127.0.0.1:%d", ep.First))
-			}
+	}
+	for _, ep := range claimed {
+		wantHeld(t, ep)
+	}
+	if got := len(w.sockets()); got != len(claimed) {
+		t.Errorf("the keeper has %d sockets, want %d", got, len(claimed))
+	}
+	for _, ep := range claimed {
+		if ep.Proto == registry.TCP {
+			refused(t, fmt.Sprintf("127.0.0.1:%d", ep.First)) // also where the one before listened
 		}
-		for _, ep := range claimed {
-			wantHeld(t, ep)
-		}
-		if got := len(w.sockets()); got != len(claimed) {
-			t.Errorf("the keeper has %d sockets, want %d", got, len(claimed))
-		}
-		for _, ep := range claimed {
-			if ep.Proto == registry.TCP {
-				refused(t, fmt.Sprintf("127.0.0.1:%d", ep.First)) // also where the one before listened
-			}
-			release(t, w.b, ep)
-		}
-		if got := w.names(); len(got) > 0 {
-			t.Errorf("the keeper has %v", got)
-		}
+		release(t, w.b, ep)
+	}
+	if got := w.names(); len(got) > 0 {
+		t.Errorf("the keeper has %v", got)
 	}
 }
 

@@ -21,6 +21,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(envWarden) != "" {
 		os.Exit(beWarden())
 	}
+	if os.Getenv(envVictim) != "" {
+		os.Exit(beVictim())
+	}
 	nstest.Main(m)
 }
 

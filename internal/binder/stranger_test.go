@@ -209,6 +209,8 @@ func thieves(kind int, port uint16) []stranger {
 	return all
 }
 
+func sockAt(ep registry.Endpoint) netip.AddrPort { return netip.AddrPortFrom(ep.Addr, ep.First) }
+
 func sockaddr(a netip.AddrPort) unix.Sockaddr {
 	if a.Addr().Is4() {
 		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
