@@ -33,7 +33,7 @@ var arrows = map[string][]string{
 	"internal/ianadb/gen":                 {"internal/ianadb"},
 	"internal/netns":                      {"internal/peercred", "internal/registry"},
 	"internal/natrules":                   {"internal/registry"},
-	"internal/keeper":                     {"internal/fdstore", "internal/fdpass", "internal/lossy"},
+	"internal/keeper":                     {"internal/fdpass", "internal/fdstore", "internal/lossy"},
 	"internal/lossy":                      nil,
 	"internal/model":                      nil,
 	"internal/nstest":                     nil,
@@ -57,7 +57,7 @@ var arrows = map[string][]string{
 	},
 	"internal/rpc/portdgw": {"proto/portd/v1"},
 	"internal/daemon": {
-		"internal/binder", "internal/handoff", "internal/ianadb", "internal/localports", "internal/natrules", "internal/netns", "internal/paths",
+		"internal/binder", "internal/fdstore", "internal/handoff", "internal/ianadb", "internal/keeper", "internal/localports", "internal/natrules", "internal/netns", "internal/paths",
 		"internal/peercred", "internal/pidwatch", "internal/policyfile", "internal/registry", "internal/registry/boltstore", "internal/rpc",
 	},
 	"internal/portdtest":  {"client", "internal/daemon", "internal/paths"},

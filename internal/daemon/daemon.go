@@ -8,10 +8,10 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
@@ -40,14 +40,40 @@ type Config struct {
 	Log      *slog.Logger     // nil: silent
 	Ready    func()           // called once everything answers; nil: nobody is told
 	Reload   <-chan os.Signal // at each the policy file is read again; nil: never
+
+	// Args are what a successor is started with, the program's name first; nil: there are no upgrades.
+	Args    []string
+	Upgrade <-chan os.Signal // at each another portd takes over, as by the API; nil: never
+
+	// Step is told how far a start or an upgrade has come; nil: nobody is. docs/ARCHITECTURE.md has the names.
+	Step func(name string)
 }
 
-// Run is a portd from start to stop. It returns nil when ctx has ended and everything has been put away, else why it
-// could not start or go on. Ports close with it; programs that have a socket itself keep it.
+func (cfg Config) step(name string) {
+	if cfg.Step != nil {
+		cfg.Step(name)
+	}
+}
+
+// Run is a portd from start to stop. It returns nil when ctx has ended and everything has been put away, or when another portd has taken
+// over, else why it could not start or go on. Ports close with it, unless they are kept elsewhere; programs that have a socket itself
+// keep it.
 func Run(ctx context.Context, cfg Config) (err error) {
 	started := time.Now()
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	before, err := predecessor()
+	if err != nil {
+		return err
+	}
+	if before != nil {
+		defer func() {
+			if err != nil {
+				_ = before.say("FAILED=1", "REASON="+err.Error()) // it may have ended itself
+			}
+			before.close()
+		}()
 	}
 	if err := cfg.settle(); err != nil {
 		return err
@@ -60,64 +86,137 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := policy.load(func(s registry.Settings) error { settings = s; return nil }); err != nil {
 		return fmt.Errorf("policy file: %w", err)
 	}
-	// What is opened here is closed in reverse order, by the deferred calls.
-	lns, err := inherited()
-	if err != nil {
+	if before != nil {
+		cfg.step("hello")
+	}
+	d := &daemon{cfg: cfg, policy: policy, started: started}
+	if d.origin, err = begin(before, cfg.Version, cfg.Log); err != nil {
 		return err
 	}
-	defer func() {
-		for _, ln := range lns {
-			ln.Close()
-		}
-	}()
+	defer d.origin.close()
+	if err := d.origin.check(); err != nil {
+		return err
+	}
+	cfg.step("items")
+	// What is opened here is closed in reverse order, by the deferred calls.
 	if err := cfg.makeDirs(); err != nil {
 		return err
 	}
-	locked, err := lock(paths.Lock(cfg.Socket))
-	if err != nil {
+	if d.locked, err = d.origin.takeLock(paths.Lock(cfg.Socket)); err != nil {
 		return err
 	}
-	defer locked.Close()
-	store, err := boltstore.Open(paths.Paths{State: cfg.StateDir}.Store(), boltstore.Options{})
-	if err != nil {
+	defer d.locked.Close()
+	if before == nil {
+		if err := writePID(d.locked); err != nil {
+			return err
+		}
+		cfg.removeTrials()
+	}
+	if err := d.openStore(); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, store.Close()) }()
+	defer func() { err = errors.Join(err, d.store.Close()) }()
 
-	parts, err := cfg.introduce(store, settings)
-	if err != nil {
+	if d.parts, err = cfg.introduce(d.origin, d.store, settings); err != nil {
 		return err
 	}
-	parts.policy = policy
+	d.parts.policy = policy
 	served := false
-	defer func() { parts.close(served) }()
-	features := parts.features()
+	defer func() { d.parts.close(served) }()
+	features := d.parts.features()
 	tellWeaknesses(cfg.Log, features)
-	if err := parts.registry.Start(ctx); err != nil {
-		return fmt.Errorf("bring back the reservations: %w", err)
+	if err := d.comeBack(ctx); err != nil {
+		return err
 	}
-	control, err := open(lns, "control", "unix", cfg.Socket)
+	control, err := d.origin.openDoor("control", "unix", cfg.Socket)
 	if err != nil {
 		return err
 	}
-	attach, err := open(lns, "handoff", "unixpacket", paths.Handoff(cfg.Socket))
+	defer control.close()
+	attach, err := d.origin.openDoor("handoff", "unixpacket", paths.Handoff(cfg.Socket))
 	if err != nil {
 		return err
 	}
-	doors := rpc.New(rpc.Config{
-		Registry: parts.registry,
-		Workers:  workers{parts.pool},
+	defer attach.close()
+	d.doors = rpc.New(rpc.Config{
+		Registry: d.parts.registry,
+		Workers:  workers{d.parts.pool},
 		Policy:   policy.state,
+		Upgrade:  d.upgrades(),
 		Log:      cfg.Log,
-		Join:     parts.netns.Join,
+		Join:     d.parts.netns.Join,
 		Info: rpc.Info{
 			Version: cfg.Version, PID: os.Getpid(), UID: uint32(os.Geteuid()), Started: started,
 			StateDir: cfg.StateDir, ControlSocket: cfg.Socket, HandoffSocket: paths.Handoff(cfg.Socket),
 			Features: features,
 		},
 	})
+	if before != nil {
+		if err := d.takeOver(ctx); err != nil {
+			return err
+		}
+	}
 	served = true
-	return cfg.serve(ctx, parts, doors, control, attach, started)
+	return d.serve(ctx, control, attach)
+}
+
+// A daemon is a portd that runs.
+type daemon struct {
+	cfg     Config
+	started time.Time
+	origin  *origin
+	locked  *os.File
+	store   *store
+	parts   *parts
+	policy  *policy
+	doors   *rpc.Server
+	binary  string // the program that this is, where a predecessor has said so
+
+	stopping  context.Context // ends when this portd is to stop; there is one once anybody is served
+	upgrading sync.Mutex
+	leaving   chan struct{} // closed when another portd has taken over
+	left      chan struct{} // closed when nothing is open any more that was given to it
+}
+
+// openStore opens the store. While it is not sure that this portd goes on, the file stays one that the portd before it reads.
+func (d *daemon) openStore() (err error) {
+	trial := d.origin.line != nil
+	if trial {
+		said, err := d.origin.line.hear(frozenFor, "STORE")
+		if err != nil {
+			return err
+		}
+		d.binary = said["BINARY"]
+	}
+	path := paths.Paths{State: d.cfg.StateDir}.Store()
+	d.store, err = openStore(func() (*boltstore.Store, error) {
+		return boltstore.Open(path, boltstore.Options{Trial: trial, Copies: copiesEvery, Log: d.cfg.Log.With("part", "store")})
+	})
+	if err == nil && trial {
+		d.cfg.step("opened-store")
+	}
+	return err
+}
+
+// copiesEvery is how often a copy of the store is made beside it.
+const copiesEvery = time.Hour
+
+// comeBack brings back what the store knows, with what was kept of it, and closes whatever else was kept.
+func (d *daemon) comeBack(ctx context.Context) error {
+	if err := d.parts.registry.Start(ctx); err != nil {
+		return fmt.Errorf("bring back the reservations: %w", err)
+	}
+	d.cfg.step("loaded")
+	if err := d.parts.pool.Restore(d.origin.takeAll(ofHandoff)); err != nil {
+		return fmt.Errorf("bring back the workers: %w", err)
+	}
+	d.cfg.step("workers")
+	for _, ep := range d.parts.binder.Unclaimed() {
+		d.cfg.Log.Info("a port that was kept and nobody has reserved is closed", "endpoint", ep)
+	}
+	d.origin.keep.Settle(ctx)
+	d.cfg.step("unclaimed")
+	return nil
 }
 
 // ended is a context that has.
@@ -127,9 +226,10 @@ func ended() context.Context {
 	return ctx
 }
 
-// serve runs the parts until ctx ends or one of them fails. The doors close first; what is being answered then still
-// finds the registry at work.
-func (cfg Config) serve(ctx context.Context, p *parts, doors *rpc.Server, control, attach *net.UnixListener, started time.Time) error {
+// serve runs the parts until ctx ends, one of them fails, or another portd has taken over. The doors close first; what is being answered
+// then still finds the registry at work.
+func (d *daemon) serve(ctx context.Context, control, attach *door) error {
+	p, cfg := d.parts, d.cfg
 	inner, endInner := context.WithCancel(context.WithoutCancel(ctx))
 	defer endInner()
 	octx, giveUp := context.WithCancelCause(ctx)
@@ -146,15 +246,55 @@ func (cfg Config) serve(ctx context.Context, p *parts, doors *rpc.Server, contro
 		})
 	}
 	outside, octx := errgroup.WithContext(octx)
-	outside.Go(func() error { return doors.Serve(octx, control) })
-	outside.Go(func() error { return p.pool.Serve(octx, attach) })
+	d.stopping = octx
+	attaching, endAttaching := context.WithCancel(octx)
+	defer endAttaching()
+	attached := make(chan struct{})
+	if err := d.settleIn(ctx); err != nil {
+		giveUp(err)
+	}
+	outside.Go(func() error { return d.doors.Serve(octx, control.UnixListener) })
 	outside.Go(func() error {
-		p.policy.keep(octx, cfg.Reload, cfg, p.registry)
+		defer close(attached)
+		return p.pool.Serve(attaching, attach.UnixListener)
+	})
+	outside.Go(func() error {
+		p.policy.keep(octx, cfg.Reload, d.origin.keep, p.registry)
 		return nil
 	})
-	cfg.announce(p, started)
+	outside.Go(func() error {
+		d.keepUpgrading(octx)
+		return nil
+	})
+	outside.Go(func() error {
+		select {
+		case <-octx.Done():
+			return nil
+		case <-d.leaving:
+		}
+		// What the successor has is closed here before it answers anybody; who is being answered here may take his time.
+		endAttaching()
+		<-attached
+		endInner()
+		_ = inside.Wait()
+		p.binder.Close()
+		_ = d.locked.Close()
+		control.close()
+		attach.close()
+		d.origin.keep.Close()
+		close(d.left)
+		giveUp(nil)
+		return nil
+	})
+	d.announce()
 	err := outside.Wait()
-	cfg.notify(sd.SdNotifyStopping)
+	select {
+	case <-d.leaving:
+		cfg.Log.Info("another portd has taken over")
+		return nil
+	default:
+	}
+	d.origin.keep.Notify(sd.SdNotifyStopping)
 	endInner()
 	err = errors.Join(err, inside.Wait())
 	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
@@ -165,19 +305,14 @@ func (cfg Config) serve(ctx context.Context, p *parts, doors *rpc.Server, contro
 }
 
 // announce says that everything answers: in the log, to the service manager, and to whoever started it in a test.
-func (cfg Config) announce(p *parts, started time.Time) {
-	st := p.registry.Status()
+func (d *daemon) announce() {
+	cfg, st := d.cfg, d.parts.registry.Status()
 	cfg.Log.Info("ready", "socket", cfg.Socket, "state", cfg.StateDir, "version", cfg.Version, "reservations", st.Reservations,
-		"lost", st.Lost, "listeners", st.Listeners, "policy", p.policy.loaded(), "took", time.Since(started).Round(time.Millisecond).String())
-	cfg.notify(sd.SdNotifyReady)
+		"lost", st.Lost, "listeners", st.Listeners, "policy", d.policy.loaded(), "took", time.Since(d.started).Round(time.Millisecond).String())
+	d.origin.keep.Notify(sd.SdNotifyReady)
+	cfg.step("ready")
 	if cfg.Ready != nil {
 		cfg.Ready()
-	}
-}
-
-func (cfg Config) notify(state string) {
-	if _, err := sd.SdNotify(false, state); err != nil {
-		cfg.Log.Warn("the service manager could not be told", "state", state, "err", err)
 	}
 }
 
@@ -234,19 +369,6 @@ func socketMode() fs.FileMode {
 	return 0o600
 }
 
-// open is the inherited socket of that name, or one of portd's own. Serving it closes it.
-func open(lns map[string]*net.UnixListener, name, network, path string) (*net.UnixListener, error) {
-	if ln := lns[name]; ln != nil {
-		return ln, nil
-	}
-	ln, err := listen(network, path, socketMode())
-	if err != nil {
-		return nil, fmt.Errorf("%s socket: %w", name, err)
-	}
-	lns[name] = ln // closed with the others where the start fails
-	return ln, nil
-}
-
 // parts are what a daemon is made of.
 type parts struct {
 	pool     *handoff.Pool
@@ -260,7 +382,7 @@ type parts struct {
 }
 
 // introduce makes the parts and lets each know those it needs.
-func (cfg Config) introduce(store registry.Store, settings registry.Settings) (_ *parts, err error) {
+func (cfg Config) introduce(o *origin, store registry.Store, settings registry.Settings) (_ *parts, err error) {
 	p := &parts{}
 	defer func() {
 		if err != nil {
@@ -277,13 +399,15 @@ func (cfg Config) introduce(store registry.Store, settings registry.Settings) (_
 	if p.netns, err = netns.New(strings.TrimSpace(string(bootID)), log("netns")); err != nil {
 		return nil, err
 	}
-	if p.pool, err = handoff.New(handoff.Config{Attacher: asks, Lender: lends, Doors: lends, Join: p.netns.Join, Enter: p.netns.Enter, Log: log("handoff")}); err != nil {
+	if p.pool, err = handoff.New(handoff.Config{Attacher: asks, Lender: lends, Doors: lends, Join: p.netns.Join, Enter: p.netns.Enter, Keep: o.keep, Log: log("handoff")}); err != nil {
 		return nil, err
 	}
 	if err := binder.KeepBack(); err != nil {
 		return nil, err
 	}
-	if p.binder, err = binder.New(binder.Config{Log: log("binder"), Observer: p.pool, Enter: p.netns.Enter}); err != nil {
+	if p.binder, err = binder.New(binder.Config{
+		Log: log("binder"), Observer: p.pool, Enter: p.netns.Enter, Keep: o.keep, Items: o.takeAll(ofBinder),
+	}); err != nil {
 		return nil, err
 	}
 	lends.Binder = p.binder

@@ -10,6 +10,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// takeLock is lock, or what was kept of it: a daemon that has died is the daemon still as long as somebody keeps its lock, so that no
+// other one comes between it and its successor. The keeper has it either way.
+func (o *origin) takeLock(path string) (*os.File, error) {
+	if fd, ok := o.take("lock"); ok {
+		f := os.NewFile(uintptr(fd), path)
+		if isAt(f, path) && unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) == nil {
+			o.keep.Put("lock", fd)
+			return f, nil
+		}
+		o.keep.Remove("lock")
+		_ = f.Close()
+	}
+	f, err := lock(path)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := f.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) { o.keep.Put("lock", int(fd)) })
+	}
+	return f, err
+}
+
+// isAt says whether the file at the path is f still.
+func isAt(f *os.File, path string) bool {
+	at, err := os.Lstat(path)
+	if err != nil {
+		return false
+	}
+	is, err := f.Stat()
+	return err == nil && os.SameFile(is, at)
+}
+
 // lock makes this process the daemon of a socket directory until the file is closed. The kernel drops the lock with
 // the process, however that ends; the file stays, so that no two processes ever lock different files of one name.
 func lock(path string) (*os.File, error) {
@@ -23,10 +56,6 @@ func lock(path string) (*os.File, error) {
 			return nil, fmt.Errorf("portd is already running here%s: it holds %s; use another --socket for a second one", holderOf(f), path)
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
-	}
-	if err := writePID(f); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("write %s: %w", path, err)
 	}
 	return f, nil
 }
@@ -42,10 +71,14 @@ func holderOf(f *os.File) string {
 	return fmt.Sprintf(" (pid %d)", pid)
 }
 
+// writePID says who the daemon is, to who is refused.
 func writePID(f *os.File) error {
-	if err := f.Truncate(0); err != nil {
-		return err
+	err := f.Truncate(0)
+	if err == nil {
+		_, err = f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
 	}
-	_, err := f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
-	return err
+	if err != nil {
+		return fmt.Errorf("write %s: %w", f.Name(), err)
+	}
+	return nil
 }

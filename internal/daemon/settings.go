@@ -13,6 +13,7 @@ import (
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
 
+	"github.com/portd/portd/internal/fdstore"
 	"github.com/portd/portd/internal/paths"
 	"github.com/portd/portd/internal/policyfile"
 	"github.com/portd/portd/internal/registry"
@@ -101,7 +102,7 @@ func (p *policy) loaded() string {
 }
 
 // keep reads the file again at every signal, until ctx ends.
-func (p *policy) keep(ctx context.Context, again <-chan os.Signal, cfg Config, r *registry.Registry) {
+func (p *policy) keep(ctx context.Context, again <-chan os.Signal, manager *fdstore.Store, r *registry.Registry) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -109,7 +110,7 @@ func (p *policy) keep(ctx context.Context, again <-chan os.Signal, cfg Config, r
 		case <-again:
 		}
 		// What systemd wants to hear of a Type=notify-reload service (sd_notify(3)).
-		cfg.notify(sd.SdNotifyReloading + "\n" + sd.SdNotifyMonotonicUsec())
+		manager.Notify(sd.SdNotifyReloading + "\n" + sd.SdNotifyMonotonicUsec())
 		switch err := p.load(r.Apply); {
 		case err != nil:
 			p.log.Error("the policy is not reloaded; what was loaded before still applies", "err", err)
@@ -118,7 +119,7 @@ func (p *policy) keep(ctx context.Context, again <-chan os.Signal, cfg Config, r
 		default:
 			p.log.Info("policy reloaded", "file", p.file, "pools", len(r.Settings().Pools))
 		}
-		cfg.notify(sd.SdNotifyReady)
+		manager.Notify(sd.SdNotifyReady)
 	}
 }
 

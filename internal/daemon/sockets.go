@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
 )
 
@@ -37,55 +36,75 @@ func makeDir(path string, mode fs.FileMode) error {
 	return nil
 }
 
-// inherited are the sockets that the service manager passed by LISTEN_FDS (sd_listen_fds(3)), by their names. A name
-// that portd does not know is an error, for nobody would serve that socket.
-func inherited() (map[string]*net.UnixListener, error) {
-	lns := map[string]*net.UnixListener{}
-	var errs []error
-	for _, f := range activation.Files(true) {
-		name := f.Name()
-		ln, err := unixListener(f)
-		switch {
-		case name != "control" && name != "handoff":
-			err = fmt.Errorf("LISTEN_FDS has a socket named %q; portd knows control and handoff (FileDescriptorName= in the socket unit)", name)
-		case err != nil:
-			err = fmt.Errorf("the socket %s from LISTEN_FDS: %w", name, err)
-		case lns[name] != nil:
-			err = fmt.Errorf("LISTEN_FDS has two sockets named %s", name)
-		}
-		if err != nil {
-			errs = append(errs, err)
-			if ln != nil {
-				ln.Close()
-			}
-			continue
-		}
-		lns[name] = ln
-	}
-	if want, ok := lns["handoff"]; ok {
-		if typ, err := socketType(want); err != nil || typ != unix.SOCK_SEQPACKET {
-			errs = append(errs, errors.New("the socket handoff from LISTEN_FDS is not of type SOCK_SEQPACKET (ListenSequentialPacket= in the socket unit)"))
-		}
-	}
-	if want, ok := lns["control"]; ok {
-		if typ, err := socketType(want); err != nil || typ != unix.SOCK_STREAM {
-			errs = append(errs, errors.New("the socket control from LISTEN_FDS is not of type SOCK_STREAM (ListenStream= in the socket unit)"))
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
-		for _, ln := range lns {
-			ln.Close()
-		}
-		return nil, err
-	}
-	return lns, nil
+// A door is a socket that portd serves, and a descriptor of it that is there for the keeper for as long as the daemon is.
+type door struct {
+	*net.UnixListener
+	name string
+	file *os.File
 }
 
-// unixListener takes f, which it closes.
-func unixListener(f *os.File) (*net.UnixListener, error) {
-	defer f.Close()
-	accepts, err := unix.GetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+func (d *door) close() {
+	_ = d.UnixListener.Close()
+	_ = d.file.Close()
+}
+
+// openDoor is the socket of that name that somebody kept or passed, as it is, or one of portd's own; the keeper has it either way. It is
+// the caller's to close.
+func (o *origin) openDoor(name, network, path string) (_ *door, err error) {
+	d := &door{name: name}
+	if fd, ok := o.take(name); ok {
+		d.file = os.NewFile(uintptr(fd), name)
+		if d.UnixListener, err = served(name, network, d.file); err != nil {
+			_ = d.file.Close()
+			return nil, err
+		}
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			o.keep.Put(name, fd)
+			return d, nil
+		}
+		o.log.Warn("the file of a socket that portd serves has been removed; it is made anew", "path", path)
+		o.keep.Remove(name)
+		d.close()
+	}
+	if d.UnixListener, err = listen(network, path, socketMode()); err != nil {
+		return nil, fmt.Errorf("%s socket: %w", name, err)
+	}
+	fd, err := duplicate(d.UnixListener)
 	if err != nil {
+		_ = d.UnixListener.Close()
+		return nil, fmt.Errorf("%s socket: %w", name, err)
+	}
+	d.file = os.NewFile(uintptr(fd), name)
+	o.keep.Put(name, fd)
+	return d, nil
+}
+
+// served is a listener on a duplicate of f, if that is a socket as portd serves it.
+func served(name, network string, f *os.File) (*net.UnixListener, error) {
+	ln, err := unixListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("the socket %s from LISTEN_FDS: %w", name, err)
+	}
+	want, typ, unit := unix.SOCK_STREAM, "SOCK_STREAM", "ListenStream="
+	if network == "unixpacket" {
+		want, typ, unit = unix.SOCK_SEQPACKET, "SOCK_SEQPACKET", "ListenSequentialPacket="
+	}
+	if got, err := socketType(ln); err != nil || got != want {
+		ln.Close()
+		return nil, fmt.Errorf("the socket %s from LISTEN_FDS is not of type %s (%s in the socket unit)", name, typ, unit)
+	}
+	return ln, nil
+}
+
+// unixListener is a listener on a duplicate of f.
+func unixListener(f *os.File) (*net.UnixListener, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var accepts int
+	cerr := raw.Control(func(fd uintptr) { accepts, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ACCEPTCONN) })
+	if err := errors.Join(cerr, err); err != nil {
 		return nil, err
 	}
 	if accepts == 0 { // net.FileListener takes connected sockets too
@@ -100,8 +119,17 @@ func unixListener(f *os.File) (*net.UnixListener, error) {
 		ln.Close()
 		return nil, errors.New("is not a unix socket")
 	}
-	ul.SetUnlinkOnClose(false) // its file is the service manager's
+	ul.SetUnlinkOnClose(false) // its file is the service manager's, or the next portd's
 	return ul, nil
+}
+
+func duplicate(ln *net.UnixListener) (fd int, err error) {
+	raw, err := ln.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	cerr := raw.Control(func(of uintptr) { fd, err = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) })
+	return fd, errors.Join(cerr, err)
 }
 
 func socketType(ln *net.UnixListener) (typ int, err error) {

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,6 +38,7 @@ type Keeper struct {
 	cfg     Config
 	refused error         // why the sysctl cannot be written
 	hurry   chan struct{} // somebody waits; capacity 1
+	left    atomic.Bool   // another portd has it from now on
 	ended   chan struct{} // closed when Run has
 
 	mu      sync.Mutex // guards the next four
@@ -142,6 +144,9 @@ func (k *Keeper) Settle(ctx context.Context) error {
 	return nil
 }
 
+// Leave leaves what was added to another Keeper with the same Record, which has it already: Run does not give it back.
+func (k *Keeper) Leave() { k.left.Store(true) }
+
 // Run keeps the sysctl as it should be until ctx ends, and then gives back what was added. The error is always nil: the ports
 // are reserved all the same.
 func (k *Keeper) Run(ctx context.Context) error {
@@ -162,7 +167,9 @@ func (k *Keeper) Run(ctx context.Context) error {
 		k.tell(changes)
 		select {
 		case <-ctx.Done():
-			k.giveBack()
+			if !k.left.Load() {
+				k.giveBack()
+			}
 			return nil
 		case <-k.hurry:
 		case <-tick.C:
