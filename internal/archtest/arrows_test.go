@@ -39,6 +39,7 @@ var arrows = map[string][]string{
 	"internal/nstest":                     nil,
 	"internal/paths":                      nil,
 	"internal/peercred":                   nil,
+	"internal/shortage":                   nil,
 	"internal/sockdiag":                   nil,
 	"internal/wire":                       nil,
 	"internal/registry":                   {"internal/ianadb"},
@@ -49,11 +50,11 @@ var arrows = map[string][]string{
 	"internal/services":                   {"internal/ianadb", "internal/registry", "proto/portd/v1"},
 	"internal/localports":                 {"internal/registry"},
 	"internal/pidwatch":                   {"internal/registry"},
-	"internal/binder":                     {"internal/asuser", "internal/fdbag", "internal/fdpass", "internal/fdstore", "internal/registry", "internal/sockdiag"},
-	"internal/handoff":                    {"internal/fdbag", "internal/fdpass", "internal/fdstore", "internal/holder", "internal/peercred", "internal/registry", "internal/sockdiag", "internal/wire"},
+	"internal/binder":                     {"internal/asuser", "internal/fdbag", "internal/fdpass", "internal/fdstore", "internal/registry", "internal/shortage", "internal/sockdiag"},
+	"internal/handoff":                    {"internal/fdbag", "internal/fdpass", "internal/fdstore", "internal/holder", "internal/peercred", "internal/registry", "internal/shortage", "internal/sockdiag", "internal/wire"},
 	"internal/rpc": {
 		"api/openapi", "internal/ianadb", "internal/peercred", "internal/registry", "internal/rpc/portdgw", "internal/services",
-		"proto/portd/v1",
+		"internal/shortage", "proto/portd/v1",
 	},
 	"internal/rpc/portdgw": {"proto/portd/v1"},
 	"internal/daemon": {

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/shortage"
 )
 
 // What an errno means to the one who asked. It is told by the step that failed, for the same errno says different things
@@ -76,13 +77,8 @@ func (r *recipe) bindError(port uint16, err error) error {
 
 // ranOut is ErrExhausted with the limit and how to lift it, where err says that one was reached.
 func ranOut(err error) error {
-	switch {
-	case errors.Is(err, unix.EMFILE):
-		return exhausted(fmt.Errorf("all of %s are open", openFiles()))
-	case errors.Is(err, unix.ENFILE):
-		return exhausted(errors.New("this host has no descriptors left: raise the sysctl fs.file-max"))
-	case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
-		return exhausted(fmt.Errorf("the kernel has no memory for another socket (%w): raise the limit of portd's memory cgroup, or free some", err))
+	if why := shortage.Of(err); why != nil {
+		return exhausted(why)
 	}
 	return err
 }
@@ -90,10 +86,4 @@ func ranOut(err error) error {
 func exhausted(why error) error { return fmt.Errorf("%w: %w", registry.ErrExhausted, why) }
 
 // openFiles spells RLIMIT_NOFILE and how to lift it.
-func openFiles() string {
-	var l unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
-		return "the descriptors that portd may have (RLIMIT_NOFILE)"
-	}
-	return fmt.Sprintf("the %d descriptors that portd may have (RLIMIT_NOFILE; raise it by LimitNOFILE= in the unit or ulimit -Hn)", l.Cur)
-}
+func openFiles() string { return shortage.Descriptors() }

@@ -13,6 +13,7 @@ import (
 	"github.com/portd/portd/internal/fdpass"
 	"github.com/portd/portd/internal/peercred"
 	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/shortage"
 	"github.com/portd/portd/internal/wire"
 	"golang.org/x/sys/unix"
 )
@@ -396,10 +397,10 @@ func (p *Pool) giveBack(lent []loan) {
 	}
 }
 
-// exhausted marks errors of making descriptors as such.
+// exhausted marks errors of making descriptors as such, and says which limit it was.
 func exhausted(err error) error {
-	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) {
-		return fmt.Errorf("%w: %w", registry.ErrExhausted, err)
+	if why := shortage.Of(err); why != nil {
+		return fmt.Errorf("%w: %w", registry.ErrExhausted, why)
 	}
 	return err
 }

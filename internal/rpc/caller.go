@@ -18,12 +18,14 @@ import (
 type caller struct {
 	credentials.CommonAuthInfo
 	registry.Caller
+	account *account // where his calls are counted; nil where nobody does
+	refused error    // what every call is answered; nil where it is served
 }
 
 func (caller) AuthType() string { return "peercred" }
 
 func withCaller(ctx context.Context, c *conn) context.Context {
-	return peer.NewContext(ctx, &peer.Peer{Addr: c.RemoteAddr(), LocalAddr: c.LocalAddr(), AuthInfo: caller{onHost, c.caller}})
+	return peer.NewContext(ctx, &peer.Peer{Addr: c.RemoteAddr(), LocalAddr: c.LocalAddr(), AuthInfo: c.settled()})
 }
 
 // A unix socket does not leave the host.
@@ -39,13 +41,21 @@ func callerOf(ctx context.Context) registry.Caller {
 }
 
 func findCaller(ctx context.Context) (registry.Caller, bool) {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return registry.Caller{}, false
-	}
-	c, ok := p.AuthInfo.(caller)
+	c, ok := peerOf(ctx)
 	return c.Caller, ok
 }
+
+func peerOf(ctx context.Context) (c caller, ok bool) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return c, false
+	}
+	c, ok = p.AuthInfo.(caller)
+	return c, ok
+}
+
+// settled is the caller as he goes with his connection.
+func (c *conn) settled() caller { return caller{onHost, c.caller, c.account, c.refused} }
 
 // A join says in which network namespace the peer of a connection lives, and keeps that known until leave is called.
 type join func(syscall.Conn) (netns string, leave func(), err error)
@@ -72,7 +82,7 @@ func (settled) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, er
 	if !ok {
 		return nil, nil, errors.New("a connection without a caller")
 	}
-	return c, caller{onHost, c.caller}, nil
+	return c, c.settled(), nil
 }
 
 func (settled) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {

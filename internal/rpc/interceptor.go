@@ -16,6 +16,9 @@ var errStopping = fmt.Errorf("%w: portd is stopping", registry.ErrUnavailable)
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (_ any, err error) {
 	defer s.answer(ctx, info.FullMethod, &err)
+	if err := refused(ctx); err != nil {
+		return nil, err
+	}
 	if info.FullMethod != upgradeMethod {
 		if err := s.hold.enter(ctx, s.stopping); err != nil {
 			return nil, err
@@ -30,6 +33,9 @@ func (s *Server) stream(impl any, ss grpc.ServerStream, info *grpc.StreamServerI
 	defer cancel(nil)
 	defer s.answer(ctx, info.FullMethod, &err)
 	defer context.AfterFunc(s.stopping, func() { cancel(errStopping) })()
+	if err := refused(ctx); err != nil {
+		return err
+	}
 	if err := s.hold.pass(ctx, s.stopping); err != nil {
 		return err
 	}

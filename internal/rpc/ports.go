@@ -8,6 +8,7 @@ import (
 
 	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/services"
+	"github.com/portd/portd/internal/shortage"
 	pb "github.com/portd/portd/proto/portd/v1"
 )
 
@@ -43,6 +44,10 @@ func (s *ports) Whois(ctx context.Context, req *pb.WhoisRequest) (*pb.WhoisRespo
 		var more []registry.Use
 		if err == nil {
 			more, err = s.reg.Uses(ctx, me, req.GetNetns(), w.proto, w.ports)
+		}
+		if why := shortage.Of(err); why != nil && req.GetNetns() == "" {
+			out.Hidden = append(out.Hidden, registry.NobodyKnows+": "+why.Error())
+			break
 		}
 		if req.GetNetns() == "" && errors.Is(err, registry.ErrUnsupported) { // what the port is meant for is known all the same
 			out.Hidden = append(out.Hidden, registry.NobodyKnows+": "+err.Error())

@@ -24,7 +24,7 @@ var pings = keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutS
 func (s *Server) Serve(ctx context.Context, ln *net.UnixListener) error {
 	sort := &sorter{
 		join: s.join, h1: newLane(ln.Addr()), h2: newLane(ln.Addr()),
-		log: s.log, most: mostPerUser(), open: map[uint32]int{}, hold: &s.hold,
+		log: s.log, most: mostPerUser(), open: map[uint32]*account{}, hold: &s.hold,
 	}
 	s.hold.serves(ln)
 	work, ctx := errgroup.WithContext(ctx)

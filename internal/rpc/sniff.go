@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/shortage"
 )
 
 const (
@@ -27,11 +29,13 @@ type sorter struct {
 	log    *slog.Logger
 	most   int // connections of one user at a time
 	hold   *hold
+	spares spares
 
-	sorting sync.WaitGroup
-	mu      sync.Mutex
-	open    map[uint32]int // connections by user
-	warned  time.Time
+	sorting   sync.WaitGroup
+	mu        sync.Mutex
+	open      map[uint32]*account // with connections
+	apologies int
+	warned    time.Time
 }
 
 // mostPerUser leaves descriptors for everybody: a user who floods the socket is refused before others notice. What a busy
@@ -41,15 +45,29 @@ func mostPerUser() int {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return 256
 	}
-	return int(min(limit.Cur/4, 4096))
+	return int(min(limit.Cur/4, mostConns))
+}
+
+// mostConns are those of a user where descriptors are plenty.
+const mostConns = 4096
+
+// tooMany is why another connection of a user is not served.
+func (s *sorter) tooMany(uid uint32) error {
+	const text = "%w: %s has %d connections to portd, and %s: close some"
+	if s.most == mostConns {
+		return fmt.Errorf(text, registry.ErrExhausted, registry.UserName(uid), s.most, "no user gets more")
+	}
+	return fmt.Errorf(text+", or give portd more", registry.ErrExhausted, registry.UserName(uid), s.most, "no user gets more than a quarter of "+shortage.Descriptors())
 }
 
 // run accepts until ctx ends or ln is closed, and returns after all that it started. It outlives bad luck: where descriptors
-// or memory have run out it waits for better times.
+// or memory have run out it waits for better times, and where that takes long says so to who comes.
 func (s *sorter) run(ctx context.Context, ln *net.UnixListener) error {
 	defer s.sorting.Wait()
+	defer s.spares.close()
 	var pause time.Duration
 	for {
+		s.spares.refill()
 		raw, err := ln.AcceptUnix()
 		switch {
 		case ctx.Err() != nil:
@@ -63,9 +81,13 @@ func (s *sorter) run(ctx context.Context, ln *net.UnixListener) error {
 			_ = s.hold.pass(ctx, ctx)
 			continue
 		case err != nil:
-			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			s.log.Warn("cannot accept on the control socket", "err", err, "pause", pause)
-			wait(ctx, pause)
+			c, ok := s.withoutDescriptors(ln, err, pause)
+			if !ok {
+				pause = min(max(2*pause, 5*time.Millisecond), longestPause)
+				wait(ctx, pause)
+			} else if c != nil {
+				s.sorting.Go(func() { s.sort(ctx, c) })
+			}
 			continue
 		}
 		pause = 0
@@ -75,24 +97,61 @@ func (s *sorter) run(ctx context.Context, ln *net.UnixListener) error {
 	}
 }
 
-// admit settles who has connected. It closes raw and returns nil where the kernel does not say, or the user has too many
-// connections already.
+// longestPause is between two tries to accept; after the first one as long as that, those who wait are told.
+const longestPause = 250 * time.Millisecond
+
+// withoutDescriptors serves one who waits, after an accept that failed, where it has failed for a while. It says whether it has.
+func (s *sorter) withoutDescriptors(ln *net.UnixListener, err error, pause time.Duration) (c *conn, ok bool) {
+	if pause < longestPause {
+		return nil, false
+	}
+	why := shortage.Of(err)
+	if why == nil {
+		why = err
+	}
+	if s.mayWarn() {
+		s.log.Warn("cannot accept on the control socket; only who administers portd is answered", "err", why)
+	}
+	return s.squeeze(ln, fmt.Errorf("%w: %w", registry.ErrExhausted, why))
+}
+
+// mayWarn says whether to warn of what strangers can bring about, once a minute.
+func (s *sorter) mayWarn() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.warned.IsZero() && time.Since(s.warned) < time.Minute {
+		return false
+	}
+	s.warned = time.Now()
+	return true
+}
+
+// admit settles who has connected. It closes raw and returns nil where the kernel does not say. Who has too many connections
+// already is told so on one more, if not too many are being told.
 func (s *sorter) admit(raw *net.UnixConn) *conn {
 	who, leave, err := s.join.identify(raw)
 	if err != nil {
-		s.log.Warn("cannot tell who has connected", "err", err)
+		if s.mayWarn() {
+			s.log.Warn("cannot tell who has connected", "err", err)
+		}
 		_ = raw.Close()
 		return nil
 	}
-	if !s.enter(who) {
-		leave()
-		_ = raw.Close()
-		return nil
+	in, nth := s.enter(who)
+	if in == nil {
+		if s.mayWarn() {
+			s.log.Warn("a user has too many connections; more are refused", "uid", who.UID, "pid", who.PID, "most", s.most)
+		}
+		return s.apologize(raw, who, leave, s.tooMany(who.UID))
 	}
-	return &conn{Conn: raw, caller: who, gone: sync.OnceFunc(func() {
+	c := &conn{Conn: raw, caller: who, gone: sync.OnceFunc(func() {
 		leave()
 		s.leave(who)
 	})}
+	if nth > uncounted {
+		c.account = in
+	}
+	return c
 }
 
 // sort hands c to its lane, or closes it: the first three bytes of HTTP/2, which gRPC is, are "PRI" (RFC 9113 section 3.4);
@@ -115,24 +174,27 @@ func (s *sorter) sort(ctx context.Context, c *conn) {
 	}
 }
 
-func (s *sorter) enter(who registry.Caller) bool {
+// enter counts a connection of a user, and says which it is of his; nil where he has too many.
+func (s *sorter) enter(who registry.Caller) (in *account, nth int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.open[who.UID] < s.most {
-		s.open[who.UID]++
-		return true
+	a := s.open[who.UID]
+	if a == nil {
+		a = &account{most: int64(onEach * s.most)}
+		s.open[who.UID] = a
 	}
-	if time.Since(s.warned) > time.Minute {
-		s.warned = time.Now()
-		s.log.Warn("a user has too many connections; more are refused", "uid", who.UID, "pid", who.PID, "most", s.most)
+	if a.conns >= s.most {
+		return nil, 0
 	}
-	return false
+	a.conns++
+	return a, a.conns
 }
 
 func (s *sorter) leave(who registry.Caller) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.open[who.UID]--; s.open[who.UID] == 0 {
+	a := s.open[who.UID]
+	if a.conns--; a.conns == 0 {
 		delete(s.open, who.UID)
 	}
 }
@@ -140,9 +202,11 @@ func (s *sorter) leave(who registry.Caller) {
 // A conn is a connection whose caller is known, with the bytes that were read to sort it.
 type conn struct {
 	net.Conn
-	caller registry.Caller
-	head   []byte
-	gone   func()
+	caller  registry.Caller
+	account *account // where his calls on it are counted, else nil
+	refused error    // what every call on it is answered; nil where it is served
+	head    []byte
+	gone    func()
 }
 
 func (c *conn) Read(p []byte) (int, error) {
@@ -155,8 +219,9 @@ func (c *conn) Read(p []byte) (int, error) {
 }
 
 func (c *conn) Close() error {
+	err := c.Conn.Close()
 	c.gone()
-	return c.Conn.Close()
+	return err
 }
 
 // A lane is a net.Listener of connections that were accepted elsewhere.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/services"
+	"github.com/portd/portd/internal/shortage"
 	pb "github.com/portd/portd/proto/portd/v1"
 )
 
@@ -51,7 +52,7 @@ func (s *Server) status(ctx context.Context, method string, err error) error {
 			if c, ok := findCaller(ctx); ok {
 				me = c.Principal()
 			}
-			return withDetails(status.New(k.code, err.Error()), explain(err, k.reason, me)...).Err()
+			return withDetails(status.New(k.code, sentence(err)), explain(err, k.reason, me)...).Err()
 		}
 	}
 	var has interface{ GRPCStatus() *status.Status } // of gRPC's own: a send to a caller who has gone
@@ -61,8 +62,20 @@ func (s *Server) status(ctx context.Context, method string, err error) error {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return status.FromContextError(err).Err()
 	}
+	if shortage.Of(err) != nil {
+		return withDetails(status.New(codes.ResourceExhausted, sentence(err)), &errdetails.ErrorInfo{Domain: domain, Reason: "EXHAUSTED"}).Err()
+	}
 	s.log.Error("a call failed", "method", method, "err", err)
 	return errInternal
+}
+
+// sentence is what err says, and which limit it is about where it does not say that itself.
+func sentence(err error) string {
+	text := err.Error()
+	if why := shortage.Of(err); why != nil && !strings.Contains(text, why.Error()) {
+		text += ": " + why.Error()
+	}
+	return text
 }
 
 func withDetails(st *status.Status, details ...protoadapt.MessageV1) *status.Status {

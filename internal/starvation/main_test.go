@@ -12,11 +12,13 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/portd/portd/client"
 	"github.com/portd/portd/internal/nstest"
+	pb "github.com/portd/portd/proto/portd/v1"
 )
 
 // envAct makes the test binary a program that is not a test.
@@ -27,7 +29,7 @@ type actor struct{ *testing.M }
 func TestMain(m *testing.M) { nstest.Main(actor{m}) }
 
 func (a actor) Run() int {
-	acts := map[string]func([]string) error{"limited": limited, "worker": worker, "stranger": stranger}
+	acts := map[string]func([]string) error{"limited": limited, "worker": worker, "asker": asker}
 	act := acts[os.Getenv(envAct)]
 	if act == nil {
 		defer func() {
@@ -92,28 +94,19 @@ func worker(args []string) error {
 	}
 }
 
-// stranger connects so many times to a unix socket, says the same on each connection, and keeps all that are not closed
-// to it until its input ends. Then it says how many those are.
-func stranger(args []string) error {
-	network, path, says := args[0], args[1], args[3]
-	var n int
-	if _, err := fmt.Sscan(args[2], &n); err != nil {
+// asker asks portd how it is, once, and says what it is told.
+func asker(args []string) error {
+	c, err := client.Dial(context.Background(), client.Options{Socket: args[0]})
+	if err != nil {
 		return err
 	}
-	var all []net.Conn
-	for range n {
-		c, err := net.Dial(network, path)
-		if err != nil {
-			return err
-		}
-		if says != "" {
-			_, _ = c.Write([]byte(says)) // EPIPE: it is refused
-		}
-		all = append(all, c)
-	}
-	fmt.Println("connected")
-	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err == nil {
-		return errors.New("a line was not asked for")
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if _, err := c.Daemon.GetStatus(ctx, &pb.GetStatusRequest{}); err != nil {
+		fmt.Println(err)
+	} else {
+		fmt.Println("answered")
 	}
 	return nil
 }

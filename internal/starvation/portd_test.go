@@ -117,6 +117,14 @@ func (p *process) begin(t *testing.T) *process {
 			t.Logf("portd's log:\n%s", text[max(0, len(text)-8000):])
 		}
 	})
+	p.ready(t)
+	p.pid = int(p.status(t, p.Client(t)).GetPid())
+	return p
+}
+
+// ready waits until it says so to the service manager.
+func (p *process) ready(t *testing.T) {
+	t.Helper()
 	if err := p.notify.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
@@ -126,11 +134,9 @@ func (p *process) begin(t *testing.T) *process {
 			t.Fatalf("portd is not ready: %v", err)
 		}
 		if strings.Contains("\n"+string(msg[:n])+"\n", "\nREADY=1\n") {
-			break
+			return
 		}
 	}
-	p.pid = int(p.status(t, p.Client(t)).GetPid())
-	return p
 }
 
 func (p *process) status(t *testing.T, c *client.Client) *pb.GetStatusResponse {
