@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -64,14 +65,20 @@ func (b *Binder) inherit(items []fdstore.Item) {
 	if b.space, err = spaceHere(); err != nil {
 		b.log.Error("cannot tell in which network namespace portd is", "err", err)
 	}
-	who, useless := &inquirer{}, 0
+	// A process that died while it was putting sockets from one item into another leaves them in both. Bags come first, and what
+	// says that a program has a socket before what does not.
+	items = slices.Clone(items)
+	slices.SortStableFunc(items, func(x, y fdstore.Item) int { return cmp.Compare(rank(x.Name), rank(y.Name)) })
+	who, useless := &inquirer{seen: map[uint64]bool{}}, 0
 	for _, it := range items {
 		err := b.inheritSocket(who, it)
 		if errors.Is(err, errBag) {
 			withKeptBack(func() { err = b.inheritBag(who, it) })
 		}
 		if err != nil {
-			b.log.Error("a kept descriptor is of no use and closed", "name", it.Name, "err", err)
+			if !errors.Is(err, errTwice) {
+				b.log.Error("a kept descriptor is of no use and closed", "name", it.Name, "err", err)
+			}
 			b.kept.store.Remove(it.Name)
 			_ = unix.Close(it.FD)
 			useless++
@@ -82,7 +89,20 @@ func (b *Binder) inherit(items []fdstore.Item) {
 	}
 }
 
-var errBag = errors.New("a bag")
+var (
+	errBag   = errors.New("a bag")
+	errTwice = errors.New("it is in another item, too")
+)
+
+func rank(name string) int {
+	switch {
+	case strings.HasPrefix(name, "b."):
+		return 0
+	case strings.HasPrefix(name, "s."):
+		return 2
+	}
+	return 1
+}
 
 func (b *Binder) inheritSocket(who *inquirer, it fdstore.Item) (err error) {
 	if len(it.Name) > 2 && it.Name[:2] == "b." {
@@ -175,7 +195,10 @@ func (b *Binder) inheritBag(who *inquirer, it fdstore.Item) error {
 		_ = unix.Close(fd)
 		s.fd, s.bag, in.sockets[i] = -1, in, s
 		if err != nil {
-			b.log.Error("a kept socket is of no use", "name", it.Name, "err", err)
+			s.came = nil
+			if !errors.Is(err, errTwice) {
+				b.log.Error("a kept socket is of no use", "name", it.Name, "err", err)
+			}
 			b.unknown = append(b.unknown, s)
 			continue
 		}
@@ -214,6 +237,7 @@ func (s *socket) asItWas() error {
 // An inquirer asks the kernel what sockets are.
 type inquirer struct {
 	files map[uint64]fileID // of unix sockets, by their inodes; nil until one is asked for
+	seen  map[uint64]bool   // inodes of those that have been asked
 }
 
 func (q *inquirer) ask(s *socket) error {
@@ -221,6 +245,10 @@ func (q *inquirer) ask(s *socket) error {
 	if err := s.stat(); err != nil {
 		return err
 	}
+	if q.seen[s.inode.Load()] {
+		return errTwice
+	}
+	q.seen[s.inode.Load()] = true
 	at, err := unix.Getsockname(s.fd)
 	if err != nil {
 		return fmt.Errorf("its address: %w", err)

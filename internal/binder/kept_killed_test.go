@@ -85,7 +85,7 @@ func beVictim() int {
 func TestKilled(t *testing.T) {
 	kills := 20
 	if os.Getenv("PORTD_LONG") != "" {
-		kills = 500
+		kills = 200
 	}
 	w := keep(t, binder.Config{})
 	w.die()

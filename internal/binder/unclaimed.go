@@ -22,8 +22,11 @@ func (b *Binder) Unclaimed() (closed []registry.Endpoint) {
 	b.mu.Lock()
 	left := b.leftLocked()
 	for _, s := range left {
+		if s.came == nil { // which the log knows of, or another one is
+			continue
+		}
 		netns := registry.HostNetns
-		if s.came != nil && s.came.space != b.space {
+		if s.came.space != b.space {
 			netns = registry.UnknownNetns
 		}
 		closed = append(closed, s.where(netns))
