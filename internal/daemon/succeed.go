@@ -5,12 +5,32 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/portd/portd/internal/fdstore"
 )
+
+// A successor is killed with its predecessor (PR_SET_PDEATHSIG), which is so for the thread that began. So Run stays on it until liveOn.
+func init() {
+	if os.Getenv(envPredecessor) != "" {
+		runtime.LockOSThread()
+	}
+}
+
+// liveOn ends that this process is killed with the one that has started it.
+func liveOn() error {
+	if unix.Gettid() != os.Getpid() {
+		return errors.New("this is not the thread that the process began with")
+	}
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0); err != nil {
+		return err
+	}
+	runtime.UnlockOSThread()
+	return nil
+}
 
 // takeOver makes this process the daemon: it has loaded everything, and its predecessor still works. When it returns nil the predecessor
 // has stopped for good, or will, and the parts may run.
@@ -46,7 +66,7 @@ func (d *daemon) takeOver(ctx context.Context) error {
 	}
 	keep.Unmute()
 	keep.Settle(ctx)
-	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0); err != nil {
+	if err := liveOn(); err != nil {
 		return fmt.Errorf("live on without the other portd: %w", err)
 	}
 	if err := l.say("GOOD=1"); err != nil && !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
