@@ -36,6 +36,7 @@ type Client struct {
 	Handoff      pb.HandoffServiceClient
 	Daemon       pb.DaemonServiceClient
 	Upgrades     pb.UpgradeServiceClient
+	Backups      pb.BackupServiceClient
 
 	conn   *grpc.ClientConn
 	socket string
@@ -76,6 +77,7 @@ func Dial(ctx context.Context, opt Options) (*Client, error) {
 		Handoff:      pb.NewHandoffServiceClient(conn),
 		Daemon:       pb.NewDaemonServiceClient(conn),
 		Upgrades:     pb.NewUpgradeServiceClient(conn),
+		Backups:      pb.NewBackupServiceClient(conn),
 		conn:         conn,
 		socket:       path,
 	}, nil

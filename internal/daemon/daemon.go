@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
@@ -143,6 +144,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		Workers:  workers{d.parts.pool},
 		Policy:   policy.state,
 		Upgrade:  d.upgrades(),
+		Backups:  &backups{daemon: d},
 		Log:      cfg.Log,
 		Join:     d.parts.netns.Join,
 		Info: rpc.Info{
@@ -174,6 +176,7 @@ type daemon struct {
 
 	stopping  context.Context // ends when this portd is to stop; there is one once anybody is served
 	upgrading sync.Mutex
+	restoring atomic.Bool   // the upgrade that goes on is to begin with a store that was restored
 	leaving   chan struct{} // closed when another portd has taken over
 	left      chan struct{} // closed when nothing is open any more that was given to it
 }
@@ -190,6 +193,9 @@ func (d *daemon) openStore() (err error) {
 	}
 	path := paths.Paths{State: d.cfg.StateDir}.Store()
 	d.store, err = openStore(func() (*boltstore.Store, error) {
+		if err := d.putBack(path); err != nil {
+			return nil, err
+		}
 		return boltstore.Open(path, boltstore.Options{Trial: trial, Copies: copiesEvery, Log: d.cfg.Log.With("part", "store")})
 	})
 	if err == nil && trial {

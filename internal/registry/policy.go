@@ -109,6 +109,14 @@ func (p Policy) EditServices(c Caller, act string) error {
 	return &DeniedError{c.Principal(), act, "the service registry is for root and the user that portd runs as to change"}
 }
 
+// CopyState says whether c may do act to all of portd's state.
+func (p Policy) CopyState(c Caller, act string) error {
+	if p.Admin(c) {
+		return nil
+	}
+	return &DeniedError{c.Principal(), act, "it has what everybody has reserved, and is for root and the user that portd runs as"}
+}
+
 // SeeWork says whether c may see the workers and connections of what owner owns.
 func (p Policy) SeeWork(c Caller, owner Principal) bool { return p.Admin(c) || c.Principal() == owner }
 

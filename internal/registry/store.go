@@ -21,6 +21,16 @@ type Store interface {
 	Close() error
 }
 
+// BackupInfo is what a backup of a Store says of itself.
+type BackupInfo struct {
+	StoreID          string // of the store that it was made of
+	Revision, Oldest Revision
+	Schema           uint32
+	Size             int64 // bytes in all
+	Time             time.Time
+	Reservations     int64
+}
+
 // State is everything a Store has, but for the events.
 type State struct {
 	StoreID  string   // new when the store was made, and after a restore

@@ -87,6 +87,8 @@ func bounded(mux *runtime.ServeMux, next http.Handler) http.Handler {
 		switch {
 		case r.URL.Path == importPath: // a file, which its reader takes piece by piece
 			r.Body = &patientBody{http.MaxBytesReader(w, r.Body, maxImport), line}
+		case r.URL.Path == restorePath: // likewise; what it may have its reader says
+			r.Body = &patientBody{r.Body, line}
 		case r.Body != http.NoBody:
 			_ = line.SetReadDeadline(time.Now().Add(patience))
 			body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxMessage))
@@ -103,9 +105,10 @@ func bounded(mux *runtime.ServeMux, next http.Handler) http.Handler {
 }
 
 const (
-	importPath = "/v1/services:import"
-	maxImport  = 2 * ianadb.MaxFile // bytes of a body: the file in base64, and JSON around it
-	maxLine    = 2 << 20            // bytes of one message in it
+	importPath  = "/v1/services:import"
+	restorePath = "/v1/backup:restore"
+	maxImport   = 2 * ianadb.MaxFile // bytes of a body: the file in base64, and JSON around it
+	maxLine     = 2 << 20            // bytes of one message in it
 )
 
 // A patientBody waits a while for each piece of a body, and not for the whole.

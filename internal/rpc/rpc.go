@@ -25,6 +25,7 @@ type Config struct {
 	Registry *registry.Registry
 	Workers  Workers
 	Policy   func() PolicyStatus // nil: there is no policy file
+	Backups  Backups             // nil: the state is not copied in or out
 	Info     Info
 	Log      *slog.Logger // nil: silent
 	// Upgrade puts another program in this one's place, and returns when that works; the caller answers and ends. The error is an
@@ -133,5 +134,6 @@ func register(cfg Config, to grpc.ServiceRegistrar, hot *hot) {
 	pb.RegisterPortServiceServer(to, &ports{reg: cfg.Registry, workers: cfg.Workers, policy: cfg.Policy, hot: hot})
 	pb.RegisterHandoffServiceServer(to, &handoffs{reg: cfg.Registry, workers: cfg.Workers})
 	pb.RegisterUpgradeServiceServer(to, &upgrades{reg: cfg.Registry, upgrade: cfg.Upgrade})
+	pb.RegisterBackupServiceServer(to, &backups{reg: cfg.Registry, is: cfg.Backups})
 	pb.RegisterDaemonServiceServer(to, &daemon{reg: cfg.Registry, workers: cfg.Workers, policy: cfg.Policy, info: cfg.Info})
 }

@@ -11,7 +11,6 @@ import (
 	"hash/crc32"
 	"io"
 	"slices"
-	"time"
 
 	bolt "go.etcd.io/bbolt"
 	"google.golang.org/protobuf/proto"
@@ -35,23 +34,13 @@ const (
 )
 
 // BackupInfo is what a backup says of itself.
-type BackupInfo struct {
-	StoreID          string // of the store that it was made of
-	Revision, Oldest registry.Revision
-	Schema           uint32
-	Size             int64 // bytes in all
-	Time             time.Time
-	Reservations     int64
-
-	header *storepb.Backup
-}
+type BackupInfo = registry.BackupInfo
 
 func infoOf(h *storepb.Backup, headerLength int) BackupInfo {
 	return BackupInfo{
 		StoreID: h.GetStoreId(), Revision: registry.Revision(h.GetRevision()), Oldest: registry.Revision(h.GetOldest()),
 		Schema: h.GetSchema(), Time: h.GetTime().AsTime(), Reservations: h.GetRecords()[string(bucketReservation)],
-		Size:   int64(len(backupMagic)+8+headerLength) + h.GetLength() + sha256.Size,
-		header: h,
+		Size: int64(len(backupMagic)+8+headerLength) + h.GetLength() + sha256.Size,
 	}
 }
 

@@ -30,12 +30,12 @@ func CheckBackup(ctx context.Context, from io.Reader) (BackupInfo, error) {
 
 // A backupReader reads a backup, of which it has the header.
 type backupReader struct {
-	info  BackupInfo
-	in    *bufio.Reader
-	sum   hash.Hash
-	began int64 // bytes of what comes before the records
-	read  int64 // bytes of records
-	b     []byte
+	info   BackupInfo
+	header *storepb.Backup
+	in     *bufio.Reader
+	sum    hash.Hash
+	read   int64 // bytes of records
+	b      []byte
 }
 
 func openBackup(from io.Reader) (*backupReader, error) {
@@ -66,7 +66,7 @@ func openBackup(from io.Reader) (*backupReader, error) {
 	if err := proto.Unmarshal(raw, h); err != nil {
 		return nil, fmt.Errorf("%w: its header: %w", ErrDamaged, err)
 	}
-	r.info, r.began = infoOf(h, len(raw)), int64(len(magic)+len(lengths)+len(raw))
+	r.info, r.header = infoOf(h, len(raw)), h
 	switch reads := newest(migrations); {
 	case h.GetSchema() > reads:
 		return nil, &SchemaError{Have: h.GetSchema(), Reads: reads}
@@ -114,7 +114,7 @@ func (r *backupReader) cut() error {
 // each yields every record, once it is known to be readable, and at the end makes sure that they were all. What it yields
 // is valid until the next one.
 func (r *backupReader) each(ctx context.Context, yield func(op) error) error {
-	h := r.info.header
+	h := r.header
 	buckets := backupBuckets(h.GetSchema())
 	counts := map[string]int64{}
 	at, key := 0, []byte(nil) // the last one's bucket and key

@@ -71,7 +71,7 @@ func fill(ctx context.Context, path, storeID string, in *backupReader) error {
 		return err
 	}
 	defer db.Close() // it is nothing until it is synced
-	h := in.info.header
+	h := in.header
 	m := &storepb.Meta{StoreId: storeID, Revision: h.GetRevision(), Oldest: h.GetOldest(), Records: h.GetRecords()}
 	if err := db.Update(func(tx *bolt.Tx) error { return makeBuckets(tx, h.GetSchema(), m) }); err != nil {
 		return err
@@ -151,6 +151,34 @@ func adopt(path string) error {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// PutBack undoes a Restore that another process has begun to take, or has taken, and closed again: the file from before has its
+// place again.
+func PutBack(path string) error {
+	before := BeforeRestore(path)
+	waits := true
+	switch _, err := os.Lstat(restoredPath(path)); {
+	case errors.Is(err, fs.ErrNotExist):
+		waits = false
+	case err != nil:
+		return err
+	}
+	if _, err := os.Lstat(path); waits && err == nil { // nobody has begun
+		return Withdraw(path)
+	}
+	if !waits { // the journal there is the new file's
+		if err := removeIfThere(journalPath(path)); err != nil {
+			return err
+		}
+	}
+	if err := os.Rename(before, path); err != nil {
+		return err
+	}
+	if err := os.Rename(journalPath(before), journalPath(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return Withdraw(path)
 }
 
 // lockAlone locks a store's file as bbolt does, and fails with ErrInUse where somebody has it open.
