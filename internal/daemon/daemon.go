@@ -76,6 +76,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			before.close()
 		}()
 	}
+	standBy()
 	if err := cfg.settle(); err != nil {
 		return err
 	}

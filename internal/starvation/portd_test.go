@@ -26,6 +26,9 @@ import (
 
 // binary is the real portd, built once.
 var built = sync.OnceValues(func() (string, error) {
+	if path := os.Getenv(envPortd); path != "" {
+		return path, nil
+	}
 	dir, err := os.MkdirTemp("", "portd")
 	if err != nil {
 		return "", err
@@ -41,6 +44,30 @@ var built = sync.OnceValues(func() (string, error) {
 	}
 	return path, nil
 })
+
+// envPortd names the binary where a test of another user has built it.
+const envPortd = "STARVATION_TEST_PORTD"
+
+// asNobody runs a test as a user who is not root.
+func asNobody(t *testing.T) {
+	t.Helper()
+	path, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe", "-test.v", "-test.run", "^"+t.Name()+"$")
+	cmd.Env = append(os.Environ(), envPortd+"="+path)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = as(t, 65534)
+	out, err := cmd.CombinedOutput()
+	switch {
+	case err != nil:
+		t.Fatalf("as uid 65534: %v\n%s", err, out)
+	case strings.Contains(string(out), "--- SKIP"):
+		t.Skipf("as uid 65534:\n%s", out)
+	}
+	t.Logf("%s", out)
+}
 
 var leftovers []string // removed after all tests
 
