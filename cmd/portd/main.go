@@ -11,29 +11,40 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/portd/portd/internal/daemon"
+	"github.com/portd/portd/internal/keeper"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends portd at once
+	// A second signal ends portd at once. The first may come twice: from the terminal or a service manager, and from the keeper.
+	context.AfterFunc(ctx, func() { time.AfterFunc(time.Second, stop) })
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, unix.SIGHUP)
+	upgrade := make(chan os.Signal, 1)
+	signal.Notify(upgrade, unix.SIGUSR2)
 	// A log that nobody reads any more, and a file that may grow no further, are errors of the write and not the end of portd.
 	signal.Ignore(unix.SIGPIPE, unix.SIGXFSZ)
-	os.Exit(run(ctx, reload, os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(run(ctx, daemon.Config{Reload: reload, Upgrade: upgrade, Args: os.Args}, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-const usage = `usage: portd [--socket PATH] [--state DIR] [--policy FILE] [--log-level LEVEL]
+const usage = `usage: portd [--socket PATH] [--state DIR] [--policy FILE] [--no-keeper]
+             [--log-level LEVEL]
        portd --check [--policy FILE]
+       portd --restore FILE | --restore-newest [--state DIR]
 
 portd is the port authority of this host: it holds ports, listens on behalf of
 programs, and hands connections to them. portctl talks to it. It stays in the
 foreground, and stops at SIGTERM or SIGINT; the ports close with it and are held
-again when it starts. At SIGHUP it reads its policy file again.
+again when it starts. At SIGHUP it reads its policy file again; at SIGUSR2 what is
+now at the path that it was started from takes over, as portctl upgrade has it.
+
+It runs as two processes. A small one, the keeper, has what the other has open,
+and starts that again when it dies: no port closes meanwhile.
 
   --socket PATH      the control socket; the hand-off socket and the lock lie
                      beside it (default: /run/portd/portd.sock for root, else
@@ -43,7 +54,16 @@ again when it starts. At SIGHUP it reads its policy file again.
   --policy FILE      pools of ports, and how much history is kept, as
                      portd-policy(5) has them (default: /etc/portd/policy.yaml for
                      root, else ~/.config/portd/policy.yaml, where it is there)
+  --no-keeper        run as one process: the ports close when it dies. None is
+                     started either where the service manager has an FD store
+                     (FDSTORE in the environment; systemd's FileDescriptorStoreMax=)
   --check            read the policy file, say what is wrong with it, and exit
+  --restore FILE     put a backup in the place of the reservations while no portd runs,
+                     and exit; "-" is standard input. What was there is kept beside
+  --restore-newest   likewise, from the newest copy that is whole of those that portd
+                     has made by itself
+  --prove DIR        read the copy of the reservations in DIR and exit; a portd that
+                     is to be upgraded calls the new one so
   --log-level LEVEL  debug, info, warn or error (default: info)
   --version          print the version
   --help             print this
@@ -52,12 +72,14 @@ Logs go to standard error: text on a terminal, JSON otherwise.
 `
 
 // run is portd as a function: its exit code is 0 when it was asked to stop, 1 when it failed, 2 for wrong usage.
-func run(ctx context.Context, reload <-chan os.Signal, args []string, stdout, stderr io.Writer) int {
+func run(ctx context.Context, cfg daemon.Config, args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("portd", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	cfg := daemon.Config{Reload: reload}
 	var level slog.Level
 	version, check := flags.Bool("version", false, ""), flags.Bool("check", false, "")
+	noKeeper := flags.Bool("no-keeper", false, "")
+	prove := flags.String("prove", "", "")
+	restore, restoreNewest := flags.String("restore", "", ""), flags.Bool("restore-newest", false, "")
 	flags.StringVar(&cfg.Socket, "socket", "", "")
 	flags.StringVar(&cfg.StateDir, "state", "", "")
 	flags.StringVar(&cfg.Policy, "policy", "", "")
@@ -69,6 +91,8 @@ func run(ctx context.Context, reload <-chan os.Signal, args []string, stdout, st
 		return 0
 	case err == nil && flags.NArg() > 0:
 		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	case err == nil && *restore != "" && *restoreNewest:
+		err = errors.New("--restore and --restore-newest say where from; say it once")
 	}
 	if err != nil {
 		fmt.Fprintf(stderr, "portd: %v\nportd: try: portd --help\n", err)
@@ -82,9 +106,19 @@ func run(ctx context.Context, reload <-chan os.Signal, args []string, stdout, st
 	if *check {
 		return checkPolicy(cfg, stdout, stderr)
 	}
+	if *prove != "" {
+		return proveItself(ctx, cfg, *prove, stdout, stderr)
+	}
+	if *restore != "" || *restoreNewest {
+		return restoreFrom(ctx, cfg, *restore, stdout, stderr)
+	}
 	var flush func()
-	cfg.Log, flush = logger(stderr, level)
+	cfg.Log, flush = keeper.Log(stderr, level)
 	defer flush()
+	if !*noKeeper && keeper.Wanted() {
+		err := keeper.Become(level)
+		cfg.Log.Warn("portd runs without a keeper: its ports close if it dies", "err", err)
+	}
 	if err := daemon.Run(ctx, cfg); err != nil {
 		cfg.Log.Error("portd cannot go on", "err", err)
 		return 1
@@ -100,6 +134,28 @@ func checkPolicy(cfg daemon.Config, stdout, stderr io.Writer) int {
 		return 1
 	}
 	fmt.Fprintln(stdout, said)
+	return 0
+}
+
+// proveItself tells the portd that this one may take the place of whether it can.
+func proveItself(ctx context.Context, cfg daemon.Config, dir string, stdout, stderr io.Writer) int {
+	said, err := daemon.Prove(ctx, cfg, dir)
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return 1
+	}
+	fmt.Fprintln(stdout, said)
+	return 0
+}
+
+// restoreFrom puts a backup in the place of the state.
+func restoreFrom(ctx context.Context, cfg daemon.Config, file string, stdout, stderr io.Writer) int {
+	said, err := daemon.Restore(ctx, cfg, file, os.Stdin)
+	if err != nil {
+		fmt.Fprintf(stderr, "portd: %v\n", err)
+		return 1
+	}
+	fmt.Fprintf(stdout, "%s\n", said)
 	return 0
 }
 

@@ -68,7 +68,7 @@ var arrows = map[string][]string{
 	},
 	"bench/handoff":        {"client", "proto/portd/v1"},
 	"bench/handoff/server": {"client"},
-	"cmd/portd":            {"internal/daemon", "internal/lossy"},
+	"cmd/portd":            {"internal/daemon", "internal/keeper"},
 	"cmd/portctl": {
 		"client", "internal/etcservices", "internal/ianadb", "internal/paths", "internal/registry",
 		"internal/registry/boltstore", "internal/services", "proto/portd/v1",

@@ -60,7 +60,7 @@ type process struct {
 
 var notified atomic.Int64 // each process has a socket of its own to notify
 
-// portd is a portd that is about to be started. The files are its descriptors from 3 on, for LISTEN_FDS, and names is
+// portd is a portd without a keeper that is about to be started. The files are its descriptors from 3 on, for LISTEN_FDS, and names is
 // LISTEN_FDNAMES.
 func portd(t testing.TB, d *portdtest.Daemon, names string, files ...*os.File) *process {
 	t.Helper()
@@ -70,7 +70,7 @@ func portd(t testing.TB, d *portdtest.Daemon, names string, files ...*os.File) *
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	p := &process{Cmd: exec.Command(binary(t), "--socket", d.Socket, "--state", d.State, "--policy", d.Policy), notify: conn}
+	p := &process{Cmd: exec.Command(binary(t), "--no-keeper", "--socket", d.Socket, "--state", d.State, "--policy", d.Policy), notify: conn}
 	p.Env = append(os.Environ(), "NOTIFY_SOCKET="+path)
 	if files != nil { // LISTEN_PID is known only to the process itself
 		p.Args = append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$@"`, "sh"}, p.Args...)

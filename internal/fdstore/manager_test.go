@@ -139,8 +139,15 @@ func TestManagerWithoutStore(t *testing.T) {
 	}
 }
 
-// perform is the process of TestFromManager.
-func perform(string) int {
+// perform is another process: of TestFull, or of TestFromManager.
+func perform(act string) int {
+	if act == "full" {
+		if err := full(); err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		return 0
+	}
 	for _, it := range fdstore.FromManager() {
 		flags, err := unix.FcntlInt(uintptr(it.FD), unix.F_GETFD, 0)
 		fmt.Println(it.Name, it.FD, flags&unix.FD_CLOEXEC != 0, err)

@@ -17,10 +17,10 @@ import (
 )
 
 // Wanted says whether this process is to Become a keeper: nobody keeps its descriptors yet. Where a service manager has an FD store for it
-// (FDSTORE, from systemd 254 on), or a keeper has started it, it is not.
+// (FDSTORE, from systemd 254 on), or a keeper or a predecessor has started it, it is not.
 func Wanted() bool {
 	_, most := fdstore.Manager()
-	return os.Getenv(EnvKeeper) == "" && most == 0
+	return os.Getenv(EnvKeeper) == "" && os.Getenv(envPredecessor) == "" && most == 0
 }
 
 // Become makes this process a keeper, which starts the program anew as its daemon, with the same arguments and environment. It returns only

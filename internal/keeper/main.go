@@ -19,6 +19,9 @@ const (
 	// EnvKeeper is the descriptor of the daemon's socket to its keeper, which first sends all that it keeps.
 	EnvKeeper = "PORTD_KEEPER"
 
+	// envPredecessor is package daemon's: another daemon has started this process, and gives it what it has.
+	envPredecessor = "PORTD_PREDECESSOR"
+
 	envRole   = "PORTD_ROLE"         // "keeper": the process is one
 	envOf     = "PORTD_KEEPER_OF"    // pid of the daemon that has started it; its socket is descriptor 3, its pidfd 4
 	envState  = "PORTD_KEEPER_STATE" // descriptor of what the keeper that became this one knew
@@ -131,7 +134,7 @@ func daemonEnv(env []string) []string {
 	var all []string
 	for _, e := range env {
 		switch name, _, _ := strings.Cut(e, "="); name {
-		case EnvKeeper, envRole, envOf, envState, envBinary, envLevel, "NOTIFY_SOCKET", "FDSTORE", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES":
+		case EnvKeeper, envPredecessor, envRole, envOf, envState, envBinary, envLevel, "NOTIFY_SOCKET", "FDSTORE", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES":
 		default:
 			all = append(all, e)
 		}

@@ -98,7 +98,7 @@ func prepare(t *testing.T, before ...string) *process {
 	if err := os.Chmod(listen, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	args := append(before, path, "--socket", d.Socket, "--state", d.State, "--policy", d.Policy)
+	args := append(before, path, "--no-keeper", "--socket", d.Socket, "--state", d.State, "--policy", d.Policy)
 	p.Cmd = exec.Command(args[0], args[1:]...)
 	p.Env = append(os.Environ(), "NOTIFY_SOCKET="+listen)
 	log, err := os.Create(p.log)

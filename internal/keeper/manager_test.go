@@ -1,0 +1,125 @@
+package keeper_test
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/portd/portd/internal/keeper"
+	"github.com/portd/portd/internal/nstest"
+)
+
+// Orphans of the daemon are the keeper's, which waits for them.
+func TestReapsOrphans(t *testing.T) {
+	t.Parallel()
+	p := start(t)
+	p.ask(t, "orphan")
+	daemon := p.daemonPID(t)
+	eventually(t, "no zombies are left", func() bool {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", p.Process.Pid))
+		if errors.Is(err, os.ErrNotExist) {
+			t.Skip("the kernel does not list children (CONFIG_PROC_CHILDREN)")
+		}
+		return strings.TrimSpace(string(text)) == strconv.Itoa(daemon)
+	})
+}
+
+// What a service manager passes goes by way of the keeper, and what the daemon says to it too.
+func TestServiceManager(t *testing.T) {
+	nstest.Descriptors(t)
+	p := prepare(t)
+	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(p.dir, "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer notify.Close()
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(p.dir, "sock"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	file, err := ln.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	p.ExtraFiles = []*os.File{file}
+	p.Args = []string{"sh", "-c", `LISTEN_PID=$$ exec "$@"`, "sh", p.Path}
+	p.Path = "/bin/sh"
+	p.Env = append(p.Env, "LISTEN_FDS=1", "LISTEN_FDNAMES=listen", "NOTIFY_SOCKET="+notify.LocalAddr().String())
+	p.begin(t)
+	if err := notify.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	hears := func(want string) {
+		t.Helper()
+		text := make([]byte, 4096)
+		n, err := notify.Read(text)
+		if err != nil || string(text[:n]) != want {
+			t.Errorf("heard %q, %v; want %q", text[:n], err, want)
+		}
+	}
+	hears("READY=1")
+	if got := p.ask(t, "items"); !strings.HasPrefix(got, "listen=") {
+		t.Errorf("the daemon has %s", got)
+	}
+	if err := unix.Kill(p.daemonPID(t), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	p.daemonPID(t)
+	hears("READY=1")
+	if err := p.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	hears("STOPPING=1")
+	if code := p.ends(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// With an FD store there is no keeper.
+func TestWanted(t *testing.T) {
+	for _, tt := range []struct {
+		notify, store, keeper string
+		want                  bool
+	}{
+		{"", "", "", true},
+		{"/run/systemd/notify", "", "", true},
+		{"/run/systemd/notify", "0", "", true},
+		{"/run/systemd/notify", "512", "", false},
+		{"", "512", "", true},
+		{"", "", "3", false},
+	} {
+		t.Setenv("NOTIFY_SOCKET", tt.notify)
+		t.Setenv("FDSTORE", tt.store)
+		t.Setenv(keeper.EnvKeeper, tt.keeper)
+		if got := keeper.Wanted(); got != tt.want {
+			t.Errorf("%+v: %v", tt, got)
+		}
+	}
+}
+
+// Where nobody keeps anything a daemon starts all the same.
+func TestConnectWithout(t *testing.T) {
+	t.Setenv("NOTIFY_SOCKET", "")
+	t.Setenv(keeper.EnvKeeper, "")
+	s, items, err := keeper.Connect(slog.New(slog.DiscardHandler))
+	if err != nil || items != nil || s.Kept() {
+		t.Errorf("%v, %v, %v", items, err, s.Kept())
+	}
+	for _, wrong := range []string{"x", "0", "999"} {
+		t.Setenv(keeper.EnvKeeper, wrong)
+		if _, _, err := keeper.Connect(slog.New(slog.DiscardHandler)); err == nil {
+			t.Errorf("%s=%s is taken", keeper.EnvKeeper, wrong)
+		}
+	}
+}
