@@ -28,7 +28,7 @@ type actor struct{ *testing.M }
 func TestMain(m *testing.M) { nstest.Main(actor{m}) }
 
 func (a actor) Run() int {
-	acts := map[string]func([]string) error{"thief": thief, "stranger": stranger, "steps": beStepped, "reserver": reserver, "serving": serving, "holding": holding, "reading": reading}
+	acts := map[string]func([]string) error{"thief": thief, "stranger": stranger, "steps": beStepped, "reserver": reserver, "serving": serving, "holding": holding, "reading": reading, "daemon": beDaemon}
 	act := acts[os.Getenv(envAct)]
 	if act == nil {
 		defer func() {
