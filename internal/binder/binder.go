@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/portd/portd/internal/fdstore"
 	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/sockdiag"
@@ -129,15 +131,24 @@ func New(cfg Config) (*Binder, error) {
 	if b.observer == nil {
 		b.observer = nobody{}
 	}
-	var err error
-	if b.ephemeral, err = ephemeralRange(); err != nil {
-		return nil, fmt.Errorf("range of ephemeral ports: %w", err)
-	}
-	if err := b.probe(); err != nil {
-		return nil, fmt.Errorf("try out this kernel: %w", err)
+	if err := b.tryOut(); err != nil {
+		for _, it := range cfg.Items {
+			_ = unix.Close(it.FD)
+		}
+		return nil, err
 	}
 	b.inherit(cfg.Items)
 	return b, nil
+}
+
+func (b *Binder) tryOut() (err error) {
+	if b.ephemeral, err = ephemeralRange(); err != nil {
+		return fmt.Errorf("range of ephemeral ports: %w", err)
+	}
+	if err := b.probe(); err != nil {
+		return fmt.Errorf("try out this kernel: %w", err)
+	}
+	return nil
 }
 
 // HasIPv6 says whether the kernel makes IPv6 sockets. Where it does not, the dual-stack wildcard is bound as 0.0.0.0.

@@ -6,13 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/portd/portd/internal/fdbag"
+	"github.com/portd/portd/internal/fdpass"
 	"github.com/portd/portd/internal/fdstore"
 	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/sockdiag"
@@ -69,30 +73,32 @@ func (b *Binder) inherit(items []fdstore.Item) {
 	// says that a program has a socket before what does not.
 	items = slices.Clone(items)
 	slices.SortStableFunc(items, func(x, y fdstore.Item) int { return cmp.Compare(rank(x.Name), rank(y.Name)) })
-	who, useless := &inquirer{seen: map[uint64]bool{}}, 0
-	for _, it := range items {
-		err := b.inheritSocket(who, it)
-		if errors.Is(err, errBag) {
-			withKeptBack(func() { err = b.inheritBag(who, it) })
+	who, useless := &inquirer{seen: make(map[uint64]bool, len(items))}, 0
+	use := func(it fdstore.Item, err error) {
+		if err == nil {
+			return
 		}
-		if err != nil {
-			if !errors.Is(err, errTwice) {
-				b.log.Error("a kept descriptor is of no use and closed", "name", it.Name, "err", err)
-			}
-			b.kept.store.Remove(it.Name)
-			_ = unix.Close(it.FD)
-			useless++
+		if !errors.Is(err, errTwice) {
+			b.log.Error("a kept descriptor is of no use and closed", "name", it.Name, "err", err)
 		}
+		b.kept.store.Remove(it.Name)
+		_ = unix.Close(it.FD)
+		useless++
+	}
+	bags := slices.IndexFunc(items, func(it fdstore.Item) bool { return rank(it.Name) > 0 })
+	if bags < 0 {
+		bags = len(items)
+	}
+	withKeptBack(func() { b.inheritBags(who, items[:bags], use) })
+	for _, it := range items[bags:] {
+		use(it, b.inheritSocket(who, it))
 	}
 	if useless > 0 {
 		b.kept.settle()
 	}
 }
 
-var (
-	errBag   = errors.New("a bag")
-	errTwice = errors.New("it is in another item, too")
-)
+var errTwice = errors.New("it is in another item, too")
 
 func rank(name string) int {
 	switch {
@@ -105,9 +111,6 @@ func rank(name string) int {
 }
 
 func (b *Binder) inheritSocket(who *inquirer, it fdstore.Item) (err error) {
-	if len(it.Name) > 2 && it.Name[:2] == "b." {
-		return errBag
-	}
 	kind, of, ok := readName(it.Name)
 	if !ok {
 		return fmt.Errorf("%q is no name of a socket", it.Name)
@@ -124,8 +127,11 @@ func (b *Binder) inheritSocket(who *inquirer, it fdstore.Item) (err error) {
 			}
 		}()
 	}
-	if err := who.ask(s); err != nil {
+	if err := who.ask(s, false); err != nil {
 		return err
+	}
+	if !who.first(s) {
+		return errTwice
 	}
 	if err := s.asItWas(); err != nil {
 		return err
@@ -167,46 +173,79 @@ func (s *socket) unwrap() error {
 	return nil
 }
 
-func (b *Binder) inheritBag(who *inquirer, it fdstore.Item) error {
+// inheritBags looks into bags, as many at a time as there are processors, since there may be hundreds.
+func (b *Binder) inheritBags(who *inquirer, items []fdstore.Item, use func(fdstore.Item, error)) {
+	type outcome struct {
+		in   *bag
+		errs []error // of its sockets
+		err  error
+	}
+	outcomes := make([]outcome, len(items))
+	var next atomic.Int64
+	var all sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), 4, len(items)) {
+		all.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(items); i = int(next.Add(1)) - 1 {
+				in, errs, err := who.askAll(items[i])
+				outcomes[i] = outcome{in, errs, err}
+			}
+		})
+	}
+	all.Wait()
+	for i, o := range outcomes {
+		if errors.Is(o.err, fdpass.ErrFDsTruncated) { // several at a time were too many
+			o.in, o.errs, o.err = who.askAll(items[i])
+		}
+		use(items[i], o.err)
+		if o.err != nil {
+			continue
+		}
+		for k, s := range o.in.sockets {
+			switch err := o.errs[k]; {
+			case err != nil:
+				b.log.Error("a kept socket is of no use", "name", o.in.name, "err", err)
+				s.came = nil
+			case !who.first(s):
+				s.came = nil
+			}
+			if s.came == nil {
+				b.unknown = append(b.unknown, s)
+				continue
+			}
+			b.inherited[s.came.place(s)] = append(b.inherited[s.came.place(s)], s)
+		}
+		b.parking.parked += len(o.in.sockets)
+		b.parking.bags++
+	}
+}
+
+// askAll asks all sockets of a bag, which stay in it.
+func (q *inquirer) askAll(it fdstore.Item) (in *bag, errs []error, err error) {
 	packed, err := fdbag.From(it.FD)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	payload, err := packed.Payload()
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	of, err := readNotes(payload, packed.Len())
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	fds, err := packed.Open()
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	in := &bag{packed, it.Name, make([]*socket, len(fds))}
+	in, errs = &bag{packed, it.Name, make([]*socket, len(fds))}, make([]error, len(fds))
 	for i, fd := range fds {
 		s := &socket{fd: fd}
 		s.note(of[i])
-		err := who.ask(s)
-		if err == nil {
-			err = s.asItWas()
-		}
+		errs[i] = q.ask(s, !of[i].Lent)
 		_ = unix.Close(fd)
 		s.fd, s.bag, in.sockets[i] = -1, in, s
-		if err != nil {
-			s.came = nil
-			if !errors.Is(err, errTwice) {
-				b.log.Error("a kept socket is of no use", "name", it.Name, "err", err)
-			}
-			b.unknown = append(b.unknown, s)
-			continue
-		}
-		b.inherited[s.came.place(s)] = append(b.inherited[s.came.place(s)], s)
 	}
-	b.parking.parked += len(fds)
-	b.parking.bags++
-	return nil
+	return in, errs, nil
 }
 
 // asItWas sets right what the Binder before this one may have left half done when it died.
@@ -236,19 +275,25 @@ func (s *socket) asItWas() error {
 
 // An inquirer asks the kernel what sockets are.
 type inquirer struct {
+	seen map[uint64]bool // inodes of those that first was asked about
+
+	mu    sync.Mutex        // guards files
 	files map[uint64]fileID // of unix sockets, by their inodes; nil until one is asked for
-	seen  map[uint64]bool   // inodes of those that have been asked
 }
 
-func (q *inquirer) ask(s *socket) error {
+// first notes a socket, and says whether it was in no other item.
+func (q *inquirer) first(s *socket) bool {
+	twice := q.seen[s.inode.Load()]
+	q.seen[s.inode.Load()] = true
+	return !twice
+}
+
+// ask may be called at the same time. idle is what does nothing but hold its port, as all do that are in bags and no program had.
+func (q *inquirer) ask(s *socket, idle bool) error {
 	c := &came{}
 	if err := s.stat(); err != nil {
 		return err
 	}
-	if q.seen[s.inode.Load()] {
-		return errTwice
-	}
-	q.seen[s.inode.Load()] = true
 	at, err := unix.Getsockname(s.fd)
 	if err != nil {
 		return fmt.Errorf("its address: %w", err)
@@ -299,6 +344,11 @@ func (q *inquirer) ask(s *socket) error {
 	if c.transparent, err = s.hasIP(domain, unix.IP_TRANSPARENT, unix.IPV6_TRANSPARENT); err != nil {
 		return fmt.Errorf("IP_TRANSPARENT: %w", err)
 	}
+	if idle {
+		c.dropping = !s.ep.Proto.Streams()
+		s.came = c
+		return nil
+	}
 	if s.ep.Proto.Streams() {
 		if c.accepts, err = s.accepts(); err != nil {
 			return err
@@ -313,6 +363,8 @@ func (q *inquirer) askPath(s *socket) (err error) {
 	if s.came.accepts, err = s.accepts(); err != nil {
 		return err
 	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	if q.files == nil {
 		all, err := sockdiag.ListUnix()
 		if err != nil {

@@ -85,7 +85,7 @@ func (w *warden) tell(order string, fds ...int) {
 func (w *warden) ask(order string, answer any) {
 	w.t.Helper()
 	w.tell(order)
-	text, fds, err := next(w.conn)
+	text, fds, err := (&reader{conn: w.conn}).next()
 	if err == nil {
 		err = json.Unmarshal(text, answer)
 	}
@@ -94,16 +94,20 @@ func (w *warden) ask(order string, answer any) {
 	}
 }
 
-// next waits for a message.
-func next(conn int) (text []byte, fds []int, err error) {
-	var r fdpass.Receiver
-	buf := make([]byte, 100<<10)
+// A reader waits for messages. What it returns is good until the next one.
+type reader struct {
+	conn int
+	r    fdpass.Receiver
+	buf  [100 << 10]byte
+}
+
+func (r *reader) next() (text []byte, fds []int, err error) {
 	for {
-		n, fds, err := r.Recv(conn, buf)
+		n, fds, err := r.r.Recv(r.conn, r.buf[:])
 		if !errors.Is(err, unix.EAGAIN) {
-			return buf[:n], slices.Clone(fds), err
+			return r.buf[:n], fds, err
 		}
-		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(conn), Events: unix.POLLIN}}, -1)
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(r.conn), Events: unix.POLLIN}}, -1)
 	}
 }
 
@@ -192,8 +196,9 @@ func beWarden() int {
 	v := &vault{items: map[string]int{}, errs: []string{}}
 	ended := make(chan struct{})
 	close(ended)
+	orders := &reader{conn: 3}
 	for {
-		order, fds, err := next(3)
+		order, fds, err := orders.next()
 		if err != nil {
 			return 0
 		}
@@ -242,23 +247,24 @@ func (v *vault) give() error {
 func (v *vault) serve(conn int, ended chan<- struct{}) {
 	defer close(ended)
 	defer unix.Close(conn)
+	words := &reader{conn: conn}
 	for {
-		text, fds, err := next(conn)
+		text, fds, err := words.next()
 		if err != nil {
 			return
 		}
-		words, err := fdstore.Parse(text)
+		said, err := fdstore.Parse(text)
 		v.mu.Lock()
-		old, has := v.items[words.Name]
+		old, has := v.items[said.Name]
 		switch {
 		case err != nil:
 			v.errs = append(v.errs, fmt.Sprintf("%q: %v", text, err))
-		case words.Store && len(fds) == 1 && !has:
-			v.items[words.Name], fds = fds[0], nil
-		case words.Remove && has:
+		case said.Store && len(fds) == 1 && !has:
+			v.items[said.Name], fds = fds[0], nil
+		case said.Remove && has:
 			_ = unix.Close(old)
-			delete(v.items, words.Name)
-		case !words.Barrier:
+			delete(v.items, said.Name)
+		case !said.Barrier:
 			v.errs = append(v.errs, fmt.Sprintf("%q, with %d descriptors", text, len(fds)))
 		}
 		v.mu.Unlock()
