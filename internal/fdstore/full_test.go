@@ -110,3 +110,19 @@ func full() error {
 		return nil
 	}
 }
+
+// TestRoom: how many descriptors a SEQPACKET pair takes before anybody reads.
+func TestRoom(t *testing.T) {
+	ends := socketpair(t)
+	defer unix.Close(ends[0])
+	defer unix.Close(ends[1])
+	var out fdpass.Sender
+	n := 0
+	for out.Send(ends[0], []byte("FDSTORE=1\nFDNAME=s.1\nFDPOLL=0"), []int{0}) == nil {
+		n++
+	}
+	t.Logf("%d messages", n)
+	if n < 100 || n > 10000 {
+		t.Errorf("it takes %d messages", n)
+	}
+}

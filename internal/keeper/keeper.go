@@ -216,7 +216,8 @@ func (k *keeper) died(now time.Time) (code int, ended bool) {
 	}
 	k.main.close()
 	k.closeConn()
-	wanted := k.dismissed || k.stopping || k.asked != 0 || (status != nil && status.Exited() && status.ExitStatus() == 0)
+	failed := status != nil && status.Exited() && status.ExitStatus() != 0 // also one that puts everything away first
+	wanted := k.dismissed || k.asked != 0 || (k.stopping && !failed) || (status != nil && status.Exited() && !failed)
 	switch {
 	case wanted:
 		return exitCode(status), true
@@ -233,7 +234,7 @@ func (k *keeper) died(now time.Time) (code int, ended bool) {
 	if k.down.IsZero() {
 		k.down = now
 	}
-	k.ready = false
+	k.ready, k.stopping = false, false
 	pause := backOff(k.failures)
 	k.next = now.Add(pause)
 	k.log.Error("the daemon has died; it is started again", "pid", pid, "reason", reason(status), "kept", len(k.items), "in", pause.String())

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -31,6 +32,60 @@ func TestReapsOrphans(t *testing.T) {
 		}
 		return strings.TrimSpace(string(text)) == strconv.Itoa(daemon)
 	})
+}
+
+// The first process of a container is told by the kernel of orphans that are not the daemon's too, and gets only signals that it asks for.
+func TestFirstProcess(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("a pid namespace takes root")
+	}
+	unshare, err := exec.LookPath("unshare")
+	if err != nil {
+		t.Skip("there is no unshare(1)")
+	}
+	p := prepare(t)
+	p.Args = []string{unshare, "--pid", "--fork", "--kill-child", "--mount-proc", p.Path}
+	p.Path = unshare
+	if out, err := exec.Command(unshare, "--pid", "--fork", "--mount-proc", "true").CombinedOutput(); err != nil {
+		t.Skipf("no pid namespace can be had: %s", out)
+	}
+	p.begin(t)
+	p.ask(t, "put s. 5")
+	want := p.ask(t, "items")
+	if err := unix.Kill(p.theDaemon(t), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.ask(t, "items"); got != want {
+		t.Errorf("the daemon has %s, want %s", got, want)
+	}
+	p.ask(t, "orphan")
+	first := p.theKeeper(t)
+	eventually(t, "no zombies are left", func() bool {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", first))
+		return err == nil && len(strings.Fields(string(text))) == 1
+	})
+	if err := unix.Kill(first, unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code := p.ends(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// theDaemon is the keeper's one child, by the pid that it has here.
+func (p *portd) theDaemon(t *testing.T) int {
+	t.Helper()
+	first := p.theKeeper(t)
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", first))
+	if err != nil {
+		t.Skip("the kernel does not list children (CONFIG_PROC_CHILDREN)")
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
 }
 
 // What a service manager passes goes by way of the keeper, and what the daemon says to it too.
