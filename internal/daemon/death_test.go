@@ -34,10 +34,10 @@ func TestKilledUnderLoad(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	ch := newHistory()
+	h := newHistory()
 	var changing sync.WaitGroup
 	for side := range 4 {
-		changing.Go(func() { ch.make(ctx, t, d, 40_000+side*1000) })
+		changing.Go(func() { h.make(ctx, t, d, 40_000+side*1000) })
 	}
 	pid := k.pid(t, 0)
 	for range rounds {
@@ -54,14 +54,14 @@ func TestKilledUnderLoad(t *testing.T) {
 	if st == nil {
 		t.Fatal("no portd answers at the end")
 	}
-	t.Logf("%d kills with %d reservations: %v; %d changes answered; lost in hand %d", rounds, reservations, l, ch.answered, st.GetHandoff().GetLost())
+	t.Logf("%d kills with %d reservations: %v; %d changes answered; lost in hand %d", rounds, reservations, l, h.answered, st.GetHandoff().GetLost())
 	if l.refused.Load() > 0 || l.other.Load() > 0 {
 		t.Errorf("%d clients were refused, %d failed otherwise: %v", l.refused.Load(), l.other.Load(), l.odd)
 	}
 	if n := l.reset.Load(); n > int64(rounds) {
 		t.Errorf("%d connections were reset in %d kills", n, rounds)
 	}
-	ch.check(t, c)
+	h.check(t, c)
 }
 
 // A port that was answered as released is free, also where portd is killed at once; and what nobody has reserved is closed at the start.
@@ -143,11 +143,13 @@ type history struct {
 	answered int
 	there    map[string]uint32 // answered as reserved, by id
 	gone     map[string]bool   // answered as released
+	failed   int
+	err      error // the last
 }
 
 func newHistory() *history { return &history{there: map[string]uint32{}, gone: map[string]bool{}} }
 
-func (ch *history) make(ctx context.Context, t *testing.T, d *portdtest.Daemon, from int) {
+func (h *history) make(ctx context.Context, t *testing.T, d *portdtest.Daemon, from int) {
 	var c *client.Client
 	for c == nil && ctx.Err() == nil { // a killed one is away for a moment
 		c, _ = client.Dial(ctx, client.Options{Socket: d.Socket})
@@ -162,29 +164,42 @@ func (ch *history) make(ctx context.Context, t *testing.T, d *portdtest.Daemon, 
 		res, err := c.Reservations.Reserve(ctx, &pb.ReserveRequest{Spec: spec(t, fmt.Sprintf("tcp/%d", port))})
 		if err == nil {
 			last = res.GetReservation().GetId()
-			ch.mu.Lock()
-			ch.answered++
-			ch.there[last] = port
-			ch.mu.Unlock()
+			h.mu.Lock()
+			h.answered++
+			h.there[last] = port
+			h.mu.Unlock()
 		}
+		h.note(ctx, err)
 		if last == "" {
 			continue
 		}
-		ch.mu.Lock()
-		delete(ch.there, last) // from now on both outcomes are right
-		ch.mu.Unlock()
-		if _, err := c.Reservations.Release(ctx, &pb.ReleaseRequest{Reservation: last}); err == nil {
-			ch.mu.Lock()
-			ch.answered++
-			ch.gone[last] = true
-			ch.mu.Unlock()
+		h.mu.Lock()
+		delete(h.there, last) // from now on both outcomes are right
+		h.mu.Unlock()
+		_, err = c.Reservations.Release(ctx, &pb.ReleaseRequest{Reservation: last})
+		if err == nil {
+			h.mu.Lock()
+			h.answered++
+			h.gone[last] = true
+			h.mu.Unlock()
 		}
+		h.note(ctx, err)
 		last = ""
 	}
 }
 
+func (h *history) note(ctx context.Context, err error) {
+	if err == nil || ctx.Err() != nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.failed++
+	h.err = err
+}
+
 // check fails t where an answered change is not so.
-func (ch *history) check(t *testing.T, c *client.Client) {
+func (h *history) check(t *testing.T, c *client.Client) {
 	t.Helper()
 	now := map[string]bool{}
 	for token := ""; ; {
@@ -204,17 +219,17 @@ func (ch *history) check(t *testing.T, c *client.Client) {
 			break
 		}
 	}
-	for id, port := range ch.there {
+	for id, port := range h.there {
 		if !now[id] {
 			t.Errorf("tcp/%d was answered as reserved and is not there", port)
 		}
 	}
-	for id := range ch.gone {
+	for id := range h.gone {
 		if now[id] {
 			t.Errorf("%s was answered as released and is there", id)
 		}
 	}
-	if ch.answered == 0 {
+	if h.answered == 0 {
 		t.Error("nothing was answered: it proves nothing")
 	}
 }

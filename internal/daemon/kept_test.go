@@ -30,7 +30,7 @@ import (
 
 // What the test binary does as a portd that is not quite the real one.
 const (
-	envStep    = "DAEMON_TEST_STEP"    // "old kill prepared": what which of the two does at a step; and "exit", "hang"
+	envStep    = "DAEMON_TEST_STEP"    // "old kill prepared": what which of the two does at a step; and "exit", "hang", "protocol"
 	envVersion = "DAEMON_TEST_VERSION" // what a successor says that it is
 )
 
@@ -52,6 +52,16 @@ func beDaemon(args []string) error {
 	role := "old"
 	if *prove != "" || os.Getenv("PORTD_PREDECESSOR") != "" {
 		role, cfg.Version = "new", os.Getenv(envVersion)
+	}
+	if role == "new" && *prove == "" && os.Getenv(envStep) == "new protocol hello" {
+		// One of a later time, which says so.
+		_, err := unix.Write(3, []byte("HELLO=1\nPROTOCOL=9\nVERSION=new"))
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(time.Minute):
+			return errors.New("it is not ended")
+		}
 	}
 	cfg.Step = func(name string) { misbehave(role, name) }
 	if *prove != "" {

@@ -1,0 +1,272 @@
+package daemon_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/portd/portd/client"
+	"github.com/portd/portd/internal/daemon"
+	"github.com/portd/portd/internal/nstest"
+	"github.com/portd/portd/internal/portdtest"
+	pb "github.com/portd/portd/proto/portd/v1"
+)
+
+func upgrade(t testing.TB, c *client.Client, binary string) (*pb.UpgradeResponse, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	return c.Upgrades.Upgrade(ctx, &pb.UpgradeRequest{Binary: binary})
+}
+
+// One portd after the other takes over while clients connect, others reserve and release, and somebody watches. Nobody notices.
+func TestUpgradedUnderLoad(t *testing.T) {
+	nstest.Need(t)
+	rounds, reservations := 3, 100
+	if os.Getenv("PORTD_LONG") != "" {
+		rounds, reservations = 50, 1000
+	}
+	d := portdtest.New(t)
+	k := startKept(t, d, binary(t))
+	c := d.Client(t)
+	reserve(t, c, "web", "tcp/8080")
+	many(t, c, 20_000, reservations)
+	session, err := c.OpenSession(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := startStorm(t, d, "web", "127.0.0.1:8080", 64)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	h := newHistory()
+	var others sync.WaitGroup
+	for side := range 4 {
+		others.Go(func() { h.make(ctx, t, d, 40_000+side*1000) })
+	}
+	failed := make(chan error, 100)
+	others.Go(func() { // who repeats what may be repeated sees no call fail
+		for ctx.Err() == nil {
+			if _, err := c.Reservations.GetReservation(ctx, &pb.GetReservationRequest{Reservation: "web"}); err != nil && ctx.Err() == nil {
+				select {
+				case failed <- err:
+				default:
+				}
+			}
+		}
+	})
+	var pause, frozen time.Duration
+	pid := k.pid(t, 0)
+	for round := range rounds {
+		got, err := upgrade(t, c, "")
+		if err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		if int(got.GetOldPid()) != pid || got.GetNewPid() == got.GetOldPid() {
+			t.Errorf("from %d to %d, it was %d", got.GetOldPid(), got.GetNewPid(), pid)
+		}
+		pid = int(got.GetNewPid())
+		pause, frozen = max(pause, got.GetPause().AsDuration()), max(frozen, got.GetFrozen().AsDuration())
+		if now := k.pid(t, 0); now != pid {
+			t.Errorf("%d answers, not %d", now, pid)
+		}
+	}
+	cancel()
+	others.Wait()
+	l.end()
+	select {
+	case <-session.Done():
+		t.Errorf("the session has ended: %v", session.Err())
+	default:
+	}
+	if err := session.End(); err != nil {
+		t.Error(err)
+	}
+	t.Logf("%d upgrades with %d reservations: %v; hand-off paused for %v at most, changes for %v; %d changes answered, %d refused",
+		rounds, reservations, l, pause.Round(100*time.Microsecond), frozen.Round(100*time.Microsecond), h.answered, h.failed)
+	if l.refused.Load()+l.reset.Load()+l.other.Load() > 0 {
+		t.Errorf("%v", l)
+	}
+	if h.failed > 0 {
+		t.Errorf("%d changes failed: %v", h.failed, h.err)
+	}
+	select {
+	case err := <-failed:
+		t.Errorf("a call failed: %v", err)
+	default:
+	}
+	h.check(t, c)
+}
+
+// Whatever the new one does wrong, and whenever: the old one goes on, says why, and nobody else notices; the next one may do it right.
+func TestNotUpgraded(t *testing.T) {
+	nstest.Need(t)
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	text := filepath.Join(dir, "text")
+	if err := os.WriteFile(text, []byte("this is no program"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	other := filepath.Join(dir, "other")
+	if err := os.WriteFile(other, []byte("#!/bin/sh\necho another program altogether >&2\nexit 4\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name, does   string
+		binary       string
+		step, says   string
+		long, stands bool
+	}{
+		{name: "no program", binary: text, step: "prove", says: "exec format error", stands: true},
+		{name: "not there", binary: filepath.Join(dir, "nothing"), step: "prove", says: "no such file", stands: true},
+		{name: "another program", binary: other, step: "prove", says: "another program altogether", stands: true},
+		{name: "cannot read the store", does: "new exit prove", step: "prove", says: "it had enough", stands: true},
+		{name: "killed at its start", does: "new kill hello", step: "hello", says: "ended"},
+		{name: "ends at its start", does: "new exit hello", step: "hello", says: "ended"},
+		{name: "hangs at its start", does: "new hang hello", step: "hello", says: "10s", long: true},
+		{name: "another protocol", does: "new protocol hello", step: "hello", says: `protocol "9"`},
+		{name: "killed with the store open", does: "new kill opened-store", step: "prepared", says: "ended"},
+		{name: "killed after it loaded", does: "new kill loaded", step: "prepared", says: "ended"},
+		{name: "killed with the workers", does: "new kill workers", step: "prepared", says: "ended"},
+		{name: "killed when prepared", does: "new kill prepared", step: "prepared", says: "ended"},
+		{name: "hangs when prepared", does: "new hang prepared", step: "prepared", says: "15s", long: true},
+		{name: "killed at the last", does: "new kill yours", step: "good", says: "ended"},
+		{name: "hangs at the last", does: "new hang yours", step: "good", says: "5s", long: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.long && os.Getenv("PORTD_LONG") == "" {
+				t.Skip("takes as long as the successor may; set PORTD_LONG=1")
+			}
+			d := portdtest.New(t)
+			k := startKept(t, d, self(t), envAct+"=daemon", envStep+"="+tt.does, envVersion+"=new")
+			c := d.Client(t)
+			reserve(t, c, "web", "tcp/8080")
+			l := startStorm(t, d, "web", "127.0.0.1:8080", 8)
+			pid := k.pid(t, 0)
+			began := l.served.Load()
+			for range 2 { // the second time is as the first
+				_, err := upgrade(t, c, tt.binary)
+				var e *client.Error
+				if !errors.As(err, &e) || !errors.Is(err, client.ErrUnsupported) || e.Reason != "UPGRADE_FAILED" ||
+					e.Metadata["step"] != tt.step || !strings.Contains(e.Error(), tt.says) {
+					t.Errorf("%v; want it to fail at %s and say %q", err, tt.step, tt.says)
+				}
+				if now := k.pid(t, 0); now != pid {
+					t.Fatalf("%d answers, not %d", now, pid)
+				}
+			}
+			reserve(t, c, "more", "tcp/8081")
+			wantHeld(t, 8080, 8081)
+			waitFor(t, "client that is served after it", func() bool { return l.served.Load() > began })
+			l.end()
+			if l.refused.Load()+l.reset.Load()+l.other.Load() > 0 {
+				t.Errorf("%v", l)
+			}
+			// The keeper knows who the daemon is: it comes back with everything.
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			k.pid(t, pid)
+			wantHeld(t, 8080, 8081)
+			get(t, c, "more")
+			if left, err := filepath.Glob(filepath.Join(d.State, "upgrade-*")); err != nil || len(left) > 0 {
+				t.Errorf("%v is left, %v", left, err)
+			}
+		})
+	}
+}
+
+// The old one is killed in the middle of an upgrade: there is one portd afterwards, with everything.
+func TestKilledWhileUpgraded(t *testing.T) {
+	nstest.Need(t)
+	for _, does := range []string{
+		"old kill prove", "old kill hello", "old kill frozen", "old kill closed-store", "old kill given", "old kill prepared", "old kill suspended",
+		"old kill yours", "old kill good", "new kill good", "new kill resumed",
+	} {
+		t.Run(does, func(t *testing.T) {
+			d := portdtest.New(t)
+			k := startKept(t, d, self(t), envAct+"=daemon", envStep+"="+does, envVersion+"=new")
+			c := d.Client(t)
+			reserve(t, c, "web", "tcp/8080")
+			l := startStorm(t, d, "web", "127.0.0.1:8080", 8)
+			pid := k.pid(t, 0)
+			_, _ = upgrade(t, c, "") // there is nobody to say how it went
+			k.pid(t, pid)
+			waitFor(t, "portd that can be asked for more", func() bool {
+				_, err := c.Reservations.Reserve(t.Context(), &pb.ReserveRequest{Name: "more", Spec: spec(t, "tcp/8081")})
+				return err == nil
+			})
+			wantHeld(t, 8080, 8081)
+			before := l.served.Load()
+			waitFor(t, "client that is served after it", func() bool { return l.served.Load() > before })
+			l.end()
+			t.Logf("%v", l)
+			if l.refused.Load()+l.other.Load() > 0 || l.reset.Load() > 8 {
+				t.Errorf("%v", l)
+			}
+			if _, err := c.Reservations.Release(t.Context(), &pb.ReleaseRequest{Reservation: "more"}); err != nil {
+				t.Error(err)
+			}
+			wantFree(t, 8081)
+		})
+	}
+}
+
+// A portd that proves itself on a copy that is not whole says so, and what of it.
+func TestProve(t *testing.T) {
+	d := portdtest.Start(t)
+	c := d.Client(t)
+	reserve(t, c, "web", "udp/any")
+	dir := t.TempDir()
+	copied := filepath.Join(dir, "portd.backup")
+	f, err := os.Create(copied)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Backup(t.Context(), f); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	cfg := daemon.Config{Version: "new", Policy: d.Policy}
+	if said, err := daemon.Prove(t.Context(), cfg, dir); err != nil || !strings.Contains(said, "1 reservations") {
+		t.Errorf("%q, %v", said, err)
+	}
+	whole, err := os.ReadFile(copied)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, damaged := range [][]byte{nil, whole[:len(whole)/2], append(bytes.Clone(whole[:len(whole)-40]), make([]byte, 40)...)} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "portd.backup"), damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if said, err := daemon.Prove(t.Context(), cfg, dir); err == nil {
+			t.Errorf("it takes %d of %d bytes for a store: %s", len(damaged), len(whole), said)
+		}
+	}
+	if _, err := daemon.Prove(t.Context(), daemon.Config{Policy: filepath.Join(dir, "nosuch.yaml")}, dir); err == nil {
+		t.Error("it starts without its policy file")
+	}
+}
+
+func TestUpgradeDenied(t *testing.T) {
+	d := portdtest.Start(t)
+	c := d.Client(t)
+	// This one is a part of the test.
+	if _, err := upgrade(t, c, ""); !errors.Is(err, client.ErrUnsupported) {
+		t.Error(err)
+	}
+	if _, err := upgrade(t, c, "relative"); !errors.Is(err, client.ErrInvalid) {
+		t.Error(err)
+	}
+}
