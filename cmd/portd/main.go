@@ -119,6 +119,7 @@ func run(ctx context.Context, cfg daemon.Config, args []string, stdout, stderr i
 		err := keeper.Become(level)
 		cfg.Log.Warn("portd runs without a keeper: its ports close if it dies", "err", err)
 	}
+	heedMemoryLimit()
 	if err := daemon.Run(ctx, cfg); err != nil {
 		cfg.Log.Error("portd cannot go on", "err", err)
 		return 1

@@ -29,7 +29,7 @@ type actor struct{ *testing.M }
 func TestMain(m *testing.M) { nstest.Main(actor{m}) }
 
 func (a actor) Run() int {
-	acts := map[string]func([]string) error{"limited": limited, "worker": worker, "asker": asker}
+	acts := map[string]func([]string) error{"limited": limited, "grouped": grouped, "worker": worker, "asker": asker}
 	act := acts[os.Getenv(envAct)]
 	if act == nil {
 		defer func() {
@@ -61,6 +61,14 @@ func limited(args []string) error {
 		return err
 	}
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: most, Max: most}); err != nil {
+		return err
+	}
+	return unix.Exec(args[1], args[1:], os.Environ())
+}
+
+// grouped becomes the program that its other arguments say, in the cgroup of which its first one is the directory.
+func grouped(args []string) error {
+	if err := os.WriteFile(args[0]+"/cgroup.procs", []byte("0"), 0); err != nil {
 		return err
 	}
 	return unix.Exec(args[1], args[1:], os.Environ())
