@@ -1,6 +1,10 @@
 package handoff
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"github.com/portd/portd/internal/wire"
+)
 
 // What the ledger says for the case that portd is killed and a holder has its descriptors: see rescue.go.
 
@@ -38,4 +42,20 @@ func (p *Pool) Holder(pid int) {
 type doubt struct {
 	tenant   uint64
 	sequence uint64 // 0: there is no doubt. It is written last.
+}
+
+// doubts notes whose the connection at a place may be.
+func (l *ledger) doubts(at uint32, tenant, sequence uint64) {
+	if at == 0 || l == nil || sequence == 0 && l.hands[at].doubt.sequence == 0 {
+		return
+	}
+	d := &l.hands[at].doubt
+	atomic.StoreUint64(&d.sequence, 0)
+	d.tenant = tenant
+	atomic.StoreUint64(&d.sequence, sequence)
+}
+
+// reach is hold of what may be a worker's yet.
+func (l *ledger) reach(fd int, of *listener, c *wire.Connection, d doubt) (at uint32) {
+	return l.note(fd, of.place, c, d)
 }

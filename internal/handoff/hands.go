@@ -58,11 +58,11 @@ func (l *ledger) hold(fd int, of *listener, c *wire.Connection) (at uint32) {
 	if l == nil {
 		return 0
 	}
-	return l.note(fd, of.place, c)
+	return l.note(fd, of.place, c, doubt{})
 }
 
 // note is hold by the place of a listener plus one.
-func (l *ledger) note(fd int, of uint32, c *wire.Connection) (at uint32) {
+func (l *ledger) note(fd int, of uint32, c *wire.Connection, d doubt) (at uint32) {
 	if n := len(l.freeHands); n > 0 {
 		at, l.freeHands = l.freeHands[n-1], l.freeHands[:n-1]
 	} else if at = l.head.hands + 1; at < mostHands {
@@ -71,7 +71,7 @@ func (l *ledger) note(fd int, of uint32, c *wire.Connection) (at uint32) {
 		return 0
 	}
 	h := &l.hands[at]
-	h.listener, h.flags, h.accepted, h.doubt = of, c.Flags, c.Accepted, doubt{}
+	h.listener, h.flags, h.accepted, h.doubt = of, c.Flags, c.Accepted, d
 	h.peer, h.scope, h.port, h.family = c.Peer.IP, c.Peer.Scope, c.Peer.Port, c.Peer.Family
 	atomic.StoreUint64(&h.owner, uint64(l.incarnation)<<32|uint64(fd+1))
 	atomic.StoreUint32(&l.head.accepting, 0)

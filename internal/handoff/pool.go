@@ -121,6 +121,7 @@ type Pool struct {
 	unwanted  []loan
 	pause
 	info     tcpInfo
+	doubts   []doubtful    // connections of which it is not known whose they are
 	orphans  []*worker     // gone, with connections in their queues that portd has no descriptors for
 	interval time.Duration // of the ticker
 	ticking  bool

@@ -218,7 +218,7 @@ func (r *rescue) write(fd int, listener uint32) {
 	if peerOf(fd, &from) {
 		c.Peer = peerAddr(&from)
 	}
-	at := r.ledger.note(fd, listener, &c)
+	at := r.ledger.note(fd, listener, &c, doubt{})
 	if at == 0 {
 		r.log.Error("a connection that portd had accepted is lost: the ledger is full")
 		closeRaw(fd)

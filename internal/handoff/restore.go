@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -153,10 +152,10 @@ func (p *Pool) takeOver() {
 			p.log.Error("workers would have to attach again if portd died", "err", err)
 		}
 	}
-	for _, s := range back.strange {
-		p.discardStrange(s)
-	}
 	if p.ledger == nil {
+		for _, s := range back.strange {
+			p.discardStrange(s)
+		}
 		for _, r := range back.workers {
 			p.dismiss(r)
 		}
@@ -177,14 +176,19 @@ func (p *Pool) takeOver() {
 	})
 	p.ledger.own(p.holder)
 	p.cfg.Keep.Put("ledger", p.ledger.fd)
-	p.settleMessage(func(tenant uint64) *worker {
+	for _, s := range back.strange {
+		p.discardStrange(s)
+	}
+	of := func(tenant uint64) *worker {
 		for _, r := range back.workers {
 			if r.mine == tenant {
 				return r.worker
 			}
 		}
 		return nil
-	})
+	}
+	p.settleMessage(of, back.inHand)
+	p.judge(back)
 
 	p.ledger.head.past.add(p.past)
 	p.past = &p.ledger.head.past
@@ -201,11 +205,6 @@ func (p *Pool) takeOver() {
 		p.takeBackIn(r)
 	}
 	lost := p.grasp(back.inHand)
-	if at := p.ledger.head.accepting; at > 0 && at <= mostListeners { // it may have had one, and not yet written down
-		p.ledger.listeners[at-1].lost++
-		lost++
-	}
-	p.ledger.accepting(nil)
 	for _, at := range p.known { // their reservations are gone
 		p.past.add(&p.ledger.listeners[at].counts)
 		p.ledger.freeListener(at)
@@ -271,8 +270,12 @@ func (p *Pool) dismiss(r *returner) {
 	p.discard(r.name, r.bag.FD())
 }
 
-// discardStrange puts away a bag that is not understood. Its worker may wait at the other ends of what is in there.
+// discardStrange puts away an item that is not understood. The worker that a bag is of may wait at the other ends of what is in there.
 func (p *Pool) discardStrange(it item) {
+	if it.name == "ledger" && p.ledger != nil { // the new one has its place in the store
+		closeRaw(it.fd)
+		return
+	}
 	if bag, err := fdbag.From(it.fd); err == nil {
 		if fds, err := bag.Open(); err == nil {
 			for _, fd := range fds {
@@ -305,28 +308,42 @@ func (p *Pool) grasp(have map[uint32]int) (lost int) {
 			p.ledger.let(g.at)
 		case l == nil || !l.listening:
 			p.drop(heldConn{fd: fd, hand: g.at})
-		default:
-			h := heldConn{fd: fd, conn: g.connection(), hand: g.at}
-			e := l.endpointOf(&h)
-			for _, s := range l.sockets {
-				if s.endpoint == *e {
-					h.endpoint, h.conn.Local = &s.endpoint, s.local
-				}
-			}
+		case g.doubt.sequence != 0:
 			p.ledger.regrip(g.at, fd)
-			l.held.push(h)
-			p.enqueue(l)
+			p.doubts = append(p.doubts, doubtful{heldConn{fd: fd, conn: g.connection(), hand: g.at}, l, g.doubt})
+			p.startTicking()
+		default:
+			p.ledger.regrip(g.at, fd)
+			p.take(l, heldConn{fd: fd, conn: g.connection(), hand: g.at})
 		}
 	}
 	for _, fd := range have { // nobody's any more
 		closeRaw(fd)
 	}
+	if at := p.ledger.head.accepting; at > 0 && at <= mostListeners { // it may have had one, and not yet written down
+		p.ledger.listeners[at-1].lost++
+		lost++
+	}
+	p.ledger.accepting(nil)
 	return lost
 }
 
+// take gives l a connection that comes from a portd before.
+func (p *Pool) take(l *listener, h heldConn) {
+	e := l.endpointOf(&h)
+	for _, s := range l.sockets {
+		if s.endpoint == *e {
+			h.endpoint, h.conn.Local = &s.endpoint, s.local
+		}
+	}
+	l.held.push(h)
+	p.enqueue(l)
+}
+
 // settleMessage finds out what became of the message in flight. Where it was sent, it is counted; where it was not, its connections are still in hand.
-// Where that cannot be told its sequence is not used again, and its connections are not sent again.
-func (p *Pool) settleMessage(of func(tenant uint64) *worker) {
+// Where that cannot be told its sequence is not used again, and its connections are not sent again, unless it is told later: of those in
+// have there are descriptors.
+func (p *Pool) settleMessage(of func(tenant uint64) *worker, have map[uint32]int) {
 	j := &p.ledger.head.journal
 	if j.sequence == 0 {
 		return
@@ -338,7 +355,13 @@ func (p *Pool) settleMessage(of func(tenant uint64) *worker) {
 	}
 	fate := unknown
 	if w != nil {
-		fate = p.fateOf(w, j.sequence)
+		fate = sent
+		if w.sequence < j.sequence { // else it was counted already
+			fate = p.fateOf(w, j.sequence, one(j, n, have), w.standing == leaving)
+		}
+	}
+	if fate == unknown {
+		p.doubt(j, n, have)
 	}
 	if fate != unsent && w != nil {
 		w.sequence = max(w.sequence, j.sequence)
@@ -361,76 +384,22 @@ func (p *Pool) settleMessage(of func(tenant uint64) *worker) {
 		}
 		total.handedOver, total.redelivered = j.handedOver+uint64(n), j.redelivered+again
 	case unknown:
-		total.lost += uint64(n)
+		for _, at := range j.hands[:n] {
+			if at == 0 || at >= mostHands || p.ledger.hands[at].owner != 0 && p.ledger.hands[at].doubt.sequence == 0 {
+				total.lost++
+			}
+		}
 	}
 	if fate == unsent {
 		n = 0
 	}
 	hands := j.hands
 	for i := range hands {
-		if hands[i] >= mostHands || i < n && p.ledger.hands[hands[i]].owner == 0 {
-			hands[i] = 0 // that far the portd before had come
+		if hands[i] >= mostHands || i < n && (p.ledger.hands[hands[i]].owner == 0 || p.ledger.hands[hands[i]].doubt.sequence != 0) {
+			hands[i] = 0 // that far the portd before had come, or it is in doubt
 		}
 	}
 	p.ledger.settled(n, &hands)
-}
-
-// A fate is what became of a message.
-type fate int
-
-const (
-	unknown fate = iota
-	sent
-	unsent
-)
-
-// fateOf looks for a message in a worker's queue, and then whether the worker has taken it. In this order, for it goes from there to
-// there. A worker that says nothing of itself leaves it unknown.
-func (p *Pool) fateOf(w *worker, sequence uint64) fate {
-	if w.sequence >= sequence {
-		return sent // it was counted already
-	}
-	kept, done, err := w.end()
-	if err != nil {
-		return unknown
-	}
-	defer done()
-	var buf [frameSize]byte
-	for {
-		before, _ := unix.IoctlGetInt(w.queue, unix.SIOCOUTQ)
-		n, _, err := unix.Recvfrom(kept, buf[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		if err != nil || n == 0 {
-			break
-		}
-		if after, _ := unix.IoctlGetInt(w.queue, unix.SIOCOUTQ); after != before {
-			continue // the worker is taking some
-		}
-		m, err := wire.Parse(buf[:n])
-		if err != nil || m.Type != wire.TypeConnections {
-			return unsent // a probe, after which nothing is sent
-		}
-		f, err := wire.DecodeFrame(m)
-		if err != nil {
-			return unknown
-		}
-		if last := f.Sequence + uint64((before+p.truesize/2)/p.truesize) - 1; last >= sequence {
-			return sent
-		}
-		return unsent
-	}
-	for range 20 {
-		switch taken, _, known := w.page.Taken(); {
-		case !known:
-			time.Sleep(time.Millisecond) // it is in the middle of it
-		case taken == 0:
-			return unknown
-		case taken >= sequence:
-			return sent
-		default:
-			return unsent
-		}
-	}
-	return unknown
 }
 
 // account gives l its place in the ledger.

@@ -42,8 +42,6 @@ func (p *Pool) Serve(ctx context.Context, ln *net.UnixListener) error {
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { _ = ln.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
 
 	p.mu.Lock()
 	p.attach = ln
@@ -53,6 +51,8 @@ func (p *Pool) Serve(ctx context.Context, ln *net.UnixListener) error {
 	}
 	p.returned = nil
 	p.mu.Unlock()
+	stop := context.AfterFunc(ctx, func() { _ = ln.SetDeadline(time.Unix(1, 0)) }) // after acceptWorkers, which would undo it
+	defer stop()
 
 	var pause rest
 	for {

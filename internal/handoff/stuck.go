@@ -86,6 +86,7 @@ func (p *Pool) tick() {
 	var expirations [8]byte
 	_, _ = unix.Read(p.ticker, expirations[:])
 	again := p.emptyOrphans()
+	again = p.decide(nil) || again
 	for _, w := range p.workers {
 		again = p.look(w) || again
 	}

@@ -146,6 +146,7 @@ func (p *Pool) Suspend(ctx context.Context) ([]fdstore.Item, error) {
 
 // eachHeld calls f for each connection in portd's hands, which is not there any more where f says false.
 func (p *Pool) eachHeld(f func(heldConn) bool) {
+	p.doubts = slices.DeleteFunc(p.doubts, func(d doubtful) bool { return !f(d.heldConn) })
 	for _, l := range p.listeners {
 		l.held.keep(f)
 		for _, s := range l.workers {
@@ -199,7 +200,7 @@ func (p *Pool) recover() {
 			}
 		}
 		return nil
-	})
+	}, nil)
 	p.past = &p.ledger.head.past
 	for _, l := range p.listeners {
 		if l.place != 0 && p.ledger.listeners[l.place-1].key() != l.key { // it was given up there

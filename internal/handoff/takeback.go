@@ -13,6 +13,7 @@ type incoming struct {
 	receiver       fdpass.Receiver
 	peeked, packet [frameSize]byte
 	duplicates     []int
+	hands          []uint32 // their places in the ledger
 }
 
 // takeBack empties the queue of a worker that is gone or stuck. What it finds had been sent and not been received: exactly one of us gets
@@ -32,24 +33,56 @@ func (p *Pool) takeBack(w *worker) (messages, conns int, whole bool) {
 			closeEach(in.duplicates)
 			return messages, conns, !errors.Is(err, fdpass.ErrFDsTruncated)
 		}
+		p.reach(w, in.peeked[:size])
 		n, fds, err := in.receiver.Recv(kept, in.packet[:])
 		if err != nil && !errors.Is(err, fdpass.ErrFDsTruncated) {
-			closeEach(in.duplicates) // the worker was faster
+			p.letDuplicates() // the worker was faster
 			return messages, conns, true
 		}
 		messages++
 		if bytes.Equal(in.packet[:n], in.peeked[:size]) {
 			closeEach(fds)
-			conns += p.takeFrame(w, in.packet[:n], in.duplicates)
+			conns += p.takeFrame(w, in.packet[:n], in.duplicates, in.hands)
 			continue
 		}
-		closeEach(in.duplicates) // the worker had that one
-		conns += p.takeFrame(w, in.packet[:n], fds)
+		p.letDuplicates() // the worker had that one
+		conns += p.takeFrame(w, in.packet[:n], fds, nil)
 	}
 }
 
-// takeFrame gives the connections of one message to whom else wants them. It takes ownership of fds.
-func (p *Pool) takeFrame(w *worker, packet []byte, fds []int) (n int) {
+// reach notes the connections of a message that is about to be taken back: they are in portd's hands once nobody else can get them, and if
+// portd dies meanwhile its successor is to find out.
+func (p *Pool) reach(w *worker, packet []byte) {
+	in := &p.in
+	in.hands = in.hands[:0]
+	m, err := wire.Parse(packet)
+	var f wire.Frame
+	if err == nil && m.Type == wire.TypeConnections {
+		f, err = wire.DecodeFrame(m)
+	}
+	if err != nil || w.mine == 0 || p.ledger == nil {
+		return
+	}
+	var c wire.Connection
+	for f.Next(&c) {
+		if s := w.serving(c.Listener); s != nil && len(in.hands) < len(in.duplicates) {
+			c.Flags |= wire.Redelivered
+			in.hands = append(in.hands, p.ledger.reach(in.duplicates[len(in.hands)], s.listener, &c, doubt{w.mine, f.Sequence}))
+		}
+	}
+}
+
+// letDuplicates undoes reach, and closes them.
+func (p *Pool) letDuplicates() {
+	for _, at := range p.in.hands {
+		p.ledger.let(at)
+	}
+	closeEach(p.in.duplicates)
+}
+
+// takeFrame gives the connections of one message to whom else wants them. It takes ownership of fds, which have these places in the
+// ledger, or none yet.
+func (p *Pool) takeFrame(w *worker, packet []byte, fds []int, hands []uint32) (n int) {
 	m, err := wire.Parse(packet)
 	var f wire.Frame
 	if err == nil && m.Type == wire.TypeConnections {
@@ -66,29 +99,38 @@ func (p *Pool) takeFrame(w *worker, packet []byte, fds []int) (n int) {
 			l.lost++
 			continue
 		}
-		fd := fds[0]
+		fd, at := fds[0], uint32(0)
 		fds = fds[1:]
+		c.Flags |= wire.Redelivered
+		if len(hands) > 0 {
+			at, hands = hands[0], hands[1:]
+		} else {
+			at = p.ledger.hold(fd, l, &c)
+		}
+		p.ledger.doubts(at, 0, 0)
 		w.sent--
 		s.sent--
 		if !l.listening {
-			closeRaw(fd)
+			p.drop(heldConn{fd: fd, hand: at})
 			continue
 		}
 		if l.deaf { // its clients are refused, and nobody would look for this one
-			p.reset(l, heldConn{fd: fd})
+			p.reset(l, heldConn{fd: fd, hand: at})
 			continue
 		}
 		// The packet's memory is used again.
 		c.Peer.Path, c.Local.Path, c.TLVs = bytes.Clone(c.Peer.Path), bytes.Clone(c.Local.Path), nil
-		c.Flags |= wire.Redelivered
 		if !w.gone {
 			l.takenBack++
 		}
-		l.held.push(heldConn{fd: fd, conn: c, hand: p.ledger.hold(fd, l, &c)})
+		l.held.push(heldConn{fd: fd, conn: c, hand: at})
 		p.enqueue(l)
 		n++
 	}
 	closeEach(fds)
+	for _, at := range hands { // of those that came without a descriptor
+		p.ledger.let(at)
+	}
 	if n > 0 {
 		p.wakeUp()
 	}

@@ -127,6 +127,9 @@ func (p *Pool) detach(w *worker, takeBack bool, why string) {
 	if takeBack {
 		w.standing = leaving
 	}
+	if len(p.doubts) > 0 {
+		p.decide(w)
+	}
 	delete(p.workers, w.id)
 	p.unwatch(w.queue, w.slot)
 	for _, s := range w.serves {

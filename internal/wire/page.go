@@ -79,6 +79,9 @@ func (p Page) Taken() (sequence, received uint64, ok bool) {
 	return sequence, received, before%2 == 0 && atomic.LoadUint64(p.u64(pageTurn)) == before
 }
 
+// Turns says whether the worker has ever looked for a message. One that leaves its numbers at 0 never says so.
+func (p Page) Turns() bool { return atomic.LoadUint64(p.u64(pageTurn)) != 0 }
+
 // AddDone counts a connection that the worker is done with.
 func (p Page) AddDone(n uint64) { atomic.AddUint64(p.u64(pageDone), n) }
 

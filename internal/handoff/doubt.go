@@ -1,0 +1,245 @@
+package handoff
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/portd/portd/internal/wire"
+)
+
+// What became of a message is known from where it is: it lies in the queue, or the worker says that it has taken it, or neither. A worker
+// says so by its page, on which its turn is odd while it takes one. Until it is even again nobody can tell; the connections
+// then stay in portd's hands, in doubt, if it has descriptors of them, and are either closed or sent to somebody.
+
+// A fate is what became of a message.
+type fate int
+
+const (
+	unknown fate = iota
+	sent
+	unsent
+)
+
+// A doubtful is a connection that was in a message of which it is not known yet what became of it.
+type doubtful struct {
+	heldConn
+	of *listener
+	doubt
+}
+
+// one is a descriptor of one of a message's connections, or -1.
+func one(j *journal, n int, have map[uint32]int) int {
+	for _, at := range j.hands[:n] {
+		if fd, ok := have[at]; ok {
+			return fd
+		}
+	}
+	return -1
+}
+
+// doubt notes that the first n connections of a message are in doubt, those of which there are descriptors.
+func (p *Pool) doubt(j *journal, n int, have map[uint32]int) {
+	for _, at := range j.hands[:n] {
+		if _, ok := have[at]; ok && at > 0 && at < mostHands {
+			p.ledger.doubts(at, j.worker, j.sequence)
+		}
+	}
+}
+
+// judge finds out about what is in doubt while a portd takes over, before workers are let go of. What is left are connections that are in
+// nobody else's hands, and those still in doubt.
+func (p *Pool) judge(back *pending) {
+	for _, g := range p.ledger.inHand() {
+		fd, ok := back.inHand[g.at]
+		if g.doubt.sequence == 0 || !ok {
+			continue
+		}
+		var w *worker
+		var of *serving
+		for _, r := range back.workers {
+			if r.mine != g.doubt.tenant {
+				continue
+			}
+			w = r.worker
+			for i, part := range r.parts {
+				if at := g.listener; at > 0 && at <= mostListeners && part.key == p.ledger.listeners[at-1].key() {
+					of = w.serves[i]
+				}
+			}
+		}
+		switch p.verdict(w, g.doubt.sequence, fd, w == nil || w.standing == leaving) {
+		case sent:
+			p.count(of, g.hand)
+			delete(back.inHand, g.at)
+			p.ledger.let(g.at)
+			closeRaw(fd)
+		case unsent:
+			p.ledger.doubts(g.at, 0, 0)
+		}
+	}
+}
+
+// decide looks again at what is in doubt, of a worker that is about to be let go, or of all that live where it is nil. It says whether some
+// is left.
+func (p *Pool) decide(dead *worker) (left bool) {
+	p.doubts = slices.DeleteFunc(p.doubts, func(d doubtful) bool {
+		var w *worker
+		for _, o := range p.workers {
+			if o.mine == d.tenant {
+				w = o
+			}
+		}
+		if dead != nil && dead.mine == d.tenant {
+			w = dead
+		} else if dead != nil {
+			return false
+		}
+		switch p.verdict(w, d.sequence, d.fd, w == nil || w == dead) {
+		case sent:
+			if d.hand != 0 && w != nil {
+				for _, s := range w.serves {
+					if s.listener == d.of {
+						p.count(s, &p.ledger.hands[d.hand])
+					}
+				}
+			}
+			p.drop(d.heldConn)
+		case unsent:
+			if d.hand != 0 {
+				p.ledger.doubts(d.hand, 0, 0)
+			}
+			if d.of.listening {
+				p.take(d.of, d.heldConn)
+				p.wakeUp()
+			} else {
+				p.drop(d.heldConn)
+			}
+		default:
+			return false
+		}
+		return true
+	})
+	return len(p.doubts) > 0
+}
+
+// count counts a connection that has been sent after all, to one who is not known any more where it is nil.
+func (p *Pool) count(to *serving, h *hand) {
+	if at := h.listener; at > 0 && at <= mostListeners {
+		c := &p.ledger.listeners[at-1].counts
+		c.handedOver++
+		if h.flags&wire.Redelivered != 0 {
+			c.redelivered++
+		}
+	}
+	if to != nil {
+		to.worker.sent++
+		to.sent++
+	}
+}
+
+// verdict is what became of a message that one connection was in, of which fd is a descriptor. Where its worker is nobody's any more, or says
+// nothing of itself, it is told from the connection.
+func (p *Pool) verdict(w *worker, sequence uint64, fd int, dead bool) fate {
+	if w == nil {
+		if touched(fd) {
+			return sent
+		}
+		return unsent
+	}
+	return p.fateOf(w, sequence, fd, dead)
+}
+
+// fateOf looks for a message in a worker's queue, and then whether the worker has taken it. In this order, for it goes from there to
+// there. One that is dead takes nothing more. A worker that says nothing of itself leaves it unknown, unless there is a descriptor of one of the connections.
+func (p *Pool) fateOf(w *worker, sequence uint64, fd int, dead bool) fate {
+	kept, done, err := w.end()
+	if err != nil {
+		return unknown
+	}
+	defer done()
+	var buf [frameSize]byte
+	for {
+		before, _ := unix.IoctlGetInt(w.queue, unix.SIOCOUTQ)
+		n, _, err := unix.Recvfrom(kept, buf[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		if err != nil || n == 0 {
+			break
+		}
+		if after, _ := unix.IoctlGetInt(w.queue, unix.SIOCOUTQ); after != before {
+			continue // the worker is taking some
+		}
+		m, err := wire.Parse(buf[:n])
+		if err != nil || m.Type != wire.TypeConnections {
+			break // a probe, after which nothing is sent
+		}
+		f, err := wire.DecodeFrame(m)
+		if err != nil {
+			return unknown
+		}
+		if f.Sequence > sequence {
+			break // it comes after
+		}
+		if last := f.Sequence + uint64((before+p.truesize/2)/p.truesize) - 1; last >= sequence {
+			return sent
+		}
+		return unsent
+	}
+	pause := time.Millisecond
+	if fd >= 0 { // it can be decided later
+		pause = 50 * time.Microsecond
+	}
+	for range 20 {
+		taken, _, known := w.page.Taken()
+		switch {
+		case !known && dead: // it has served nothing of that message
+			return unsent
+		case !known: // it is in the middle of it
+			time.Sleep(pause)
+			continue
+		case taken >= sequence:
+			return sent
+		case w.page.Turns():
+			return unsent
+		case fd < 0:
+			return unknown
+		case touched(fd) || has(w.caller.PID, fd):
+			return sent
+		}
+		return unsent
+	}
+	return unknown
+}
+
+// touched says whether somebody has read from a connection, or written to it. Of a unix socket nobody can tell, and it is said to be.
+func touched(fd int) bool {
+	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return true
+	}
+	waiting, err := unix.IoctlGetInt(fd, unix.SIOCINQ)
+	return err != nil || info.Bytes_sent > 0 || info.Bytes_received > uint64(waiting)
+}
+
+// has says whether a process has what fd is. Where it cannot be looked into it may have.
+func has(pid int32, fd int) bool {
+	mine, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil || pid == 0 {
+		return true
+	}
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	names, err := os.ReadDir(dir)
+	if os.IsNotExist(err) {
+		return false
+	}
+	if err != nil {
+		return true
+	}
+	return slices.ContainsFunc(names, func(n os.DirEntry) bool {
+		link, err := os.Readlink(filepath.Join(dir, n.Name()))
+		return err == nil && link == mine
+	})
+}
