@@ -56,6 +56,7 @@ type keeper struct {
 	main        process
 	predecessor process // was main, and has not left yet
 	successor   process // may become main
+	late        process // the last that died, whose parent had not waited for it yet; only its pidfd counts
 	alone       bool    // main is dead, and nothing is started before the two others are
 
 	ready    bool      // the daemon has said so
@@ -202,6 +203,9 @@ func (k *keeper) died(now time.Time) (code int, ended bool) {
 		return 0, false
 	}
 	status := k.main.status
+	if status == nil {
+		status = exitStatus(k.main.pidfd)
+	}
 	// Two daemons at a time would take each other's connections: who is left over of an upgrade goes first.
 	for _, p := range k.processes() {
 		if p != &k.main && p.pid != 0 {
@@ -213,6 +217,10 @@ func (k *keeper) died(now time.Time) (code int, ended bool) {
 	}
 	if k.alone = k.predecessor.pid != 0 || k.successor.pid != 0; k.alone {
 		return 0, false
+	}
+	k.late.close()
+	if status == nil {
+		k.late, k.main.pidfd = k.main, -1 // to ask again
 	}
 	k.main.close()
 	k.closeConn()
@@ -260,6 +268,18 @@ func reason(status *unix.WaitStatus) string {
 		return fmt.Sprintf("signal %d (%v)", int(status.Signal()), status.Signal())
 	}
 	return fmt.Sprintf("exit code %d", status.ExitStatus())
+}
+
+// lateReason is what is known by now of the end of a daemon that was another process's child; empty: nothing.
+func (k *keeper) lateReason() string {
+	if k.late.pidfd < 0 {
+		return ""
+	}
+	defer k.late.close()
+	if status := exitStatus(k.late.pidfd); status != nil {
+		return reason(status)
+	}
+	return ""
 }
 
 // exitCode is what a shell makes of it.

@@ -45,7 +45,7 @@ func main() int {
 	defer flush()
 	k := &keeper{
 		log: log.With("part", "keeper"), items: make(map[string]int), conn: -1, main: process{pidfd: -1},
-		predecessor: process{pidfd: -1}, successor: process{pidfd: -1}, program: program{path: os.Getenv(envBinary), args: os.Args, image: -1},
+		predecessor: process{pidfd: -1}, successor: process{pidfd: -1}, late: process{pidfd: -1}, program: program{path: os.Getenv(envBinary), args: os.Args, image: -1},
 	}
 	k.listen()
 	k.settleDown()

@@ -115,7 +115,11 @@ func (k *keeper) isReady() {
 		k.since = time.Now()
 	}
 	if !k.down.IsZero() {
-		k.log.Info("the daemon is back", "pid", k.main.pid, "after", time.Since(k.down).Round(time.Millisecond).String())
+		log := k.log
+		if why := k.lateReason(); why != "" {
+			log = log.With("reason", why)
+		}
+		log.Info("the daemon is back", "pid", k.main.pid, "after", time.Since(k.down).Round(time.Millisecond).String())
 	}
 	k.ready, k.wasReady, k.down = true, true, time.Time{}
 	k.program.works(k.main.pid)
