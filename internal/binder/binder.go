@@ -154,12 +154,21 @@ func (b *Binder) tryOut() (err error) {
 // HasIPv6 says whether the kernel makes IPv6 sockets. Where it does not, the dual-stack wildcard is bound as 0.0.0.0.
 func (b *Binder) HasIPv6() bool { return b.ipv6 }
 
-// Release tells the Observer if the key listens or is lent, then shuts its sockets down, so that a duplicate in another
+// Release tells the Observer of each key that listens or is lent, then shuts its sockets down, so that a duplicate in another
 // process serves nothing any more, and closes them. An adopted socket goes back to the program that it was adopted from, which
-// serves on if it still runs; unless portd has stopped it or has lent it out. When it returns the keeper has let go of them, too. The error is ErrExhausted where a socket that is
-// parked with others cannot be got at, although descriptors are kept back for that (KeepBack); the key has its sockets still then,
-// or those of them that are left.
-func (b *Binder) Release(key registry.SocketKey) error {
+// serves on if it still runs; unless portd has stopped it or has lent it out. When it returns the keeper has let go of them, too.
+// The error is ErrExhausted where a socket that is parked with others cannot be got at, although descriptors are kept back for that
+// (KeepBack); the key has its sockets still then, or those of them that are left.
+func (b *Binder) Release(keys ...registry.SocketKey) error {
+	var errs []error
+	for _, key := range keys {
+		errs = append(errs, b.release(key))
+	}
+	b.kept.settle()
+	return errors.Join(errs...)
+}
+
+func (b *Binder) release(key registry.SocketKey) error {
 	h, err := b.remove(key)
 	if h == nil || err != nil {
 		return err
@@ -185,7 +194,6 @@ func (b *Binder) Release(key registry.SocketKey) error {
 		}
 	}
 	b.closeAll(h.sockets)
-	b.kept.settle()
 	return nil
 }
 

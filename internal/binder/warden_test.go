@@ -134,6 +134,11 @@ func (w *warden) attached() *fdstore.Store {
 func (w *warden) begin() {
 	w.t.Helper()
 	w.store = w.attached()
+	w.open()
+}
+
+func (w *warden) open() {
+	w.t.Helper()
 	cfg := w.cfg
 	cfg.Keep, cfg.Items = w.store, w.store.Items()
 	var err error

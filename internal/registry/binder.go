@@ -48,8 +48,9 @@ type Binder interface {
 	MayListen(netns string, opt ListenOptions) error
 	// Unlisten stops listening and keeps the ports held.
 	Unlisten(key SocketKey) error
-	// Release shuts the key's sockets down and closes them. A key without sockets is no error.
-	Release(key SocketKey) error
+	// Release shuts the keys' sockets down and closes them, and returns when nobody keeps them for portd any more, which is one wait for
+	// all of them. A key without sockets is no error.
+	Release(keys ...SocketKey) error
 	// Lent says whether anybody else may have the key's sockets, or have had them, and keep them bound after Release.
 	Lent(key SocketKey) bool
 	// Options are a listening endpoint's options as the kernel has them.

@@ -103,7 +103,8 @@ func (r *Registry) end(cm *commit, entries []*entry, why EventType, reason strin
 	if err := r.commit(cm); err != nil {
 		return err
 	}
-	for i, res := range ending {
+	var keys []SocketKey
+	for _, res := range ending {
 		for j, a := range res.Assigned {
 			if res.Spec.Mode == Recorded {
 				break
@@ -112,10 +113,13 @@ func (r *Registry) end(cm *commit, entries []*entry, why EventType, reason strin
 			if a.lostPorts() > 0 || a.Endpoint.Device != "" || r.cfg.Binder.Lent(key) {
 				cm.doubtful = append(cm.doubtful, a.Endpoint)
 			}
-			if err := r.cfg.Binder.Release(key); err != nil {
-				r.cfg.Log.Error("cannot release a port", "endpoint", a.Endpoint, "err", err)
-			}
+			keys = append(keys, key)
 		}
+	}
+	if err := r.cfg.Binder.Release(keys...); err != nil {
+		r.cfg.Log.Error("cannot release a port", "err", err)
+	}
+	for i, res := range ending {
 		r.mu.Lock()
 		r.drop(entries[i], res)
 		r.mu.Unlock()

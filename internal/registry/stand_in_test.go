@@ -136,13 +136,15 @@ func (p *pegboard) Unlisten(key registry.SocketKey) error {
 	return nil
 }
 
-func (p *pegboard) Release(key registry.SocketKey) error {
+func (p *pegboard) Release(keys ...registry.SocketKey) error {
 	if p.releasing != nil {
 		p.releasing()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.bound, key)
+	for _, key := range keys {
+		delete(p.bound, key)
+	}
 	return nil
 }
 
