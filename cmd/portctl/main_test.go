@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/portd/portd/internal/daemon"
+	"github.com/portd/portd/internal/keeper"
 	"github.com/portd/portd/internal/nstest"
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -105,10 +106,22 @@ func portdMain() {
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, syscall.SIGHUP)
 	work := os.Getenv("WORK")
-	err := daemon.Run(ctx, daemon.Config{
+	cfg := daemon.Config{
 		Socket: os.Getenv("PORTD_SOCKET"), StateDir: filepath.Join(work, "state"), Policy: filepath.Join(work, "policy.yaml"), Version: "test", Reload: reload,
-		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
-	})
+		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Args: os.Args,
+	}
+	switch {
+	case len(os.Args) == 2 && os.Args[1] == "--kept" && keeper.Wanted():
+		fail("portd: %v", keeper.Become(slog.LevelInfo))
+	case len(os.Args) > 2 && os.Args[len(os.Args)-2] == "--prove":
+		said, err := daemon.Prove(ctx, cfg, os.Args[len(os.Args)-1])
+		if err != nil {
+			fail("%v", err)
+		}
+		fmt.Println(said)
+		return
+	}
+	err := daemon.Run(ctx, cfg)
 	if err != nil {
 		fail("portd: %v", err)
 	}

@@ -80,7 +80,7 @@ func (c *ctl) root() *cobra.Command {
 	add("look", c.whoisCommand(), c.searchCommand(), c.servicesCommand(), c.listCommand(), c.showCommand(), c.leasesCommand(), c.poolsCommand(), c.watchCommand(), c.listenersCommand(), c.workersCommand(),
 		c.connectionsCommand(), c.statusCommand(), c.versionCommand())
 	add("change", c.reserveCommand(), c.adoptCommand(), c.renewCommand(), c.releaseCommand(), c.listenCommand(), c.closeCommand(), c.drainCommand(), c.setCommand(), c.runCommand(),
-		c.serviceCommand(), c.importCommand(), c.backupCommand(), c.restoreCommand())
+		c.serviceCommand(), c.importCommand(), c.backupCommand(), c.restoreCommand(), c.upgradeCommand())
 	root.AddCommand(c.programCommand())
 	return root
 }
