@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/portd/portd/internal/fdstore"
 	"github.com/portd/portd/internal/handoff"
 	"github.com/portd/portd/internal/registry"
 	"golang.org/x/sys/unix"
@@ -169,7 +170,7 @@ func servePortd(socket string) error {
 	port := uint16(sa.(*unix.SockaddrInet4).Port)
 	e := registry.Endpoint{Proto: registry.TCP, Addr: netip.MustParseAddr("127.0.0.1"), First: port, Last: port}
 	res := &registry.Reservation{ID: "rsv_1", Assigned: []registry.Assigned{{Endpoint: e, Listen: &registry.ListenOptions{}}}}
-	pool, err := handoff.New(handoff.Config{Attacher: everybody{res}})
+	pool, err := handoff.New(handoff.Config{Attacher: everybody{res}, Keep: fdstore.New(nil)})
 	if err != nil {
 		return err
 	}

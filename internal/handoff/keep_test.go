@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"testing"
 
@@ -28,6 +29,7 @@ type dynasty struct {
 	*host
 	t       testing.TB
 	options registry.HandoffOptions
+	holders bool     // each has one, and rescues what the one before had
 	tcp     *os.File // the listening socket
 	attach  *os.File
 	addr    string
@@ -42,6 +44,7 @@ type reign struct {
 	*exec.Cmd
 	in   io.WriteCloser
 	out  *bufio.Reader
+	conn int           // the keeper's end of the socket between them
 	kept chan struct{} // closed when the keeper has read all that it had to say
 }
 
@@ -56,7 +59,12 @@ const dynastyID = "rsv_dynasty"
 
 func newDynasty(t testing.TB, o registry.HandoffOptions) *dynasty {
 	t.Helper()
-	d := &dynasty{t: t, options: o, items: make(map[string]int)}
+	return begun(t, &dynasty{options: o})
+}
+
+func begun(t testing.TB, d *dynasty) *dynasty {
+	t.Helper()
+	d.t, d.items = t, make(map[string]int)
 	ln, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -71,12 +79,7 @@ func newDynasty(t testing.TB, o registry.HandoffOptions) *dynasty {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d.tcp, err = ln.(*net.TCPListener).File(); err != nil {
-		t.Fatal(err)
-	}
-	if d.attach, err = attach.File(); err != nil {
-		t.Fatal(err)
-	}
+	d.tcp, d.attach = inheritable(t, ln.(*net.TCPListener)), inheritable(t, attach)
 	ln.Close()
 	t.Cleanup(func() {
 		d.end()
@@ -92,13 +95,98 @@ func newDynasty(t testing.TB, o registry.HandoffOptions) *dynasty {
 	return d
 }
 
-// begin starts the next portd with what the keeper has.
-func (d *dynasty) begin() {
-	d.t.Helper()
-	d.succeed("heir")
+// inheritable is a file that processes can be started with, which leaves O_NONBLOCK as it is: what the file is of, they have in common.
+func inheritable(t testing.TB, l interface{ File() (*os.File, error) }) *os.File {
+	t.Helper()
+	f, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0) // blocking, so that os.File does not care
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := os.NewFile(uintptr(fd), f.Name())
+	if err := unix.SetNonblock(fd, true); err != nil {
+		t.Fatal(err)
+	}
+	return own
 }
 
-func (d *dynasty) succeed(act string) *reign {
+// begin starts the next portd with what the keeper has.
+func (d *dynasty) begin(env ...string) {
+	d.t.Helper()
+	r := d.start(env...)
+	go d.keep(r.conn, r.kept)
+	r.says(d.t, "ready")
+	d.reign = r
+}
+
+// prepare starts a portd that is to succeed one that is there, and returns when it has restored the workers. They are not its own yet.
+func (d *dynasty) prepare() *reign {
+	d.t.Helper()
+	r := d.start(envUpgrade + "=1")
+	r.says(d.t, "prepared")
+	return r
+}
+
+// enthrone has r take over, with the connections that the one before has given the keeper.
+func (d *dynasty) enthrone(r *reign) {
+	d.t.Helper()
+	d.give(r, true)
+	go d.keep(r.conn, r.kept)
+	r.says(d.t, "ready")
+	d.reign = r
+}
+
+// give gives r the connections that the keeper has, which it keeps no more, or all else.
+func (d *dynasty) give(r *reign, connections bool) {
+	d.t.Helper()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var some []fdstore.Item
+	for name, fd := range d.items {
+		if strings.HasPrefix(name, "c.") == connections {
+			some = append(some, fdstore.Item{Name: name, FD: fd})
+		}
+	}
+	err := fdstore.GiveItems(r.conn, some)
+	if err == nil {
+		err = fdstore.GiveEnd(r.conn)
+	}
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	for _, it := range some {
+		if connections {
+			unix.Close(it.FD)
+			delete(d.items, it.Name)
+		}
+	}
+}
+
+// does tells r to do something, and returns when it has.
+func (r *reign) does(t testing.TB, what string) {
+	t.Helper()
+	if _, err := io.WriteString(r.in, what+"\n"); err != nil {
+		t.Fatal(err)
+	}
+	r.says(t, "done")
+}
+
+func (r *reign) says(t testing.TB, what string) {
+	t.Helper()
+	if line, err := r.out.ReadString('\n'); line != what+"\n" {
+		t.Fatalf("portd says %q, want %q: %v", line, what, err)
+	}
+}
+
+// envUpgrade is set for a portd that succeeds one that lives.
+const envUpgrade = "HANDOFF_UPGRADE"
+
+// start starts a portd with what the keeper has.
+func (d *dynasty) start(env ...string) *reign {
 	d.t.Helper()
 	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -108,10 +196,14 @@ func (d *dynasty) succeed(act string) *reign {
 	defer theirs.Close()
 	cmd := exec.Command("/proc/self/exe")
 	options, _ := json.Marshal(d.options)
-	cmd.Env = append(os.Environ(), envAct+"="+act, "HANDOFF_OPTIONS="+string(options))
+	cmd.Env = append(os.Environ(), envAct+"=heir", "HANDOFF_OPTIONS="+string(options))
+	cmd.Env = append(cmd.Env, env...)
+	if d.holders {
+		cmd.Env = append(cmd.Env, "HANDOFF_HOLDER=1")
+	}
 	cmd.Stderr = os.Stderr
 	cmd.ExtraFiles = []*os.File{theirs, d.attach, d.tcp}
-	r := &reign{Cmd: cmd, kept: make(chan struct{})}
+	r := &reign{Cmd: cmd, conn: ends[0], kept: make(chan struct{})}
 	if r.in, err = cmd.StdinPipe(); err != nil {
 		d.t.Fatal(err)
 	}
@@ -123,29 +215,13 @@ func (d *dynasty) succeed(act string) *reign {
 		d.t.Fatal(err)
 	}
 	r.out = bufio.NewReader(stdout)
-	var all []fdstore.Item
-	for name, fd := range d.items {
-		all = append(all, fdstore.Item{Name: name, FD: fd})
-	}
-	err = fdstore.GiveItems(ends[0], all)
-	if err == nil {
-		err = fdstore.GiveEnd(ends[0])
-	}
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	go d.keep(ends[0], r.kept)
-	if line, err := r.out.ReadString('\n'); line != "ready\n" {
-		d.t.Fatalf("portd says %q: %v", line, err)
-	}
-	d.reign = r
+	d.give(r, false)
 	return r
 }
 
 // keep does what a portd says, until that is gone.
 func (d *dynasty) keep(conn int, done chan struct{}) {
 	defer close(done)
-	defer unix.Close(conn)
 	var in fdpass.Receiver
 	buf := make([]byte, 8192)
 	for {
@@ -186,11 +262,17 @@ func (d *dynasty) kill() {
 // end returns when it has ended, and the keeper knows all that it had said.
 func (d *dynasty) end() {
 	if d.reign != nil {
-		_ = d.reign.in.Close()
-		_ = d.reign.Wait()
-		<-d.reign.kept
+		d.reign.end()
 		d.reign = nil
 	}
+}
+
+func (r *reign) end() {
+	_ = r.in.Close()
+	_ = r.Wait()
+	_ = unix.Shutdown(r.conn, unix.SHUT_RD) // a holder may have the other end
+	<-r.kept
+	_ = unix.Close(r.conn)
 }
 
 // ask has a portd say what it has.
@@ -233,17 +315,38 @@ func serveHeir() error {
 	}
 	store := fdstore.New(slog.New(log))
 	store.Inherit(given.Items)
-	if err := store.Attach(3, -1); err != nil {
-		return err
+	upgrade := os.Getenv(envUpgrade) != ""
+	items, mine := given.Items, 0
+	if !upgrade {
+		if err := store.Attach(3, -1); err != nil {
+			return err
+		}
+		if items, mine, err = rescued(store, given.Items, slog.New(log)); err != nil {
+			return err
+		}
 	}
 	pool, ln, err := heirs(store, slog.New(log))
 	if err != nil {
 		return err
 	}
-	if err := pool.Restore(given.Items); err != nil {
+	pool.Holder(mine)
+	if err := pool.Restore(items); err != nil {
 		return err
 	}
+	if upgrade {
+		fmt.Println("prepared")
+		if given, err = fdstore.Receive(3); err != nil {
+			return err
+		}
+		if err := pool.Restore(given.Items); err != nil {
+			return err
+		}
+		if err := store.Attach(3, -1); err != nil {
+			return err
+		}
+	}
 	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
 	var running sync.WaitGroup
 	running.Go(func() { _ = pool.Run(ctx) })
 	running.Go(func() { _ = pool.Serve(ctx, ln) })
@@ -255,13 +358,29 @@ func serveHeir() error {
 			_ = json.NewEncoder(os.Stdout).Encode(estate{pool.Totals(dynastyKey), pool.Sum(), pool.Workers()})
 		case "suspend":
 			items, err := pool.Suspend(ctx)
-			fmt.Println("suspended", len(items), err)
+			if err != nil {
+				return err
+			}
+			for _, it := range items {
+				store.Put(it.Name, it.FD)
+			}
+			store.Settle(ctx)
+			fmt.Println("done")
 		case "resume":
+			for _, it := range store.Items() {
+				if strings.HasPrefix(it.Name, "c.") {
+					store.Remove(it.Name)
+				}
+			}
+			store.Settle(ctx)
 			pool.Resume()
-			fmt.Println("resumed")
+			fmt.Println("done")
+		case "abandon":
+			pool.Abandon()
+			fmt.Println("done")
 		case "release":
 			pool.Released(dynastyID, "released")
-			fmt.Println("released")
+			fmt.Println("done")
 		}
 	}
 	stop()
