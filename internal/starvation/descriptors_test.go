@@ -53,6 +53,7 @@ func second(_ int, err error) error { return err }
 
 // Not one descriptor is left, with clients and workers at the doors.
 func TestNoDescriptors(t *testing.T) {
+	t.Parallel()
 	p := prepare(t).begin(t)
 	c := p.Client(t)
 	addr := listens(t, c, "web", nil)

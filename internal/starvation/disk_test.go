@@ -15,6 +15,7 @@ import (
 // No file of portd's may grow, which is what a full disk is to it, only that a test can have it of one process. What is asked is answered,
 // what is to be changed is refused and undone, and works again when there is room.
 func TestNoRoomForFiles(t *testing.T) {
+	t.Parallel()
 	p := prepare(t).begin(t)
 	c := p.Client(t)
 	addr := listens(t, c, "web", nil)

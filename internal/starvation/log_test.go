@@ -37,6 +37,7 @@ func (p *process) noisy(t *testing.T) {
 
 // Who should read portd's log has stopped: a journal that hangs, a terminal that was stopped by Ctrl-S.
 func TestNobodyReadsTheLog(t *testing.T) {
+	t.Parallel()
 	p := prepare(t)
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -70,6 +71,7 @@ func TestNobodyReadsTheLog(t *testing.T) {
 
 // Who read portd's log has gone.
 func TestTheLogIsClosed(t *testing.T) {
+	t.Parallel()
 	p := prepare(t)
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -86,6 +88,7 @@ func TestTheLogIsClosed(t *testing.T) {
 
 // The log's disk is full, as is the limit of a file's size.
 func TestTheLogsDiskIsFull(t *testing.T) {
+	t.Parallel()
 	p := prepare(t)
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
 	if err != nil {

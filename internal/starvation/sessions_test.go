@@ -41,6 +41,7 @@ func idle() string {
 
 // Connections that say too little to be anything, of one user and more than he may have: they are let go by themselves.
 func TestHalfOpen(t *testing.T) {
+	t.Parallel()
 	const limit = 800
 	for _, tt := range []struct{ name, network, says string }{
 		{"silent", "unix", ""},
@@ -78,6 +79,7 @@ func TestHalfOpen(t *testing.T) {
 
 // Thousands of sessions of one user that ask for nothing, which is allowed: he gets so many, and is told so; others notice nothing.
 func TestManySessions(t *testing.T) {
+	t.Parallel()
 	var own unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &own); err != nil {
 		t.Fatal(err)
@@ -161,6 +163,7 @@ func (p *process) calls(t *testing.T, method string, message []byte, n int) net.
 // Calls of which nothing is ever read: watches of the whole history, lists of everything, and calls without their request. Changes go
 // on, another user is answered, and there is a bound to what one user can have of portd's memory.
 func TestCallsThatNobodyReads(t *testing.T) {
+	t.Parallel()
 	p := descriptors(t, 800).begin(t) // of which a user gets 175 connections, with 350 calls beside those on the first ones
 	c := p.Client(t)
 	for i := range 100 {

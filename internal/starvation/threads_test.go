@@ -16,6 +16,7 @@ import (
 // portd may start no thread any more: its user has as many processes as he may, or its cgroup as many tasks. Go ends a program that needs one
 // and cannot have it, so portd has them before.
 func TestNoThreads(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() == 0 { // who is not bound by the limit
 		asNobody(t)
 		return

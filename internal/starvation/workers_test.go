@@ -13,6 +13,7 @@ import (
 // A worker is stopped while clients come. What it was sent waits for it, all others are another worker's at once, and portd has
 // nothing to do meanwhile.
 func TestStoppedWorker(t *testing.T) {
+	t.Parallel()
 	for name, after := range map[string]time.Duration{"waits": 0, "taken back": 200 * time.Millisecond} {
 		t.Run(name, func(t *testing.T) {
 			p := prepare(t).begin(t)
@@ -48,6 +49,7 @@ func TestStoppedWorker(t *testing.T) {
 
 // Nobody takes connections, and more come than any queue holds.
 func TestFullBacklog(t *testing.T) {
+	t.Parallel()
 	p := prepare(t).begin(t)
 	addr := listens(t, p.Client(t), "web", &pb.ListenOptions{Backlog: 64})
 	stopped := p.serve(t, "web", "stopped")
