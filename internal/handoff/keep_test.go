@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -53,6 +54,7 @@ type estate struct {
 	Totals  handoff.Totals
 	Sum     handoff.Totals
 	Workers []handoff.Worker
+	Doors   []string // how often they were turned, and which way
 }
 
 const dynastyID = "rsv_dynasty"
@@ -355,7 +357,7 @@ func serveHeir() error {
 	for lines.Scan() {
 		switch lines.Text() {
 		case "tell":
-			_ = json.NewEncoder(os.Stdout).Encode(estate{pool.Totals(dynastyKey), pool.Sum(), pool.Workers()})
+			_ = json.NewEncoder(os.Stdout).Encode(estate{pool.Totals(dynastyKey), pool.Sum(), pool.Workers(), turned()})
 		case "suspend":
 			items, err := pool.Suspend(ctx)
 			if err != nil {
@@ -415,7 +417,7 @@ func heirs(store *fdstore.Store, log *slog.Logger) (*handoff.Pool, *net.UnixList
 	if os.Getenv("HANDOFF_RELEASED") != "" {
 		attacher = nobody{}
 	}
-	pool, err := handoff.New(handoff.Config{Attacher: attacher, Keep: store, Log: log})
+	pool, err := handoff.New(handoff.Config{Attacher: attacher, Keep: store, Log: log, Doors: doors})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -430,4 +432,30 @@ type nobody struct{}
 
 func (nobody) Attach(context.Context, registry.Caller, string) (*registry.Reservation, error) {
 	return nil, registry.ErrNotFound
+}
+
+// doors are those of a portd in a dynasty, which has one listener. They only note what becomes of them.
+var (
+	doors  handoff.Doorkeeper = noted{}
+	turns  []string
+	turnMu sync.Mutex
+)
+
+type noted struct{}
+
+func (noted) turn(way string) error {
+	turnMu.Lock()
+	defer turnMu.Unlock()
+	turns = append(turns, way)
+	return nil
+}
+
+func (n noted) Admit(registry.SocketKey) error         { return n.turn("admit") }
+func (n noted) Refuse(registry.SocketKey) (int, error) { return 0, n.turn("refuse") }
+func (n noted) Park(registry.SocketKey) error          { return n.turn("park") }
+
+func turned() []string {
+	turnMu.Lock()
+	defer turnMu.Unlock()
+	return slices.Clone(turns)
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -250,4 +251,29 @@ func (d *dynasty) askFrom(t *testing.T, n byte) string {
 		t.Fatal(err)
 	}
 	return string(answer)
+}
+
+// A listener that refuses clients without a worker does not refuse any while its workers are on their way back, and begins to where
+// they are gone.
+func TestDoorsMeanwhile(t *testing.T) {
+	nstest.Descriptors(t)
+	d := newDynasty(t, registry.HandoffOptions{WithoutWorker: registry.Refuse})
+	doors := func() string { return strings.Join(d.reign.ask(t).Doors, " ") }
+	until(t, "nobody is let in", func() bool { return doors() == "refuse" })
+	w := d.host.attach(wire.Attach{Wishes: []wire.Wish{connections(dynastyID)}})
+	until(t, "clients are let in", func() bool { return doors() == "refuse admit" })
+	d.kill()
+	d.begin()
+	until(t, "clients are let in again", func() bool { return doors() == "admit" })
+	old := d.reign
+	next := d.prepare()
+	old.does(t, "suspend")
+	d.enthrone(next)
+	until(t, "clients are let in by the successor", func() bool { return doors() == "admit" })
+	w.Close()
+	until(t, "clients are refused", func() bool { return doors() == "admit refuse" })
+	d.kill()
+	old.does(t, "resume")
+	d.reign = old
+	until(t, "clients are refused by the one before", func() bool { return strings.HasSuffix(doors(), "refuse") })
 }

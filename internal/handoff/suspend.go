@@ -181,6 +181,7 @@ func (p *Pool) Resume() {
 				p.acceptable(s)
 			}
 		}
+		l.door = 0 // the other one may have turned it
 		p.call(l.key)
 	}
 	p.suspended = false

@@ -127,11 +127,15 @@ func (p *Pool) settle(key registry.SocketKey) {
 	}
 }
 
+// mayTurnDoors says whether doors are this Pool's to turn. Until it has taken over from a portd before, whose workers may be there still, and
+// while it is suspended, they are not; then all are looked at.
+func (p *Pool) mayTurnDoors() bool { return !p.suspended && (p.begun || p.cfg.Keep == nil) }
+
 // settleOnce says whether to look again. It does not hold the lock while the door is turned, so nothing may be as it was then.
 func (p *Pool) settleOnce(key registry.SocketKey) (again bool) {
 	p.mu.Lock()
 	l := p.listeners[key]
-	if l == nil || !l.listening || p.closed {
+	if l == nil || !l.listening || p.closed || !p.mayTurnDoors() {
 		p.mu.Unlock()
 		return false
 	}
