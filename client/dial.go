@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -113,7 +114,29 @@ func (l *line) gone() string {
 }
 
 func (l *line) unary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	return l.explain(call(ctx, method, identified(req), reply, conn, opts...))
+	req = identified(req)
+	for wait := firstRetry; ; wait *= 2 {
+		err := l.explain(call(ctx, method, req, reply, conn, opts...))
+		if !handedOver(err) || wait > lastRetry {
+			return err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// What came to a portd that was giving way to another one has not begun, so that every call may be repeated.
+const (
+	firstRetry = 10 * time.Millisecond
+	lastRetry  = 200 * time.Millisecond
+)
+
+func handedOver(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Reason == "HANDED_OVER"
 }
 
 func (l *line) stream(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {

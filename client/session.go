@@ -48,10 +48,20 @@ func (s *Session) Err() error {
 func openSession(ctx context.Context, cl *Client, log *slog.Logger) (*Session, error) {
 	life, stop := context.WithCancel(context.WithoutCancel(ctx))
 	unbound := context.AfterFunc(ctx, stop)
-	stream, err := cl.Leases.OpenSession(life, &pb.OpenSessionRequest{})
+	var stream sessionStream
 	var first *pb.OpenSessionResponse
-	if err == nil {
-		first, err = stream.Recv()
+	var err error
+	for wait := firstRetry; ; wait *= 2 {
+		if stream, err = cl.Leases.OpenSession(life, &pb.OpenSessionRequest{}); err == nil {
+			first, err = stream.Recv()
+		}
+		if !handedOver(err) || wait > lastRetry {
+			break
+		}
+		select {
+		case <-time.After(wait):
+		case <-life.Done():
+		}
 	}
 	if !unbound() && err == nil {
 		err = ctx.Err()

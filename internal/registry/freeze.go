@@ -5,6 +5,9 @@ import (
 	"sync"
 )
 
+// ErrHandedOver is an ErrUnavailable that says that nothing has begun: to ask again, of the portd that is there then, is safe.
+var ErrHandedOver = failed(ErrUnavailable, "another portd has taken over; ask again")
+
 // A gate lets changes in, while it is open, and knows when none is under way. The zero gate is open.
 type gate struct {
 	mu     sync.Mutex
@@ -22,7 +25,7 @@ func (g *gate) enter(ctx context.Context) (leave func(), err error) {
 		switch {
 		case g.over:
 			g.mu.Unlock()
-			return nil, failed(ErrUnavailable, "another portd has taken over; ask again")
+			return nil, ErrHandedOver
 		case g.shut == nil:
 			g.in++
 			g.mu.Unlock()
@@ -90,6 +93,6 @@ func (r *Registry) Freeze(ctx context.Context) error {
 // Thaw ends Freeze: who waits goes on.
 func (r *Registry) Thaw() { r.gate.open(false) }
 
-// Retire ends Freeze for good, for another process has the Store: who waits, and who comes, is told ErrUnavailable, having changed
+// Retire ends Freeze for good, for another process has the Store: who waits, and who comes, is told ErrHandedOver, having changed
 // nothing. What a Registry does by itself it no longer does either.
 func (r *Registry) Retire() { r.gate.open(true) }

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/portd/portd/internal/registry"
 )
 
 // A hold keeps calls waiting while it is not known which of two portds answers them. The zero hold keeps nobody.
@@ -41,7 +43,7 @@ func (h *hold) pass(ctx, stopping context.Context) error {
 		select {
 		case <-*held:
 		case <-stopping.Done():
-			return errStopping
+			return registry.ErrHandedOver
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -104,6 +104,8 @@ func explain(err error, reason string, me registry.Principal) []protoadapt.Messa
 		upgrade     *UpgradeError
 	)
 	switch {
+	case errors.Is(err, registry.ErrHandedOver):
+		info.Reason = "HANDED_OVER"
 	case errors.As(err, &invalid):
 		info.Reason = or(invalid.Code, reason)
 		info.Metadata["field"] = invalid.Field
