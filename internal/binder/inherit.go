@@ -307,7 +307,7 @@ func (q *inquirer) ask(s *socket, idle bool) error {
 		c.addr, s.ep.First = netip.AddrFrom16(at.Addr).Unmap(), uint16(at.Port)
 	case *unix.SockaddrUnix:
 		s.ep = registry.Endpoint{Netns: registry.HostNetns, Proto: registry.Unix, Path: at.Name}
-		s.came = c
+		s.came, s.again = c, true
 		return q.askPath(s)
 	default:
 		return fmt.Errorf("it is of no family of portd's: %T", at)
@@ -346,7 +346,7 @@ func (q *inquirer) ask(s *socket, idle bool) error {
 	}
 	if idle {
 		c.dropping = !s.ep.Proto.Streams()
-		s.came = c
+		s.came, s.again = c, true
 		return nil
 	}
 	if s.ep.Proto.Streams() {
@@ -355,7 +355,7 @@ func (q *inquirer) ask(s *socket, idle bool) error {
 		}
 	}
 	c.dropping = s.drops()
-	s.came = c
+	s.came, s.again = c, true
 	return nil
 }
 

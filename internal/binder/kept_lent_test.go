@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -66,6 +67,38 @@ func TestKeptLoan(t *testing.T) {
 	program.leave()
 	release(t, w.b, ep)
 	wantAllFree(t, ep)
+}
+
+// What the one before lends while the next one begins, in an upgrade, is lent all the same.
+func TestKeptLoanLate(t *testing.T) {
+	for _, group := range []int{0, 3} {
+		w := keep(t, binder.Config{Grace: -1})
+		ep := at(t, "udp/127.0.0.1:1", port())
+		holdGroup(t, w.b, ep, group)
+		old, oldStore := w.b, w.store
+		oldStore.Mute()
+		w.store = w.attached()
+		w.open()
+		holdGroup(t, w.b, ep, group)
+		first := borrow(t, old, ep)
+		w.unclaimed(0)
+		send(t, ep, "before")
+		if err := w.b.Relend(key(ep), first.lent...); err != nil {
+			t.Fatal(err)
+		}
+		send(t, ep, "after")
+		if got := fmt.Sprint(first.all()); !strings.HasSuffix(got, "after]") {
+			t.Errorf("group of %d: the program received %s", group, got)
+		}
+		old.Close()
+		oldStore.Close()
+		first.b = w.b
+		first.leave()
+		release(t, w.b, ep)
+		if left := w.names(); len(left) > 0 {
+			t.Errorf("the keeper has %v", left)
+		}
+	}
 }
 
 // A program that ended while nobody looked after its socket has a successor, too: what is queued waits for it, for the grace.

@@ -38,6 +38,8 @@ type socket struct {
 	idle *list.Element // its place among those that may be parked, or nil
 	came *came         // of one that was given to New, until Unclaimed
 
+	again bool // it was given to New
+
 	// Guarded by keeping.mu.
 	name string     // that the keeper has it by; empty while it is in a bag, and where there is no keeper
 	wrap *fdbag.Bag // in which the keeper has an adopted one

@@ -273,7 +273,8 @@ func (b *Binder) comeBack(key registry.SocketKey, h *holding, s *socket) error {
 
 // Relend counts again a loan that a Binder before this one gave, of the socket or sockets with that Member and Loan: a program goes on
 // having what Lend gave out then. A Return follows, as after Lend. ErrNotFound where the key has no such sockets, or others than those, for they
-// were bound anew; ErrExhausted where descriptors have run out. It comes before Unclaimed.
+// were bound anew; ErrExhausted where descriptors have run out. It comes before Unclaimed, but for what was lent meanwhile by the one
+// before, in an upgrade.
 func (b *Binder) Relend(key registry.SocketKey, lent ...registry.Socket) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -286,7 +287,7 @@ func (b *Binder) Relend(key registry.SocketKey, lent ...registry.Socket) error {
 		return fmt.Errorf("lend number %d of %d again: %w", member, max(h.group, 1), notFound(key))
 	}
 	for _, s := range h.lentWith(member) {
-		if s.came == nil {
+		if !s.again {
 			return fmt.Errorf("lend %v again, which was bound anew since: %w", s.ep, notFound(key))
 		}
 	}
@@ -296,5 +297,14 @@ func (b *Binder) Relend(key registry.SocketKey, lent ...registry.Socket) error {
 	b.kept.expose(h.lentWith(member)...)
 	h.shared = true
 	h.beginAgain(member, turn)
+	for _, s := range h.lentWith(member) {
+		if s.ep.Proto.Streams() || !s.drops() {
+			continue
+		}
+		if err := s.passAll(); err != nil { // Unclaimed has taken it for nobody's
+			b.log.Error("a program gets no datagrams on a socket that it has", "endpoint", s.ep, "err", err)
+		}
+	}
+	b.steerLocked(h)
 	return nil
 }
