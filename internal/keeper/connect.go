@@ -85,11 +85,12 @@ func connectOwn(s *fdstore.Store, text string, log *slog.Logger) ([]fdstore.Item
 	g, err := fdstore.Receive(conn)
 	s.Inherit(g.Items)
 	s.OnLost((&starter{store: s, log: log}).replace)
-	if err != nil { // what has come is not lost with it
-		log.Error("the keeper has not given everything; what is missing is made anew", "err", err, "items", len(g.Items))
-	}
 	if err := s.AttachSame(conn, g.Keeper); err != nil {
 		log.Warn("the keeper is gone already", "err", err)
+	}
+	if err != nil { // what has come is not lost with it
+		log.Error("the keeper has not given everything; what is missing is made anew", "err", err, "items", len(g.Items))
+		s.Restate() // what it still has would be in the way
 	}
 	return g.Items, nil
 }

@@ -15,6 +15,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/portd/portd/internal/fdpass"
+	"github.com/portd/portd/internal/fdstore"
 	"github.com/portd/portd/internal/keeper"
 	"github.com/portd/portd/internal/nstest"
 )
@@ -175,6 +177,40 @@ func TestConnectWithout(t *testing.T) {
 		t.Setenv(keeper.EnvKeeper, wrong)
 		if _, _, err := keeper.Connect(slog.New(slog.DiscardHandler)); err == nil {
 			t.Errorf("%s=%s is taken", keeper.EnvKeeper, wrong)
+		}
+	}
+}
+
+// A keeper that does not give everything is told to let go of the rest, which would be in the way of what is made anew.
+func TestConnectToHalf(t *testing.T) {
+	nstest.Descriptors(t)
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(ends[1])
+	if err := fdstore.GiveItems(ends[1], []fdstore.Item{{Name: "s.1", FD: 0}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Send(ends[1], []byte("FDNAME=:"), 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(keeper.EnvKeeper, strconv.Itoa(ends[0]))
+	s, items, err := keeper.Connect(slog.New(slog.DiscardHandler))
+	if err != nil || len(items) != 1 {
+		t.Fatalf("%v, %v", items, err)
+	}
+	defer s.Close()
+	defer unix.Close(items[0].FD)
+	for _, want := range []string{"RESET=1", "FDSTORE=1\nFDNAME=s.1\nFDPOLL=0", "RESET=0"} {
+		buf := make([]byte, 4096)
+		var r fdpass.Receiver
+		n, fds, err := r.Recv(ends[1], buf)
+		for _, fd := range fds {
+			_ = unix.Close(fd)
+		}
+		if err != nil || string(buf[:n]) != want {
+			t.Errorf("the daemon says %q, %v; want %q", buf[:n], err, want)
 		}
 	}
 }
