@@ -60,6 +60,9 @@ func (c *ctl) printStatus(st *pb.GetStatusResponse, socket string) error {
 		has += fmt.Sprintf("; %d lost (portctl list --state lost)", st.GetLost())
 	}
 	t.row("has", has)
+	for _, why := range st.GetReadOnly() {
+		t.row("read-only", oneLine(why))
+	}
 	handoffRow(t, st.GetHandoff())
 	policyRows(t, st.GetPolicy())
 	registryRows(t, st.GetServiceRegistry())

@@ -33,7 +33,7 @@ func main() {
 }
 
 const usage = `usage: portd [--socket PATH] [--state DIR] [--policy FILE] [--no-keeper]
-             [--log-level LEVEL]
+             [--read-only] [--log-level LEVEL]
        portd --check [--policy FILE]
        portd --restore FILE | --restore-newest [--state DIR]
 
@@ -57,6 +57,8 @@ and starts that again when it dies: no port closes meanwhile.
   --no-keeper        run as one process: the ports close when it dies. None is
                      started either where the service manager has an FD store
                      (FDSTORE in the environment; systemd's FileDescriptorStoreMax=)
+  --read-only        serve what is whole of reservations that are damaged: their ports
+                     are held, and nobody changes anything
   --check            read the policy file, say what is wrong with it, and exit
   --restore FILE     put a backup in the place of the reservations while no portd runs,
                      and exit; "-" is standard input. What was there is kept beside
@@ -81,6 +83,7 @@ func run(ctx context.Context, cfg daemon.Config, args []string, stdout, stderr i
 	prove := flags.String("prove", "", "")
 	restore, restoreNewest := flags.String("restore", "", ""), flags.Bool("restore-newest", false, "")
 	flags.StringVar(&cfg.Socket, "socket", "", "")
+	flags.BoolVar(&cfg.ReadOnly, "read-only", false, "")
 	flags.StringVar(&cfg.StateDir, "state", "", "")
 	flags.StringVar(&cfg.Policy, "policy", "", "")
 	flags.TextVar(&level, "log-level", slog.LevelInfo, "")

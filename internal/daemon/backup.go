@@ -25,6 +25,14 @@ type backups struct {
 
 var _ rpc.Backups = (*backups)(nil)
 
+// backups is how the API copies the state; nil where there is none that is whole.
+func (d *daemon) backups() rpc.Backups {
+	if d.store == nil {
+		return nil
+	}
+	return &backups{daemon: d}
+}
+
 func (b *backups) path() string { return paths.Paths{State: b.cfg.StateDir}.Store() }
 
 func (b *backups) Backup(ctx context.Context, w io.Writer) (registry.BackupInfo, error) {

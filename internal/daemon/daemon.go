@@ -301,7 +301,9 @@ func (d *daemon) serve(ctx context.Context, control, attach *door) error {
 		return nil
 	default:
 	}
-	d.origin.keep.Notify(sd.SdNotifyStopping)
+	if ctx.Err() != nil { // a keeper lets go of everything then; for a portd that failed it keeps what there is
+		d.origin.keep.Notify(sd.SdNotifyStopping)
+	}
 	endInner()
 	err = errors.Join(err, inside.Wait())
 	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {

@@ -47,6 +47,9 @@ func (c *commit) update(e *entry, after *Reservation, ev Event) {
 // commit waits until c is durable and applied. It does not take a context: once c is on its way its outcome matters
 // to whoever holds a port for it.
 func (r *Registry) commit(c *commit) error {
+	if r.cfg.ReadOnly != "" && c.by != Self {
+		return &UnsupportedError{What: "nothing can be changed", Why: r.cfg.ReadOnly, Code: "READ_ONLY"}
+	}
 	done := c.done()
 	r.queue.add(c)
 	select {

@@ -35,6 +35,8 @@ type Config struct {
 	Log       *slog.Logger                        // nil: silent
 	BootTime  func() time.Duration                // what leases count; nil: CLOCK_BOOTTIME
 	Ended     func(r *Reservation, reason string) // told after a reservation has ended; nil: nobody
+	// ReadOnly is why callers change nothing, "portd was started with --read-only"; empty: they do. What ends by itself ends.
+	ReadOnly string
 	// LocalPorts is told of all ports in portd's own network namespace that are reserved; nil: nobody is.
 	LocalPorts LocalPorts
 }

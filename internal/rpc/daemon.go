@@ -26,6 +26,6 @@ func (s *daemon) GetStatus(ctx context.Context, _ *pb.GetStatusRequest) (*pb.Get
 		Reservations: uint32(st.Reservations), Lost: uint32(st.Lost), Listeners: uint32(st.Listeners),
 		Workers: uint32(len(s.workers.Workers())),
 		Caller:  string(me.Principal()), Admin: s.reg.Policy().Admin(me),
-		Policy: fromPolicy(s.policy()), Handoff: fromSum(s.workers.Sum()),
+		Policy: fromPolicy(s.policy()), Handoff: fromSum(s.workers.Sum()), ReadOnly: s.info.ReadOnly,
 	}, nil
 }

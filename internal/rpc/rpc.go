@@ -46,6 +46,7 @@ type Info struct {
 	ControlSocket string
 	HandoffSocket string
 	Features      []Feature
+	ReadOnly      []string // why callers change nothing, and what is missing of the state; empty: they do
 }
 
 // A Feature is something of the kernel that portd is better with.

@@ -23,7 +23,7 @@ type walker struct {
 	seen   []bool // pages below meta.high
 	buf    []byte
 
-	// record is called for each record of a bucket; what it gets is valid until it returns. nil: nobody wants them.
+	// record is called for each record of a bucket; what it gets is valid until it returns.
 	record func(bucket, key, value []byte) error
 	// wrong is told of what is damaged. Where it returns nil, the walk goes on with what is not.
 	wrong func(error) error
@@ -300,17 +300,15 @@ func (w *walker) inline(name, b []byte) error {
 // leaf is what becomes of a record in a bucket.
 func (w *walker) leaf(bucket []byte) func(uint32, []byte, []byte) error {
 	return func(flags uint32, key, value []byte) error {
-		switch {
-		case flags != 0:
+		if flags != 0 {
 			return w.wrong(fmt.Errorf("%w: %s %q is no record", ErrDamaged, bucket, key))
-		case w.record == nil:
-			return nil
 		}
 		return w.record(bucket, key, value)
 	}
 }
 
-// checkFile makes sure that the pages of a file contradict nothing. It is read from the start to the end, once.
+// checkFile makes sure that the pages of a file contradict nothing, and that all records are whole: they are sealed, for a page of
+// bbolt's has no checksum. Editions may be damaged, as with Load. All of the file that is in use is read, once.
 func checkFile(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -321,5 +319,14 @@ func checkFile(path string) error {
 	if err != nil {
 		return err
 	}
-	return walk(f, info.Size(), nil, func(err error) error { return err })
+	whole := func(bucket, key, value []byte) error {
+		if bytes.Equal(bucket, bucketEdition) || bytes.Equal(bucket, bucketMeta) && bytes.Equal(key, keySchema) {
+			return nil
+		}
+		if err := checkSealed(key, value); err != nil {
+			return fmt.Errorf("%s %q: %w", bucket, key, err)
+		}
+		return nil
+	}
+	return walk(f, info.Size(), whole, func(err error) error { return err })
 }

@@ -86,10 +86,12 @@ type GetStatusResponse struct {
 	Listeners uint32 `protobuf:"varint,17,opt,name=listeners,proto3" json:"listeners,omitempty"`
 	Workers   uint32 `protobuf:"varint,18,opt,name=workers,proto3" json:"workers,omitempty"`
 	// Who you are to portd: "uid:1000", and whether you may do everything.
-	Caller        string         `protobuf:"bytes,19,opt,name=caller,proto3" json:"caller,omitempty"`
-	Admin         bool           `protobuf:"varint,20,opt,name=admin,proto3" json:"admin,omitempty"`
-	Policy        *PolicyStatus  `protobuf:"bytes,21,opt,name=policy,proto3" json:"policy,omitempty"`
-	Handoff       *HandoffStatus `protobuf:"bytes,22,opt,name=handoff,proto3" json:"handoff,omitempty"`
+	Caller  string         `protobuf:"bytes,19,opt,name=caller,proto3" json:"caller,omitempty"`
+	Admin   bool           `protobuf:"varint,20,opt,name=admin,proto3" json:"admin,omitempty"`
+	Policy  *PolicyStatus  `protobuf:"bytes,21,opt,name=policy,proto3" json:"policy,omitempty"`
+	Handoff *HandoffStatus `protobuf:"bytes,22,opt,name=handoff,proto3" json:"handoff,omitempty"`
+	// Why portd lets nobody change anything, in a sentence, and then what is damaged and missing of its state; empty where it does.
+	ReadOnly      []string `protobuf:"bytes,23,rep,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -274,6 +276,13 @@ func (x *GetStatusResponse) GetPolicy() *PolicyStatus {
 func (x *GetStatusResponse) GetHandoff() *HandoffStatus {
 	if x != nil {
 		return x.Handoff
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetReadOnly() []string {
+	if x != nil {
+		return x.ReadOnly
 	}
 	return nil
 }
@@ -650,7 +659,7 @@ var File_portd_v1_daemon_proto protoreflect.FileDescriptor
 const file_portd_v1_daemon_proto_rawDesc = "" +
 	"\n" +
 	"\x15portd/v1/daemon.proto\x12\bportd.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xa6\x06\n" +
+	"\x10GetStatusRequest\"\xc3\x06\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x10\n" +
@@ -675,7 +684,8 @@ const file_portd_v1_daemon_proto_rawDesc = "" +
 	"\x06caller\x18\x13 \x01(\tR\x06caller\x12\x14\n" +
 	"\x05admin\x18\x14 \x01(\bR\x05admin\x12.\n" +
 	"\x06policy\x18\x15 \x01(\v2\x16.portd.v1.PolicyStatusR\x06policy\x121\n" +
-	"\ahandoff\x18\x16 \x01(\v2\x17.portd.v1.HandoffStatusR\ahandoff\"\xd2\x01\n" +
+	"\ahandoff\x18\x16 \x01(\v2\x17.portd.v1.HandoffStatusR\ahandoff\x12\x1b\n" +
+	"\tread_only\x18\x17 \x03(\tR\breadOnly\"\xd2\x01\n" +
 	"\rHandoffStatus\x12\x1f\n" +
 	"\vhanded_over\x18\x01 \x01(\x04R\n" +
 	"handedOver\x12 \n" +

@@ -1,0 +1,56 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/portd/portd/internal/paths"
+	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/registry/boltstore"
+)
+
+// whyReadOnly is why callers change nothing; empty: they do.
+func (cfg Config) whyReadOnly() string {
+	if !cfg.ReadOnly {
+		return ""
+	}
+	return "portd was started with --read-only, to serve what is whole of its state"
+}
+
+// openState opens the store, or reads what is whole of it. Who closes it is the caller.
+func (d *daemon) openState() (registry.Store, error) {
+	if !d.cfg.ReadOnly {
+		err := d.openStore()
+		return d.store, err
+	}
+	d.cfg.Args, d.cfg.Upgrade = nil, nil // a successor would have to open the store
+	s, err := boltstore.OpenReadOnly(paths.Paths{State: d.cfg.StateDir}.Store())
+	if err != nil {
+		return nil, err
+	}
+	d.readOnly = []string{d.cfg.whyReadOnly()}
+	for _, is := range s.Damage() {
+		d.readOnly = append(d.readOnly, is.Error())
+		d.cfg.Log.Error("a part of the state is damaged, and left out", "err", is)
+	}
+	d.cfg.Log.Warn("nothing can be changed: portd serves what is whole of its state", "damage", len(s.Damage()))
+	return s, nil
+}
+
+// advise adds to what is damaged what can be done.
+func (cfg Config) advise(err error) error {
+	if !errors.Is(err, boltstore.ErrDamaged) {
+		return err
+	}
+	newest := "there is no copy of portd's own that is whole"
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if file, info, err := boltstore.NewestCopy(ctx, paths.Paths{State: cfg.StateDir}.Store()); err == nil {
+		newest = fmt.Sprintf("portd --restore-newest goes back to %s, as of %s: %d reservations at revision %d",
+			file, info.Time.UTC().Format("2006-01-02 15:04:05 MST"), info.Reservations, info.Revision)
+	}
+	return fmt.Errorf("%w; nothing has been changed. What can be done: portd --read-only serves what is whole of it, and holds its ports; %s; "+
+		"portd --restore FILE goes back to a backup", err, newest)
+}
