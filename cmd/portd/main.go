@@ -33,7 +33,7 @@ func main() {
 }
 
 const usage = `usage: portd [--socket PATH] [--state DIR] [--policy FILE] [--no-keeper]
-             [--read-only] [--log-level LEVEL]
+             [--no-holder] [--read-only] [--log-level LEVEL]
        portd --check [--policy FILE]
        portd --restore FILE | --restore-newest [--state DIR]
 
@@ -57,6 +57,8 @@ and starts that again when it dies: no port closes meanwhile.
   --no-keeper        run as one process: the ports close when it dies. None is
                      started either where the service manager has an FD store
                      (FDSTORE in the environment; systemd's FileDescriptorStoreMax=)
+  --no-holder        do without the process that shares portd's descriptors, with which
+                     a kill of portd loses no connection that it has just accepted
   --read-only        serve what is whole of reservations that are damaged: their ports
                      are held, and nobody changes anything
   --check            read the policy file, say what is wrong with it, and exit
@@ -81,9 +83,10 @@ func run(ctx context.Context, cfg daemon.Config, args []string, stdout, stderr i
 	version, check := flags.Bool("version", false, ""), flags.Bool("check", false, "")
 	noKeeper := flags.Bool("no-keeper", false, "")
 	prove := flags.String("prove", "", "")
+	flags.BoolVar(&cfg.ReadOnly, "read-only", false, "")
+	flags.BoolVar(&cfg.NoHolder, "no-holder", false, "")
 	restore, restoreNewest := flags.String("restore", "", ""), flags.Bool("restore-newest", false, "")
 	flags.StringVar(&cfg.Socket, "socket", "", "")
-	flags.BoolVar(&cfg.ReadOnly, "read-only", false, "")
 	flags.StringVar(&cfg.StateDir, "state", "", "")
 	flags.StringVar(&cfg.Policy, "policy", "", "")
 	flags.TextVar(&level, "log-level", slog.LevelInfo, "")

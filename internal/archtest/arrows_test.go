@@ -58,7 +58,7 @@ var arrows = map[string][]string{
 	},
 	"internal/rpc/portdgw": {"proto/portd/v1"},
 	"internal/daemon": {
-		"internal/binder", "internal/fdstore", "internal/handoff", "internal/ianadb", "internal/keeper", "internal/localports", "internal/natrules", "internal/netns", "internal/paths",
+		"internal/binder", "internal/fdstore", "internal/handoff", "internal/holder", "internal/ianadb", "internal/keeper", "internal/localports", "internal/natrules", "internal/netns", "internal/paths",
 		"internal/peercred", "internal/pidwatch", "internal/policyfile", "internal/registry", "internal/registry/boltstore", "internal/rpc",
 	},
 	"internal/portdtest":  {"client", "internal/daemon", "internal/paths"},

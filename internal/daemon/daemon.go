@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/portd/portd/internal/binder"
+	"github.com/portd/portd/internal/fdstore"
 	"github.com/portd/portd/internal/handoff"
 	"github.com/portd/portd/internal/ianadb"
 	"github.com/portd/portd/internal/localports"
@@ -41,6 +42,13 @@ type Config struct {
 	Log      *slog.Logger     // nil: silent
 	Ready    func()           // called once everything answers; nil: nobody is told
 	Reload   <-chan os.Signal // at each the policy file is read again; nil: never
+
+	// ReadOnly serves what is whole of the state, and changes nothing there: held is what it says, callers change nothing, and there are
+	// no upgrades.
+	ReadOnly bool
+
+	// NoHolder: no process shares portd's descriptors. What it has in hand when it is killed is lost then, some connections at most.
+	NoHolder bool
 
 	// Args are what a successor is started with, the program's name first; nil: there are no upgrades.
 	Args    []string
@@ -99,6 +107,13 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := d.origin.check(); err != nil {
 		return err
 	}
+	d.holding = hold(d.origin.keep, !cfg.NoHolder, cfg.Log)
+	defer d.holding.close()
+	if before == nil {
+		d.origin.rescue(d.holding)
+	} else {
+		d.holders = d.origin.takeAll(ofHolder)
+	}
 	cfg.step("items")
 	// What is opened here is closed in reverse order, by the deferred calls.
 	if err := cfg.makeDirs(); err != nil {
@@ -114,12 +129,13 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		}
 		cfg.removeTrials()
 	}
-	if err := d.openStore(); err != nil {
-		return err
+	state, err := d.openState()
+	if err != nil {
+		return cfg.advise(err)
 	}
-	defer func() { err = errors.Join(err, d.store.Close()) }()
+	defer func() { err = errors.Join(err, state.Close()) }()
 
-	if d.parts, err = cfg.introduce(d.origin, d.store, settings); err != nil {
+	if d.parts, err = cfg.introduce(d.origin, state, settings); err != nil {
 		return err
 	}
 	d.parts.policy = policy
@@ -128,7 +144,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	features := d.parts.features()
 	tellWeaknesses(cfg.Log, features)
 	if err := d.comeBack(ctx); err != nil {
-		return err
+		return cfg.advise(err)
 	}
 	control, err := d.origin.openDoor("control", "unix", cfg.Socket)
 	if err != nil {
@@ -145,13 +161,13 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		Workers:  workers{d.parts.pool},
 		Policy:   policy.state,
 		Upgrade:  d.upgrades(),
-		Backups:  &backups{daemon: d},
+		Backups:  d.backups(),
 		Log:      cfg.Log,
 		Join:     d.parts.netns.Join,
 		Info: rpc.Info{
 			Version: cfg.Version, PID: os.Getpid(), UID: uint32(os.Geteuid()), Started: started,
 			StateDir: cfg.StateDir, ControlSocket: cfg.Socket, HandoffSocket: paths.Handoff(cfg.Socket),
-			Features: features,
+			Features: features, ReadOnly: d.readOnly,
 		},
 	})
 	if before != nil {
@@ -169,14 +185,17 @@ type daemon struct {
 	started time.Time
 	origin  *origin
 	locked  *os.File
-	store   *store
+	store   *store // nil where portd is read-only
 	parts   *parts
 	policy  *policy
 	doors   *rpc.Server
 	binary  string // the program that this is, where a predecessor has said so
+	holding *holding
+	holders []fdstore.Item // of the predecessor
 
 	stopping  context.Context // ends when this portd is to stop; there is one once anybody is served
 	upgrading sync.Mutex
+	readOnly  []string      // what is missing for being damaged, and before that why nothing can be changed; empty: it can
 	restoring atomic.Bool   // the upgrade that goes on is to begin with a store that was restored
 	leaving   chan struct{} // closed when another portd has taken over
 	left      chan struct{} // closed when nothing is open any more that was given to it
@@ -214,6 +233,7 @@ func (d *daemon) comeBack(ctx context.Context) error {
 		return fmt.Errorf("bring back the reservations: %w", err)
 	}
 	d.cfg.step("loaded")
+	d.holding.tells(d.parts.pool.Holder)
 	if err := d.parts.pool.Restore(d.origin.takeAll(ofHandoff)); err != nil {
 		return fmt.Errorf("bring back the workers: %w", err)
 	}
@@ -284,6 +304,7 @@ func (d *daemon) serve(ctx context.Context, control, attach *door) error {
 		<-attached
 		endInner()
 		_ = inside.Wait()
+		d.holding.close()
 		p.binder.Close()
 		_ = d.locked.Close()
 		control.close()
@@ -440,7 +461,7 @@ func (cfg Config) introduce(o *origin, store registry.Store, settings registry.S
 		BootID: strings.TrimSpace(string(bootID)), Settings: settings,
 		Ended: func(res *registry.Reservation, reason string) { p.pool.Released(res.ID, reason) },
 
-		LocalPorts: p.local,
+		LocalPorts: p.local, ReadOnly: cfg.whyReadOnly(),
 	})
 	asks.Registry = p.registry
 	return p, nil

@@ -90,6 +90,7 @@ func (d *daemon) settleIn(ctx context.Context) error {
 			return errors.New("the portd before this one cannot be killed")
 		}
 	}
+	d.origin.endHolders(d.holders)
 	if err := writePID(d.locked); err != nil {
 		d.cfg.Log.Warn("who is refused is told the wrong pid", "err", err)
 	}
