@@ -424,7 +424,7 @@ func (cfg Config) introduce(o *origin, store registry.Store, settings registry.S
 	lends := &lender{}
 	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: portd needs a whole /proc (proc(5)), to which hidepid may be set and subset=pid, systemd's ProcSubset=, not", err)
 	}
 	if p.netns, err = netns.New(strings.TrimSpace(string(bootID)), log("netns")); err != nil {
 		return nil, err

@@ -73,8 +73,8 @@ func (r *Registry) mustNoteAlive() bool {
 	return false
 }
 
-// due says whether the store is to be told again that portd is alive.
-func (b *Boot) due(now time.Time) bool { return b != nil && now.Sub(b.Seen) >= seenEvery }
+// due says whether the store is to be told again that portd is alive. What it was told last may lie ahead: the clock was set back.
+func (b *Boot) due(now time.Time) bool { return b != nil && now.Sub(b.Seen).Abs() >= seenEvery }
 
 // noteSeen adds to a commit, once in a while, that portd is alive. Only the committing goroutine calls it.
 func (r *Registry) noteSeen(c *commit, now time.Time) {

@@ -82,9 +82,10 @@ func (r *Registry) commitLoop(stop <-chan struct{}) {
 
 // commitBatch gives the commits their revisions, writes them, applies them and tells the watchers.
 func (r *Registry) commitBatch(batch []*commit) {
-	now := time.Now().UTC()
-	if now.Sub(r.swept) >= time.Minute {
-		r.swept = now
+	tick := time.Now()
+	now := tick.UTC() // the wall clock alone, which somebody may set
+	if tick.Sub(r.swept) >= time.Minute {
+		r.swept = tick
 		r.forget(batch[0], now)
 		r.forgetNetns(batch)
 	}
