@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -318,9 +319,11 @@ func waitFor(t testing.TB, what string, is func() bool) {
 
 // keeperOf is the pid of the keeper that a daemon has started; 0: there is none yet.
 func keeperOf(daemon int) int {
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", daemon, daemon))
-	if err != nil {
-		return 0
+	var children []byte // of each of its threads
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", daemon))
+	for _, list := range lists {
+		more, _ := os.ReadFile(list)
+		children = append(children, more...)
 	}
 	for _, text := range strings.Fields(string(children)) {
 		if comm, err := os.ReadFile("/proc/" + text + "/comm"); err == nil && strings.HasPrefix(string(comm), "portd-keeper") {
