@@ -59,6 +59,7 @@ type Config struct {
 }
 
 func (cfg Config) step(name string) {
+	cfg.Log.Debug("step", "name", name, "pid", os.Getpid())
 	if cfg.Step != nil {
 		cfg.Step(name)
 	}

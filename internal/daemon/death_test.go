@@ -37,7 +37,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	h := newHistory()
 	var changing sync.WaitGroup
 	for side := range 4 {
-		changing.Go(func() { h.make(ctx, t, d, 40_000+side*1000) })
+		changing.Go(func() { h.make(ctx, t, d, 22_000+side*1000) })
 	}
 	pid := k.pid(t, 0)
 	for range rounds {

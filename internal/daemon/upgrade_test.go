@@ -50,7 +50,7 @@ func TestUpgradedUnderLoad(t *testing.T) {
 	h := newHistory()
 	var others sync.WaitGroup
 	for side := range 4 {
-		others.Go(func() { h.make(ctx, t, d, 40_000+side*1000) })
+		others.Go(func() { h.make(ctx, t, d, 22_000+side*1000) })
 	}
 	failed := make(chan error, 100)
 	others.Go(func() { // who repeats what may be repeated sees no call fail
