@@ -183,6 +183,9 @@ func (f reserveFlags) toRequest(endpoints []string) (*pb.ReserveRequest, error) 
 	if f.recordOnly {
 		req.Spec.Mode = pb.Mode_MODE_RECORDED
 	}
+	if f.group == 1 {
+		return nil, usagef("--group is 2 to 64 sockets; without it there is one")
+	}
 	if b := f.bind; b.free || b.transparent || b.mptcp || f.group > 1 {
 		if f.recordOnly {
 			return nil, usagef("--freebind, --transparent, --mptcp and --group are about binding, and with --record-only portd does not bind")

@@ -73,6 +73,9 @@ func (r Reception) String() string {
 	return [...]string{"unknown", "served", "waiting", "refusing", "parking"}[r]
 }
 
+// leastTakeBack is a time in which a worker that is well takes what it was sent, most of the time; before it every worker is stuck.
+const leastTakeBack = 10 * time.Millisecond
+
 // check refuses options that mean nothing.
 func (o HandoffOptions) check() error {
 	switch {
@@ -82,8 +85,8 @@ func (o HandoffOptions) check() error {
 		return invalid("options.handoff.without_worker", "%d is nothing to do", o.WithoutWorker)
 	case o.RefuseAfter < 0:
 		return invalid("options.handoff.refuse_after", "%v is not a time to wait; 0 refuses nobody", o.RefuseAfter)
-	case o.TakeBackAfter < 0:
-		return invalid("options.handoff.take_back_after", "%v is not a time to wait; 0 takes nothing back", o.TakeBackAfter)
+	case o.TakeBackAfter < 0 || o.TakeBackAfter > 0 && o.TakeBackAfter < leastTakeBack:
+		return invalid("options.handoff.take_back_after", "%v is not allowed; allowed are %v and more, and 0 takes nothing back", o.TakeBackAfter, leastTakeBack)
 	}
 	return nil
 }
