@@ -3,6 +3,7 @@ package handoff_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -16,7 +17,9 @@ import (
 
 	"github.com/portd/portd/internal/fdstore"
 	"github.com/portd/portd/internal/handoff"
+	"github.com/portd/portd/internal/holder"
 	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/wire"
 	"golang.org/x/sys/unix"
 )
 
@@ -45,6 +48,11 @@ func benchHandoff(b *testing.B, workers, atATime int) {
 	if _, err := fmt.Sscanf(direct.said, "ready %d", &port); err != nil {
 		b.Fatal(err)
 	}
+	compare(b, []process{direct}, port, workers, atATime)
+}
+
+// compare has a portd and its workers take turns with other servers at that port.
+func compare(b *testing.B, others []process, port uint16, workers, atATime int) {
 	dir, err := os.MkdirTemp("", "handoff")
 	if err != nil {
 		b.Fatal(err)
@@ -56,7 +64,7 @@ func benchHandoff(b *testing.B, workers, atATime int) {
 	if _, err := fmt.Sscanf(portd.said, "ready %d", &through); err != nil {
 		b.Fatal(err)
 	}
-	servers := [2][]process{{direct}, {portd}}
+	servers := [2][]process{others, {portd}}
 	for range workers {
 		servers[1] = append(servers[1], h.worker("serve64", "web"))
 	}
@@ -170,6 +178,13 @@ func servePortd(socket string) error {
 	port := uint16(sa.(*unix.SockaddrInet4).Port)
 	e := registry.Endpoint{Proto: registry.TCP, Addr: netip.MustParseAddr("127.0.0.1"), First: port, Last: port}
 	res := &registry.Reservation{ID: "rsv_1", Assigned: []registry.Assigned{{Endpoint: e, Listen: &registry.ListenOptions{}}}}
+	if os.Getenv("HANDOFF_HOLDER") != "" {
+		h, err := holder.Start()
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+	}
 	pool, err := handoff.New(handoff.Config{Attacher: everybody{res}, Keep: fdstore.New(nil)})
 	if err != nil {
 		return err
@@ -188,4 +203,29 @@ func servePortd(socket string) error {
 	stop()
 	running.Wait()
 	return nil
+}
+
+// BenchmarkSuccession is how long a client waits that comes when portd has just been killed, with so many workers that come back: the next
+// portd is started (a bare Pool; a daemon loads its store besides), has restored them, and hands the client over.
+func BenchmarkSuccession(b *testing.B) {
+	for _, workers := range []int{1, 1000} {
+		b.Run(fmt.Sprintf("workers=%d", workers), func(b *testing.B) {
+			d := newDynasty(b, registry.HandoffOptions{})
+			d.scribe(1, connections(dynastyID))
+			for range workers - 1 {
+				d.host.attach(wire.Attach{Wishes: []wire.Wish{{Reference: dynastyID, Want: wire.WantConnections}}})
+			}
+			d.reign.ask(b)
+			for b.Loop() {
+				d.kill()
+				d.begin()
+				if _, err := io.ReadAll(d.clients(1)[0]); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if got := len(d.reign.ask(b).Workers); got != workers {
+				b.Errorf("%d workers are left of %d", got, workers)
+			}
+		})
+	}
 }

@@ -37,13 +37,13 @@ type WorkerListener struct {
 	Priority int  // 0 is the highest
 }
 
-// Totals are a listener's counts since portd started.
+// Totals are a listener's counts since portd started; where it was killed or upgraded its successor goes on with them.
 type Totals struct {
 	Workers     int // that take connections from it
 	HandedOver  uint64
 	Redelivered uint64
 	TakenBack   uint64             // from workers that were stuck
-	Lost        uint64             // accepted and not handed to anybody
+	Lost        uint64             // accepted and not handed to anybody, also by a portd that was killed meanwhile
 	Refused     uint64             // for want of a worker, as far as portd saw them: those that had waited for one
 	Reception   registry.Reception // what becomes of clients that connect now
 	Held        int                // accepted, and in portd's hands

@@ -252,7 +252,7 @@ func (p *Pool) takeBackIn(r *returner) {
 	case r.why != "":
 		p.detach(w, leaveQueue, r.why)
 	default:
-		p.log.Info("worker is back", "worker", w.id, "pid", w.caller.PID)
+		p.log.Debug("worker is back", "worker", w.id, "pid", w.caller.PID)
 	}
 }
 

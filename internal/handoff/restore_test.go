@@ -37,7 +37,9 @@ type scribe struct {
 }
 
 func (d *dynasty) scribe(number int, w wire.Wish) *scribe {
-	return d.run(d.host.attach(wire.Attach{Wishes: []wire.Wish{w}}), number)
+	raw := d.host.attach(wire.Attach{Wishes: []wire.Wish{w}})
+	d.reign.ask(d.t) // it has noted that the worker is told: one of which it does not know would be let go
+	return d.run(raw, number)
 }
 
 func (d *dynasty) run(w *rawWorker, number int) *scribe {
