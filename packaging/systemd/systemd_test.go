@@ -20,7 +20,7 @@ const (
 	where  = "127.0.0.1:7000"
 )
 
-// TestUnit goes through a life of the unit: a start, deaths, restarts and a stop, with clients all the time.
+// TestUnit goes through a life of the unit: a start, deaths, restarts, upgrades and a stop, with clients all the time.
 func TestUnit(t *testing.T) {
 	m := boot(t)
 	if _, err := exec.LookPath("systemd-analyze"); err == nil {
@@ -84,6 +84,24 @@ func TestUnit(t *testing.T) {
 		clients.more(t, 50)
 		clients.check(t)
 		m.taken(t)
+	})
+	t.Run("reloaded", func(t *testing.T) {
+		for range 3 {
+			clients.more(t, 50)
+			pid := m.property(t, "MainPID")
+			m.run(t, "systemctl", "reload", "portd")
+			if now := m.property(t, "MainPID"); now == pid {
+				t.Errorf("process %s is the daemon still", pid)
+			}
+		}
+		clients.more(t, 50)
+		clients.check(t)
+		m.taken(t)
+		pid := m.property(t, "MainPID")
+		m.run(t, "systemctl", "kill", "--kill-whom=main", "-s", "KILL", "portd")
+		m.await(t, pid)
+		clients.more(t, 50)
+		clients.check(t)
 	})
 	t.Run("stopped", func(t *testing.T) {
 		clients.end()
