@@ -5,16 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/portd/portd/client"
 	pb "github.com/portd/portd/proto/portd/v1"
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 )
 
 const watchHelp = `Watch prints every change as it happens, of reservations, of this host's own services and
 of the registry that answers, each once and in order: its revision, the time, what
 happened, the ports, the name or id, and who did it. It goes on until it is interrupted
-or portd stops. With --from it begins at an earlier
+or portd stops; when another portd takes over, or the same one is back within two
+seconds, it goes on there and has missed nothing. With --from it begins at an earlier
 revision, and nothing since is missing; a revision that is no longer kept is an error.
 
 With -o json every answer of the API is a line, the progress marks without events too.`
@@ -50,12 +53,16 @@ func (c *ctl) watch(ctx context.Context, from int64) error {
 	if err != nil {
 		return err
 	}
-	seen, begun := from-1, false
+	seen, begun, storeID := from-1, false, ""
 	for {
 		m, err := stream.Recv()
+		if begun && errors.Is(err, client.ErrUnavailable) {
+			stream, m, err = resume(ctx, cl, &pb.WatchReservationsRequest{StartRevision: seen + 1, StoreId: storeID}, err)
+		}
 		if err != nil {
 			return watchHint(err, seen, begun)
 		}
+		storeID = m.GetStoreId()
 		if !begun && !c.json() {
 			c.say("watching from revision %d on", m.GetRevision()+1)
 		}
@@ -71,6 +78,30 @@ func (c *ctl) watch(ctx context.Context, from int64) error {
 		}
 	}
 }
+
+// resume watches again when portd has gone, which may be for another one to take its place; why is the error where there is none in time.
+func resume(ctx context.Context, cl *client.Client, req *pb.WatchReservationsRequest, why error) (watchStream, *pb.WatchReservationsResponse, error) {
+	for late := time.Now().Add(2 * time.Second); time.Now().Before(late); {
+		stream, err := cl.Reservations.WatchReservations(ctx, req)
+		if err == nil {
+			var m *pb.WatchReservationsResponse
+			if m, err = stream.Recv(); err == nil {
+				return stream, m, nil
+			}
+		}
+		if !errors.Is(err, client.ErrUnavailable) {
+			return nil, nil, err
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+	}
+	return nil, nil, why
+}
+
+type watchStream = grpc.ServerStreamingClient[pb.WatchReservationsResponse]
 
 // watchHint says where to go on.
 func watchHint(err error, seen int64, begun bool) error {
