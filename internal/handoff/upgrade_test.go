@@ -5,8 +5,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/portd/portd/internal/handoff"
 	"github.com/portd/portd/internal/nstest"
 	"github.com/portd/portd/internal/registry"
+	"github.com/portd/portd/internal/wire"
 )
 
 // One portd takes the place of another under load, or does not come that far, or dies when it has: then the one before goes on. Nothing is
@@ -59,6 +61,47 @@ func TestUpgradedUnderLoad(t *testing.T) {
 			if len(got.Workers) != len(scribes) || got.Totals.Held != 0 {
 				t.Errorf("%d workers are left of %d, %d connections are in hand", len(got.Workers), len(scribes), got.Totals.Held)
 			}
+		})
+	}
+}
+
+// What a worker says to a portd that is suspended is heard by who goes on: the one before, or its successor. Nobody attaches meanwhile, and who
+// tries is attached then.
+func TestSaidToSuspended(t *testing.T) {
+	for _, goesOn := range []string{"the one before", "the successor"} {
+		t.Run(goesOn, func(t *testing.T) {
+			nstest.Descriptors(t)
+			d := newDynasty(t, registry.HandoffOptions{})
+			w := d.host.attach(wire.Attach{Wishes: []wire.Wish{connections(dynastyID)}})
+			old := d.reign
+			next := d.prepare()
+			old.does(t, "suspend")
+			if _, err := w.Write(wire.AppendDrain(nil, 0)); err != nil {
+				t.Fatal(err)
+			}
+			late := d.dial()
+			if _, err := late.Write(attachMessage(dynastyID)); err != nil {
+				t.Fatal(err)
+			}
+			if got := old.ask(t).Workers; len(got) != 1 || got[0].Listeners[0].State != handoff.Ready {
+				t.Errorf("while suspended it has %+v", got)
+			}
+			if goesOn == "the successor" {
+				d.enthrone(next)
+				old.does(t, "abandon")
+				old.end()
+			} else {
+				_ = next.Process.Kill()
+				close(next.kept)
+				next.end()
+				old.does(t, "resume")
+			}
+			w.next(wire.TypeDrained)
+			m, err := receive(late)
+			if err != nil || m.Type != wire.TypeAttached {
+				t.Errorf("who attached late is told %v, %v", m.Type, err)
+			}
+			m.close()
 		})
 	}
 }
