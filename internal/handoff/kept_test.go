@@ -122,7 +122,7 @@ func TestGoneMeanwhile(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			nstest.Descriptors(t)
 			d := newDynasty(t, registry.HandoffOptions{})
-			end := func() {}
+			var end func()
 			if how == "killed" {
 				cmd := exec.Command("/proc/self/exe")
 				cmd.Env = append(os.Environ(), envAct+"=ignore", "HANDOFF_SOCKET="+d.socket, "HANDOFF_REF="+dynastyID)
