@@ -53,6 +53,16 @@ func (p *Pool) SetReady(key registry.SocketKey) {
 	}
 }
 
+// Thread is the engine's, 0 before it has taken over.
+func (p *Pool) Thread() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.begun {
+		return 0
+	}
+	return p.guard.tid
+}
+
 // SetRecord makes the record one of size connections, a power of two. It must be called before Run.
 func (p *Pool) SetRecord(size int) { p.record = newRecord(size) }
 

@@ -380,6 +380,8 @@ func serveHeir() error {
 		case "abandon":
 			pool.Abandon()
 			fmt.Println("done")
+		case "thread":
+			fmt.Println(pool.Thread())
 		case "release":
 			pool.Released(dynastyID, "released")
 			fmt.Println("done")
