@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -268,5 +269,45 @@ func TestUpgradeDenied(t *testing.T) {
 	}
 	if _, err := upgrade(t, c, "relative"); !errors.Is(err, client.ErrInvalid) {
 		t.Error(err)
+	}
+}
+
+// Without a keeper there is an upgrade all the same: the old one gives everything itself, and exits 0.
+func TestUpgradedBare(t *testing.T) {
+	nstest.Need(t)
+	d := portdtest.New(t)
+	p := portd(t, d, "")
+	p.begin(t)
+	c := d.Client(t)
+	reserve(t, c, "web", "tcp/8080")
+	l := startStorm(t, d, "web", "127.0.0.1:8080", 8)
+	events := newWatch(t, c, 0)
+	events.next(t) // it stands
+	got, err := upgrade(t, c, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		pidfd, err := unix.PidfdOpen(int(got.GetNewPid()), 0)
+		if err != nil {
+			return
+		}
+		defer unix.Close(pidfd)
+		_ = unix.PidfdSendSignal(pidfd, unix.SIGTERM, nil, 0)
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 20_000)
+	})
+	// As a service manager hears it: the successor says who it is, and that it is ready.
+	for _, want := range []string{fmt.Sprintf("MAINPID=%d", got.GetNewPid()), "READY=1"} {
+		p.said(t, want)
+	}
+	// Not Wait of p, which waits for the end of its log: that is the successor's now.
+	if st, err := p.Process.Wait(); err != nil || st.ExitCode() != 0 {
+		t.Errorf("the old one exits %v, %v", st, err)
+	}
+	reserve(t, c, "more", "tcp/8081")
+	wantHeld(t, 8080, 8081)
+	l.end()
+	if l.served.Load() == 0 || l.refused.Load()+l.reset.Load()+l.other.Load() > 0 {
+		t.Errorf("%v", l)
 	}
 }

@@ -307,7 +307,7 @@ func (s *Store) MainPID(pid int) error {
 		return nil
 	}
 	l, err := s.sayPID("MAINPID=", pid, false)
-	if l != nil && err == nil {
+	if l != nil && err == nil && l.keeps { // else nobody starts another one with what is kept
 		err = s.await(l)
 	}
 	if err != nil {
