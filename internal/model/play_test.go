@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -62,7 +63,7 @@ func play(t *testing.T, script script) {
 		if t.Failed() {
 			return
 		}
-		a.strike(s, b)
+		strike(t, s, b)
 	}
 	s.mu.Lock()
 	s.blow = nil
@@ -73,23 +74,29 @@ func play(t *testing.T, script script) {
 	a.leave(t)
 }
 
-// strike kills who is to be. The scene goes on at once.
-func (a *audience) strike(s *theatre, b *blow) {
+// strike kills who is to be. When he is dead the others go on.
+func strike(t *testing.T, s *theatre, b *blow) {
+	t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.still = true
+	kill := func(p *player) {
+		_ = unix.Kill(p.pid, unix.SIGKILL)
+		p.ends = true
+	}
 	switch b.victim {
 	case "older":
-		_ = unix.Kill(s.actors[0].pid, unix.SIGKILL)
-		s.actors[0].ends = true
-		if b.newer >= waiting && b.newer < relieving { // dies with it
+		dying := s.actors[:1:1]
+		kill(s.actors[0])
+		if b.newer >= waiting && b.newer < relieving { // the kernel kills it, too
 			s.actors[1].ends = true
+			dying = s.actors[:2:2]
 		}
+		s.gone(slices.Clone(dying)...)
 	case "newer":
-		_ = unix.Kill(s.actors[1].pid, unix.SIGKILL)
-		s.actors[1].ends = true
-		if b.newer == relieving || b.newer == serving { // it was the daemon
-			s.actors[0].ends = true
-		}
+		kill(s.actors[1])
+		s.actors[0].ends = b.newer == relieving || b.newer == serving // it was the daemon, and the keeper ends what is left
+		s.gone(s.actors[1])
 	default:
 		pid := s.cmd.Process.Pid
 		for _, p := range s.actors {
@@ -97,9 +104,16 @@ func (a *audience) strike(s *theatre, b *blow) {
 				pid = k
 			}
 		}
+		pidfd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			t.Errorf("the keeper: %v", err)
+			break
+		}
 		_ = unix.Kill(pid, unix.SIGKILL)
+		dead(pidfd)
+		_ = unix.Close(pidfd)
 	}
-	s.blow = nil
+	s.still, s.blow = false, nil
 	s.changed.Broadcast()
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -26,6 +27,7 @@ type theatre struct {
 	changed *sync.Cond
 	actors  []*player // daemons that live, in the order in which they began
 	blow    *blow     // that is to come; nil: everybody goes on
+	still   bool      // nobody goes on: somebody is just dying
 }
 
 // A player is a daemon.
@@ -127,6 +129,7 @@ func (s *theatre) follow(conn net.Conn) {
 			s.changed.Wait()
 		}
 		p.at = ""
+		s.changed.Broadcast()
 		s.mu.Unlock()
 		if _, err := conn.Write([]byte{0}); err != nil {
 			return
@@ -137,11 +140,7 @@ func (s *theatre) follow(conn net.Conn) {
 // mourn waits for the end of a daemon, of which its holder's end of the socket tells nothing.
 func (s *theatre) mourn(p *player, pidfd int) {
 	defer unix.Close(pidfd)
-	for {
-		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, -1); n > 0 || err != unix.EINTR {
-			break
-		}
-	}
+	dead(pidfd)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range s.actors {
@@ -151,6 +150,22 @@ func (s *theatre) mourn(p *player, pidfd int) {
 		}
 	}
 	s.changed.Broadcast()
+}
+
+// dead returns when the process is.
+func dead(pidfd int) {
+	for {
+		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, -1); n > 0 || err != unix.EINTR {
+			return
+		}
+	}
+}
+
+// gone waits until these have died. The lock is held.
+func (s *theatre) gone(some ...*player) {
+	for slices.ContainsFunc(some, func(p *player) bool { return slices.Contains(s.actors, p) }) {
+		s.changed.Wait()
+	}
 }
 
 // place is where the scene wants the daemon that is the n-th to be.
@@ -166,8 +181,8 @@ func (b *blow) place(n int) place {
 
 // holds says whether p waits where the scene wants it.
 func (s *theatre) holds(p *player) bool {
-	if s.blow == nil {
-		return false
+	if s.still || s.blow == nil {
+		return s.still
 	}
 	for n := range s.actors {
 		if s.actors[n].ends {

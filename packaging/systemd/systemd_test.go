@@ -64,7 +64,11 @@ func TestUnit(t *testing.T) {
 		}
 	})
 	t.Run("killed", func(t *testing.T) {
-		for range 10 {
+		kills := 5
+		if os.Getenv("PORTD_LONG") != "" {
+			kills = 100
+		}
+		for range kills {
 			clients.more(t, 50)
 			pid := m.property(t, "MainPID")
 			m.run(t, "systemctl", "kill", "--kill-whom=main", "-s", "KILL", "portd")
