@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -107,16 +108,30 @@ func startCmd(ts *testscript.TestScript, neg bool, args []string) {
 		path = found // a program of the host
 	}
 	b.cmd = exec.Command(path, args[3:]...)
-	b.cmd.Dir, b.cmd.Stdout, b.cmd.Stderr = ts.MkAbs("."), b, b
+	// Not exec's own pipe: that is closed a while after the program ended, and the portd that has taken over from it writes to it still.
+	output, write, err := os.Pipe()
+	ts.Check(err)
+	b.cmd.Dir, b.cmd.Stdout, b.cmd.Stderr = ts.MkAbs("."), write, write
 	for _, name := range []string{"PATH", "WORK", "HOME", "PORTD_SOCKET", "GORACE"} {
 		b.cmd.Env = append(b.cmd.Env, name+"="+ts.Getenv(name))
 	}
 	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // end kills what it has started, too
-	b.cmd.WaitDelay = time.Second                           // for a child that outlives it and keeps its output
-	ts.Check(b.cmd.Start())
+	err = b.cmd.Start()
+	_ = write.Close()
+	ts.Check(err)
 	processesOf(ts)[args[0]] = b
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		defer output.Close()
+		_, _ = io.Copy(b, output)
+	}()
 	go func() {
 		_ = b.cmd.Wait()
+		select {
+		case <-read:
+		case <-time.After(time.Second): // a child that outlives it keeps its output
+		}
 		close(b.ended)
 	}()
 	b.expect(ts, args[1])
