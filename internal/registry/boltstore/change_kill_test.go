@@ -2,6 +2,7 @@ package boltstore
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -14,8 +15,7 @@ import (
 
 const envChangePath = "BOLTSTORE_TEST_CHANGE"
 
-// changeAndDie restores the backup beside path, if there is one, opens the store, which takes it or migrates what is there, and copies
-// that. The process is killed at the nth call.
+// changeAndDie is change in a process that is killed at the nth call.
 func changeAndDie(path, nth string) error {
 	n, err := strconv.ParseInt(nth, 10, 64)
 	if err != nil {
@@ -27,8 +27,15 @@ func changeAndDie(path, nth string) error {
 	}
 	go f.serve()
 	f.fail(fault{anyCall, n}, false)
+	return change(path)
+}
+
+// change restores the backup beside path, if there is one, opens the store, which takes it or migrates what is there, and copies that.
+// Where a file asks for it the store is then put back that was there before.
+func change(path string) error {
 	switch in, err := os.Open(path + ".in"); {
 	case err == nil:
+		defer in.Close()
 		if _, _, err := Restore(noContext, path, in); err != nil {
 			return err
 		}
@@ -40,33 +47,69 @@ func changeAndDie(path, nth string) error {
 		return err
 	}
 	if _, err := s.copyNow(noContext); err != nil {
+		return errors.Join(err, s.Close())
+	}
+	if _, err := os.Lstat(path + ".back"); err != nil {
+		return s.Close()
+	}
+	// It is killed with a journal of its own.
+	if err := s.Commit(noContext, s.rev, sizedChange(s.rev, 10)); err != nil {
+		return errors.Join(err, s.Close())
+	}
+	if err := s.die(); err != nil {
+		return err
+	}
+	if err := PutBack(path); err != nil {
+		return err
+	}
+	if s, err = Open(path, manually); err != nil {
 		return err
 	}
 	return s.Close()
 }
 
-// The process is killed before each system call of a restore, of a migration, and of the copies that go with them. The store opens then and
-// has everything, the one from before or the one after.
-func TestChangeKilledAtEveryCall(t *testing.T) {
-	step := 3
-	if os.Getenv("PORTD_LONG") != "" {
-		step = 1
-	}
+// A changing is a store before it is changed, and what is to be there whatever happens.
+type changing struct {
+	make  func(path string)
+	check func(t *testing.T, s *Store)
+}
+
+func changings(t *testing.T) map[string]changing {
 	dir := t.TempDir()
-	m, backup, _ := backupOf(t, filepath.Join(dir, "portd.db"))
-	file, err := os.ReadFile(filepath.Join(dir, "portd.db"))
-	if err != nil {
+	before := leave(t, filepath.Join(dir, "left.db"))
+	after, backup, _ := backupOf(t, filepath.Join(dir, "other.db"))
+	read := func(path string) []byte {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	file, journal := read(filepath.Join(dir, "left.db")), read(journalPath(filepath.Join(dir, "left.db")))
+	was := mustOpen(t, filepath.Join(dir, "left.db"))
+	id := was.id
+	if err := was.Close(); err != nil {
 		t.Fatal(err)
 	}
+	restore := func(path string) {
+		write(t, path, file)
+		write(t, journalPath(path), journal)
+		write(t, path+".in", backup)
+	}
+	either := func(t *testing.T, s *Store) {
+		switch {
+		case s.id == id:
+			before.Check(t, s)
+		case s.rev == after.Revision:
+			after.Check(t, s)
+		case s.rev != after.Revision+1: // with what was committed before it was put back
+			t.Errorf("it is neither: %s at revision %d", s.id, s.rev)
+		}
+	}
 	old := unpack(t, filepath.Join("testdata", "schema2.db.gz"))
-	for name, tt := range map[string]struct {
-		make  func(path string)
-		check func(t *testing.T, s *Store)
-	}{
-		"restore": {
-			func(path string) { write(t, path, file); write(t, path+".in", backup) },
-			func(t *testing.T, s *Store) { m.Check(t, s) },
-		},
+	return map[string]changing{
+		"restore":  {restore, either},
+		"put back": {func(path string) { restore(path); write(t, path+".back", nil) }, either},
 		"migration": {
 			func(path string) { write(t, path, old) },
 			func(t *testing.T, s *Store) {
@@ -75,7 +118,17 @@ func TestChangeKilledAtEveryCall(t *testing.T) {
 				}
 			},
 		},
-	} {
+	}
+}
+
+// The process is killed before each system call of a restore, of one that is undone, of a migration, and of the copies that go with them.
+// The store opens then and has everything, the one from before or the one after.
+func TestChangeKilledAtEveryCall(t *testing.T) {
+	step := 3
+	if os.Getenv("PORTD_LONG") != "" {
+		step = 1
+	}
+	for name, tt := range changings(t) {
 		t.Run(name, func(t *testing.T) {
 			killed := 0
 			for nth, ended := 1+rand.IntN(step), false; !ended && !t.Failed(); nth += step {
@@ -112,5 +165,52 @@ func TestChangeKilledAtEveryCall(t *testing.T) {
 				t.Error("that proves nothing")
 			}
 		})
+	}
+}
+
+// Each system call of the same fails, alone or with all that follow: the store that is there when the disk is well again has everything.
+func TestChangeFails(t *testing.T) {
+	f := faults(t)
+	if f == nil {
+		return
+	}
+	step := int64(3)
+	if os.Getenv("PORTD_LONG") != "" {
+		step = 1
+	}
+	for name, tt := range changings(t) {
+		for _, lasting := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, lasting=%t", name, lasting), func(t *testing.T) {
+				failed := int64(0)
+				for nth, ended := 1+rand.Int64N(step), false; !ended && !t.Failed(); nth += step {
+					path := filepath.Join(t.TempDir(), "portd.db")
+					tt.make(path)
+					f.fail(fault{anyCall, nth}, lasting)
+					err := change(path)
+					ended = f.errno() == 0
+					f.stop()
+					if err == nil && !ended {
+						continue // it was not needed
+					}
+					if !ended {
+						failed++
+					}
+					for range 2 {
+						s := mustOpen(t, path)
+						tt.check(t, s)
+						if err := s.Close(); err != nil {
+							t.Fatal(err)
+						}
+					}
+					if t.Failed() {
+						t.Logf("call %d failed: %v", nth, err)
+					}
+				}
+				t.Logf("%d failed", failed)
+				if failed < 15/step {
+					t.Error("that proves nothing")
+				}
+			})
+		}
 	}
 }

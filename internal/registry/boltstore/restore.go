@@ -22,8 +22,12 @@ import (
 //	portd.db-restoring       a store that is being made of a backup
 //	portd.db-restored        the one that is whole: the next who opens the store takes it
 //	portd.db-before-restore  the file that was replaced, with its journal where it had one
+//	portd.db-withdrawn       one that was taken, and is given up for the one before it
+//	portd.db-putting-back    the same, once nothing of it has a name that the one before gets
 func restoringPath(path string) string { return path + "-restoring" }
 func restoredPath(path string) string  { return path + "-restored" }
+func withdrawnPath(path string) string { return path + "-withdrawn" }
+func puttingPath(path string) string   { return path + "-putting-back" }
 
 // BeforeRestore is where the store is that the last restore has replaced.
 func BeforeRestore(path string) string { return path + "-before-restore" }
@@ -35,6 +39,11 @@ const restoreBatch = 10_000
 // not looked at. The next Open of path takes it, whichever process that is; Withdraw undoes that before. Nothing is left behind
 // where the backup is not whole, with the errors of CheckBackup. One Restore of a path goes on at a time.
 func Restore(ctx context.Context, path string, from io.Reader) (info BackupInfo, storeID string, err error) {
+	return RestoreIf(ctx, path, from, func() error { return nil })
+}
+
+// RestoreIf is Restore that asks, when all of the store is made, whether it may be taken. Nothing is left behind after an error.
+func RestoreIf(ctx context.Context, path string, from io.Reader, may func() error) (info BackupInfo, storeID string, err error) {
 	in, err := openBackup(from)
 	if err != nil {
 		return info, "", err
@@ -47,16 +56,19 @@ func Restore(ctx context.Context, path string, from io.Reader) (info BackupInfo,
 	if err != nil {
 		return info, "", err
 	}
+	defer func() { err = errors.Join(err, removeIfThere(at)) }()
 	if err := f.Close(); err != nil {
 		return info, "", err
 	}
-	defer func() { err = errors.Join(err, removeIfThere(at)) }()
 	storeID = newStoreID()
 	if err := guard(func() error { return fill(ctx, at, storeID, in) }); err != nil {
 		return info, "", err
 	}
 	if err := checkFile(at); err != nil {
 		return info, "", fmt.Errorf("what was made of the backup: %w", err)
+	}
+	if err := may(); err != nil {
+		return info, "", err
 	}
 	if err := os.Rename(at, restoredPath(path)); err != nil {
 		return info, "", err
@@ -112,14 +124,20 @@ func fill(ctx context.Context, path, storeID string, in *backupReader) error {
 	return db.Close()
 }
 
-// Withdraw takes back what Restore has left for the next who opens the store.
+// Withdraw takes back what Restore has left for the next who opens the store. It leaves it where there is nothing else to open.
 func Withdraw(path string) error {
+	if _, err := os.Lstat(path); err != nil {
+		return err
+	}
 	return errors.Join(removeIfThere(restoredPath(path)), syncDir(filepath.Dir(path)))
 }
 
 // adopt puts what was restored in the place of the file at path, and moves that aside. Wherever it is interrupted, the next
-// one goes on.
+// one goes on; likewise where PutBack was.
 func adopt(path string) error {
+	if err := goOnPuttingBack(path); err != nil {
+		return err
+	}
 	switch _, err := os.Lstat(restoredPath(path)); {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
@@ -154,9 +172,8 @@ func adopt(path string) error {
 }
 
 // PutBack undoes a Restore that another process has begun to take, or has taken, and closed again: the file from before has its
-// place again.
+// place again, also where PutBack is interrupted and somebody opens the store. It is called once for a Restore.
 func PutBack(path string) error {
-	before := BeforeRestore(path)
 	waits := true
 	switch _, err := os.Lstat(restoredPath(path)); {
 	case errors.Is(err, fs.ErrNotExist):
@@ -164,21 +181,70 @@ func PutBack(path string) error {
 	case err != nil:
 		return err
 	}
-	if _, err := os.Lstat(path); waits && err == nil { // nobody has begun
+	switch _, err := os.Lstat(path); {
+	case waits && err == nil: // nobody has begun
 		return Withdraw(path)
-	}
-	if !waits { // the journal there is the new file's
-		if err := removeIfThere(journalPath(path)); err != nil {
+	case waits: // the file from before has been moved, and nothing was put in its place
+		if err := takeBefore(path); err != nil {
 			return err
 		}
+		return Withdraw(path)
+	}
+	if _, err := os.Lstat(BeforeRestore(path)); err != nil {
+		return err
+	}
+	if err := os.Rename(path, withdrawnPath(path)); err != nil {
+		return err
+	}
+	return goOnPuttingBack(path)
+}
+
+// goOnPuttingBack does what is left of a PutBack, if there is one. The withdrawn file's name says how far it has come: a file and its
+// journal are two names, and a file is refused beside a journal that is not its own.
+func goOnPuttingBack(path string) error {
+	switch _, err := os.Lstat(withdrawnPath(path)); {
+	case err == nil:
+		if err := removeIfThere(journalPath(path)); err != nil { // that of the withdrawn one
+			return err
+		}
+		if err := syncDir(filepath.Dir(path)); err != nil {
+			return err
+		}
+		if err := os.Rename(withdrawnPath(path), puttingPath(path)); err != nil {
+			return err
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	switch _, err := os.Lstat(puttingPath(path)); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	}
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		if err := takeBefore(path); err != nil {
+			return err
+		}
+	} else if err != nil {
+		return err
+	}
+	return errors.Join(removeIfThere(puttingPath(path)), syncDir(filepath.Dir(path)))
+}
+
+// takeBefore gives the file from before its name, where nothing has it. Its journal, which adopt moves last, comes first.
+func takeBefore(path string) error {
+	before := BeforeRestore(path)
+	if err := os.Rename(journalPath(before), journalPath(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return err
 	}
 	if err := os.Rename(before, path); err != nil {
 		return err
 	}
-	if err := os.Rename(journalPath(before), journalPath(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return Withdraw(path)
+	return syncDir(filepath.Dir(path))
 }
 
 // lockAlone locks a store's file as bbolt does, and fails with ErrInUse where somebody has it open.
