@@ -54,13 +54,14 @@ func (b *backups) Restore(ctx context.Context, from io.Reader) (done rpc.Restore
 	defer b.one.Unlock()
 	path := b.path()
 	done.Before = boltstore.BeforeRestore(path)
-	if done.Backup, done.StoreID, err = boltstore.Restore(ctx, path, from); err != nil {
+	// Not for the successor of an upgrade that is under way, which would take it unasked.
+	if done.Backup, done.StoreID, err = boltstore.RestoreIf(ctx, path, from, b.beginUpgrade); err != nil {
 		return done, badBackup(err)
 	}
 	b.restoring.Store(true)
 	defer b.restoring.Store(false)
 	b.cfg.Log.Info("the state is to be restored", "revision", done.Backup.Revision, "reservations", done.Backup.Reservations, "of", done.Backup.StoreID, "as", done.StoreID)
-	if _, err := b.upgrade(ctx, ""); err != nil {
+	if _, err := b.upgradeBegun(""); err != nil {
 		return done, errors.Join(err, boltstore.Withdraw(path))
 	}
 	return done, nil

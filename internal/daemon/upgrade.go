@@ -54,9 +54,21 @@ func (d *daemon) keepUpgrading(ctx context.Context) {
 
 // upgrade puts another portd in the place of this one, which ends after that. The error says why this one goes on.
 func (d *daemon) upgrade(_ context.Context, binary string) (rpc.Upgraded, error) {
-	if !d.upgrading.TryLock() {
-		return rpc.Upgraded{}, fmt.Errorf("%w: an upgrade is under way", registry.ErrConflict)
+	if err := d.beginUpgrade(); err != nil {
+		return rpc.Upgraded{}, err
 	}
+	return d.upgradeBegun(binary)
+}
+
+// beginUpgrade lets no other upgrade begin until upgradeBegun has failed.
+func (d *daemon) beginUpgrade() error {
+	if !d.upgrading.TryLock() {
+		return fmt.Errorf("%w: an upgrade is under way", registry.ErrConflict)
+	}
+	return nil
+}
+
+func (d *daemon) upgradeBegun(binary string) (rpc.Upgraded, error) {
 	if binary == "" {
 		var err error
 		if binary, err = keeper.File(); err != nil {
@@ -72,6 +84,10 @@ func (d *daemon) upgrade(_ context.Context, binary string) (rpc.Upgraded, error)
 	if err == nil {
 		return u.out, nil // and nobody begins another one
 	}
+	if u.fate != nil {
+		u.cfg.Log.Error("portd ends, so that the service manager starts one", "err", err)
+		return rpc.Upgraded{}, &rpc.UpgradeError{Step: u.at, Why: err.Error()}
+	}
 	d.upgrading.Unlock()
 	err = &rpc.UpgradeError{Step: u.at, Why: strings.ReplaceAll(err.Error(), "\n", "; ")}
 	d.cfg.Log.Warn("the other portd does not take over; this one goes on", "binary", binary, "step", u.at, "err", err)
@@ -86,6 +102,7 @@ type upgrade struct {
 	began time.Time
 
 	line      *line
+	keeper    int // which one it is that hears of the successor: see fdstore.Store.Keeper
 	frozen    time.Time
 	suspended time.Time
 	undo      []func() error // in reverse order
@@ -108,7 +125,7 @@ func (u *upgrade) run() (err error) {
 		{"given", u.give},
 		{"prepared", u.prepared},
 		{"suspended", u.suspend},
-		{"yours", func() error { return u.line.say("YOURS=1") }},
+		{"yours", u.yours},
 		{"good", u.good},
 	} {
 		u.at = s.name
@@ -134,6 +151,13 @@ func (u *upgrade) goOn(why error) error {
 			if _, err := u.line.hear(0, "GOOD"); err == nil {
 				return u.leave()
 			}
+		}
+		if u.at == "good" && u.origin.keep.Managed() {
+			// Nobody can tell which of the two the service manager takes for the daemon: if it is the other, it is starting a third by now.
+			// Either way the end of this one leads to one daemon, which finds all that it kept.
+			u.fate = fmt.Errorf("the successor died when the service manager may have known it as the daemon already: %w", why)
+			_ = u.leave()
+			return u.fate
 		}
 	}
 	errs := []error{why}
@@ -194,6 +218,7 @@ func (u *upgrade) start() error {
 		_ = unix.Kill(pid, unix.SIGKILL)
 		return err
 	}
+	u.keeper, _ = u.origin.keep.Keeper()
 	if err := u.origin.keep.Successor(pid); err != nil {
 		return err
 	}
@@ -241,6 +266,9 @@ func (u *upgrade) give() error {
 	keep := u.origin.keep
 	keep.Mute() // what changes from now on is said by the one of the two that goes on
 	u.undone(func() error { keep.Unmute(); return nil })
+	if err := u.sameKeeper(); err != nil {
+		return err
+	}
 	if err := keep.Give(u.line.fd); err != nil {
 		return err
 	}
@@ -270,6 +298,23 @@ func (u *upgrade) suspend() error {
 	return fdstore.GiveEnd(u.line.fd)
 }
 
+// sameKeeper says whether the keeper is there that was there when the successor started. Another one takes this portd for the daemon whatever
+// a successor says that has been given no way to it, and would start a third when this one leaves.
+func (u *upgrade) sameKeeper() error {
+	if n, there := u.origin.keep.Keeper(); n != u.keeper || n > 0 && !there {
+		return errors.New("portd's keeper ended meanwhile: try again")
+	}
+	return nil
+}
+
+// yours makes the successor the daemon, if it still can be. A keeper that ends from now on does not hear it say so.
+func (u *upgrade) yours() error {
+	if err := u.sameKeeper(); err != nil {
+		return err
+	}
+	return u.line.say("YOURS=1")
+}
+
 // good waits until the successor is the daemon. Where it does not become it, the keeper is told who is.
 func (u *upgrade) good() error {
 	u.undone(func() error {
@@ -297,6 +342,9 @@ func (u *upgrade) leave() error {
 	u.line.close()
 	u.out.Frozen, u.out.Took = time.Since(u.frozen), time.Since(u.began)
 	u.cfg.step("left")
+	if u.fate != nil {
+		return u.fate
+	}
 	u.cfg.Log.Info("another portd is the daemon", "pid", u.out.NewPID, "version", u.out.NewVersion, "pause", u.out.Pause.String(),
 		"frozen", u.out.Frozen.String(), "took", u.out.Took.String())
 	return nil
