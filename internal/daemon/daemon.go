@@ -199,6 +199,7 @@ type daemon struct {
 	readOnly  []string      // what is missing for being damaged, and before that why nothing can be changed; empty: it can
 	restoring atomic.Bool   // the upgrade that goes on is to begin with a store that was restored
 	leaving   chan struct{} // closed when another portd has taken over
+	fate      error         // what this one ends with then
 	left      chan struct{} // closed when nothing is open any more that was given to it
 }
 
@@ -319,8 +320,10 @@ func (d *daemon) serve(ctx context.Context, control, attach *door) error {
 	err := outside.Wait()
 	select {
 	case <-d.leaving:
-		cfg.Log.Info("another portd has taken over")
-		return nil
+		if d.fate == nil {
+			cfg.Log.Info("another portd has taken over")
+		}
+		return d.fate
 	default:
 	}
 	if ctx.Err() != nil { // a keeper lets go of everything then; for a portd that failed it keeps what there is

@@ -48,6 +48,7 @@ type Store struct {
 	max     int             // what the service manager takes, 0: not known
 	muted   bool
 	closed  bool
+	keepers int   // of portd's that there have been
 	broken  error // why the link was lost, where that was not told yet
 	lost    func(error)
 	refused bool // the last descriptor was refused for want of room in messages: nobody waits for that twice
@@ -137,6 +138,27 @@ func (s *Store) Kept() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.link != nil && s.link.keeps && (s.muted || len(s.due) == 0)
+}
+
+// Keeper says which keeper of portd's this is, counted from 1, and whether it is there just now; 0 where there has been none. A service
+// manager is no keeper of portd's.
+func (s *Store) Keeper() (n int, there bool) {
+	if s == nil {
+		return 0, false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.keepers, s.keepers > 0 && s.link != nil && s.broken == nil
+}
+
+// Managed says whether a service manager keeps what is in the store.
+func (s *Store) Managed() bool {
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.link != nil && !s.link.own && s.link.keeps
 }
 
 // NextName is prefix with the next number that no item has had, in base 36, after it: "s." gives "s.1f".

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -389,6 +390,40 @@ func TestKeeperDies(t *testing.T) {
 	<-replaced
 	s.Settle(t.Context())
 	want(t, q, fdstore.Item{Name: "b", FD: b})
+}
+
+// Who gives another process a way to the keeper is told whether it is the one that was there before, and there at all.
+func TestKeeper(t *testing.T) {
+	nstest.Descriptors(t)
+	is := func(s *fdstore.Store, n int, there bool) {
+		t.Helper()
+		if gotN, got := s.Keeper(); gotN != n || got != there {
+			t.Errorf("keeper %d, there=%v; want %d, %v", gotN, got, n, there)
+		}
+	}
+	is(nil, 0, false)
+	s := fdstore.New(nil)
+	is(s, 0, false)
+	s, p := attached(t)
+	defer s.Close()
+	is(s, 1, true)
+	if s.Managed() {
+		t.Error("portd's own keeper is taken for a service manager")
+	}
+	replaced := make(chan error, 1)
+	next, _ := pair(t)
+	s.OnLost(func(error) { replaced <- s.Attach(next, -1) })
+	s.Mute()
+	_ = unix.Shutdown(p.conn, unix.SHUT_RDWR)
+	for there := true; there; _, there = s.Keeper() { // its end of file is on its way
+		runtime.Gosched()
+	}
+	is(s, 1, false) // who is muted replaces none
+	s.Unmute()
+	if err := <-replaced; err != nil {
+		t.Fatal(err)
+	}
+	is(s, 2, true)
 }
 
 // A keeper that does not read is killed and replaced; nobody waits for it for much longer than two seconds.

@@ -137,6 +137,7 @@ func (s *Store) attach(fd, pidfd int, own, keeps, same bool) error {
 	}
 	s.link, s.broken = l, nil
 	if own {
+		s.keepers++
 		go s.watch(l)
 	}
 	if !same {
