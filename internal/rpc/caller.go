@@ -18,7 +18,8 @@ import (
 type caller struct {
 	credentials.CommonAuthInfo
 	registry.Caller
-	account *account // where his calls are counted; nil where nobody does
+	account *account // of what he has of portd; nil where that is bounded otherwise
+	counted bool     // his calls are
 	refused error    // what every call is answered; nil where it is served
 }
 
@@ -55,7 +56,7 @@ func peerOf(ctx context.Context) (c caller, ok bool) {
 }
 
 // settled is the caller as he goes with his connection.
-func (c *conn) settled() caller { return caller{onHost, c.caller, c.account, c.refused} }
+func (c *conn) settled() caller { return caller{onHost, c.caller, c.account, c.counted, c.refused} }
 
 // A join says in which network namespace the peer of a connection lives, and keeps that known until leave is called.
 type join func(syscall.Conn) (netns string, leave func(), err error)

@@ -26,7 +26,8 @@ const (
 type account struct {
 	conns int // sorter.mu guards it
 	calls atomic.Int64
-	most  int64 // calls
+	most  int64        // calls
+	late  atomic.Int64 // requests: see arrival
 }
 
 // admitCall is asked before anything is made for a call.
@@ -35,13 +36,16 @@ func admitCall(ctx context.Context, _ *tap.Info) (context.Context, error) {
 	if !ok || c.account == nil {
 		return ctx, nil
 	}
+	if !c.counted {
+		return c.account.expect(ctx), nil
+	}
 	if c.account.calls.Add(1) > c.account.most {
 		c.account.calls.Add(-1)
 		text := fmt.Sprintf("%s has %d calls to portd that are not over, which is as many as a user gets: end some", registry.UserName(c.UID), c.account.most)
 		return ctx, withDetails(status.New(codes.ResourceExhausted, text), &errdetails.ErrorInfo{Domain: domain, Reason: "EXHAUSTED"}).Err()
 	}
 	context.AfterFunc(ctx, func() { c.account.calls.Add(-1) })
-	return ctx, nil
+	return c.account.expect(ctx), nil
 }
 
 // refused is why the caller's connection is not served; nil where it is.

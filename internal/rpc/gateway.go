@@ -86,12 +86,15 @@ func bounded(mux *runtime.ServeMux, next http.Handler) http.Handler {
 		line := http.NewResponseController(w)
 		switch {
 		case r.URL.Path == importPath: // a file, which its reader takes piece by piece
-			r.Body = &patientBody{http.MaxBytesReader(w, r.Body, maxImport), line}
+			r.Body = &patientBody{http.MaxBytesReader(w, r.Body, maxImport), line, expectBody(r.Context(), line)}
 		case r.URL.Path == restorePath: // likewise; what it may have its reader says
-			r.Body = &patientBody{r.Body, line}
+			r.Body = &patientBody{r.Body, line, expectBody(r.Context(), line)}
 		case r.Body != http.NoBody:
 			_ = line.SetReadDeadline(time.Now().Add(patience))
+			request := expectBody(r.Context(), line)
+			request.comes(0)
 			body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxMessage))
+			request.here()
 			if err != nil {
 				w.Header().Set("Connection", "close")
 				runtime.HTTPError(r.Context(), mux, &lines{}, w, r, badBody(err))
@@ -115,11 +118,14 @@ const (
 type patientBody struct {
 	io.ReadCloser
 	line *http.ResponseController
+	next *arrival
 }
 
 func (b *patientBody) Read(p []byte) (int, error) {
 	_ = b.line.SetReadDeadline(time.Now().Add(patience))
+	b.next.comes(0)
 	n, err := b.ReadCloser.Read(p)
+	b.next.here()
 	if err != nil {
 		_ = b.line.SetReadDeadline(time.Time{}) // what comes next has its own
 	}

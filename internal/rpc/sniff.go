@@ -144,14 +144,10 @@ func (s *sorter) admit(raw *net.UnixConn) *conn {
 		}
 		return s.apologize(raw, who, leave, s.tooMany(who.UID))
 	}
-	c := &conn{Conn: raw, caller: who, gone: sync.OnceFunc(func() {
+	return &conn{Conn: raw, caller: who, account: in, counted: nth > uncounted, gone: sync.OnceFunc(func() {
 		leave()
 		s.leave(who)
 	})}
-	if nth > uncounted {
-		c.account = in
-	}
-	return c
 }
 
 // sort hands c to its lane, or closes it: the first three bytes of HTTP/2, which gRPC is, are "PRI" (RFC 9113 section 3.4);
@@ -203,7 +199,8 @@ func (s *sorter) leave(who registry.Caller) {
 type conn struct {
 	net.Conn
 	caller  registry.Caller
-	account *account // where his calls on it are counted, else nil
+	account *account // of what he has of portd; nil where that is bounded otherwise
+	counted bool     // his calls on it are
 	refused error    // what every call on it is answered; nil where it is served
 	head    []byte
 	gone    func()

@@ -2,12 +2,14 @@ package starvation_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -160,6 +162,52 @@ func (p *process) calls(t *testing.T, method string, message []byte, n int) net.
 	return c
 }
 
+// Requests of which half is sent, each as large as may be, on many connections: what one user can have of portd's memory with them is
+// bounded, and he has none of it after a while.
+func TestHalfSent(t *testing.T) {
+	t.Parallel()
+	p := descriptors(t, 800).begin(t)
+	const perConn, size = 100, 1 << 20
+	half := make([]byte, 5+size/2)
+	binary.BigEndian.PutUint32(half[1:], size)
+	var writing sync.WaitGroup
+	for range 8 {
+		c := p.calls(t, "/portd.v1.ReservationService/Reserve", nil, perConn)
+		_ = c.SetWriteDeadline(time.Now().Add(30 * time.Second))
+		writing.Go(func() {
+			fr := http2.NewFramer(c, nil)
+			for i := range perConn {
+				for rest := half; len(rest) > 0; {
+					n := min(len(rest), 16<<10)
+					if fr.WriteData(uint32(2*i+1), false, rest[:n]) != nil {
+						return // it does not take them any more
+					}
+					rest = rest[n:]
+				}
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { writing.Wait(); close(done) }()
+	most := 0
+	for ticker := time.NewTicker(5 * time.Millisecond); ; <-ticker.C {
+		most = max(most, p.memory(t)>>20)
+		select {
+		case <-done:
+		default:
+			continue
+		}
+		break
+	}
+	t.Logf("%d requests of which half came: %d MB at most", 8*perConn, most)
+	if most > 250 {
+		t.Errorf("%d MB for %d requests", most, 8*perConn)
+	}
+	if _, err := reserve(within(t, 10*time.Second), p.Client(t), "whole"); err != nil {
+		t.Error(err)
+	}
+}
+
 // Calls of which nothing is ever read: watches of the whole history, lists of everything, and calls without their request. Changes go
 // on, another user is answered, and there is a bound to what one user can have of portd's memory.
 func TestCallsThatNobodyReads(t *testing.T) {
@@ -176,8 +224,11 @@ func TestCallsThatNobodyReads(t *testing.T) {
 	for range 2 { // among the first of the user's connections, whose calls are not counted: a list ends by itself
 		all = append(all, p.calls(t, service+"ListReservations", []byte{}, perConn))
 	}
-	for range 4 {
-		all = append(all, p.calls(t, service+"WatchReservations", []byte{0x08, 0x01}, perConn), p.calls(t, service+"Reserve", nil, perConn)) // from revision 1
+	for range 8 {
+		all = append(all, p.calls(t, service+"WatchReservations", []byte{0x08, 0x01}, perConn)) // from revision 1
+	}
+	for range 2 {
+		all = append(all, p.calls(t, service+"Reserve", nil, perConn))
 	}
 	p.rests(t)
 	mb := p.memory(t) >> 20
