@@ -49,11 +49,17 @@ func Prove(ctx context.Context, cfg Config, dir string) (said string, err error)
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("portd %s reads it: schema %d, revision %d, %d reservations", cfg.Version, st.Schema, st.Revision, len(st.Reservations)), nil
+	return fmt.Sprintf("portd %s%sschema %d, revision %d, %d reservations", cfg.Version, readsIt, st.Schema, st.Revision, len(st.Reservations)), nil
 }
+
+// readsIt is in what every release of portd says that has proved itself. Other programs end well too, and say nothing of the kind.
+const readsIt = " reads it: "
 
 // prove has the binary prove itself.
 func (u *upgrade) prove() error {
+	if info, err := os.Stat(u.out.Binary); err == nil && info.IsDir() { // execve(2) has EACCES for it
+		return fmt.Errorf("%s is a directory", u.out.Binary)
+	}
 	dir, err := os.MkdirTemp(u.cfg.StateDir, trialDirs)
 	if err != nil {
 		return err
@@ -76,10 +82,14 @@ func (u *upgrade) prove() error {
 		return errors.New("this portd is told to stop")
 	case ctx.Err() != nil:
 		return fmt.Errorf("%s has not proved itself within %v: %s", u.out.Binary, proveFor, said)
+	case err != nil && strings.Contains(said.String(), "not defined: -prove"):
+		return fmt.Errorf("%s is a portd from before there were upgrades: stop this one and start that one", u.out.Binary)
 	case err != nil && said.Len() > 0:
 		return fmt.Errorf("%s: %w: %s", u.out.Binary, err, said)
 	case err != nil:
 		return fmt.Errorf("%s: %w", u.out.Binary, err)
+	case !strings.Contains(said.String(), readsIt):
+		return fmt.Errorf("%s is no portd: it does not say that it reads the store, but %q", u.out.Binary, said)
 	}
 	u.cfg.Log.Info("the other portd has proved itself", "binary", u.out.Binary, "said", said.String())
 	return nil

@@ -122,16 +122,27 @@ func TestNotUpgraded(t *testing.T) {
 	if err := os.WriteFile(other, []byte("#!/bin/sh\necho another program altogether >&2\nexit 4\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	before := filepath.Join(dir, "before")
+	if err := os.WriteFile(before, []byte("#!/bin/sh\necho 'portd: flag provided but not defined: -prove' >&2\nexit 2\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	yes := filepath.Join(dir, "yes")
+	if err := os.WriteFile(yes, []byte("#!/bin/sh\necho yes\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		name, does   string
 		binary       string
 		step, says   string
-		long, stands bool
+		long         bool
 	}{
-		{name: "no program", binary: text, step: "prove", says: "exec format error", stands: true},
-		{name: "not there", binary: filepath.Join(dir, "nothing"), step: "prove", says: "no such file", stands: true},
-		{name: "another program", binary: other, step: "prove", says: "another program altogether", stands: true},
-		{name: "cannot read the store", does: "new exit prove", step: "prove", says: "it had enough", stands: true},
+		{name: "no program", binary: text, step: "prove", says: "exec format error"},
+		{name: "not there", binary: filepath.Join(dir, "nothing"), step: "prove", says: "no such file"},
+		{name: "another program", binary: other, step: "prove", says: "another program altogether"},
+		{name: "a program that is content", binary: yes, step: "prove", says: `is no portd: it does not say that it reads the store, but "yes"`},
+		{name: "a directory", binary: dir, step: "prove", says: "is a directory"},
+		{name: "a portd from before upgrades", binary: before, step: "prove", says: "before there were upgrades: stop this one"},
+		{name: "cannot read the store", does: "new exit prove", step: "prove", says: "it had enough"},
 		{name: "killed at its start", does: "new kill hello", step: "hello", says: "ended"},
 		{name: "ends at its start", does: "new exit hello", step: "hello", says: "ended"},
 		{name: "hangs at its start", does: "new hang hello", step: "hello", says: "10s", long: true},
