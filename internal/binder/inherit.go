@@ -47,6 +47,7 @@ type came struct {
 	dropping bool // dropAll's filter is on it
 	asked    bool // Listen has been called for it
 	id       fileID
+	cookie   uint64 // the kernel's number of the socket, which is never another's; inode numbers come again on busy hosts
 }
 
 // A fileID is the file of a unix socket, as sock_diag has it.
@@ -251,7 +252,13 @@ func (q *inquirer) askAll(it fdstore.Item) (in *bag, errs []error, err error) {
 // asItWas sets right what the Binder before this one may have left half done when it died.
 func (s *socket) asItWas() error {
 	c := s.came
-	if s.exposed || s.adopted || s.file != nil || s.ep.Proto == registry.Unix {
+	if s.adopted || s.file != nil || s.ep.Proto == registry.Unix {
+		return nil
+	}
+	if s.exposed {
+		if s.ep.Proto == registry.TCP && c.dropping && !c.accepts { // of listenExclusively, or a program would get no client
+			return s.passAll()
+		}
 		return nil
 	}
 	if !s.ep.Proto.Streams() {
@@ -275,7 +282,7 @@ func (s *socket) asItWas() error {
 
 // An inquirer asks the kernel what sockets are.
 type inquirer struct {
-	seen map[uint64]bool // inodes of those that first was asked about
+	seen map[uint64]bool // cookies of those that first was asked about
 
 	mu    sync.Mutex        // guards files
 	files map[uint64]fileID // of unix sockets, by their inodes; nil until one is asked for
@@ -283,8 +290,8 @@ type inquirer struct {
 
 // first notes a socket, and says whether it was in no other item.
 func (q *inquirer) first(s *socket) bool {
-	twice := q.seen[s.inode.Load()]
-	q.seen[s.inode.Load()] = true
+	twice := q.seen[s.came.cookie]
+	q.seen[s.came.cookie] = true
 	return !twice
 }
 
@@ -297,6 +304,9 @@ func (q *inquirer) ask(s *socket, idle bool) error {
 	at, err := unix.Getsockname(s.fd)
 	if err != nil {
 		return fmt.Errorf("its address: %w", err)
+	}
+	if c.cookie, err = unix.GetsockoptUint64(s.fd, unix.SOL_SOCKET, unix.SO_COOKIE); err != nil {
+		return fmt.Errorf("SO_COOKIE: %w", err)
 	}
 	domain := unix.AF_INET
 	switch at := at.(type) {

@@ -74,6 +74,7 @@ func (k *keeping) expose(socks ...*socket) {
 			continue
 		}
 		name, wrap := s.name, s.wrap
+		s.wrap = nil // there may be no new one
 		k.putLocked(s, s.fd)
 		k.store.Remove(name)
 		if wrap != nil {
