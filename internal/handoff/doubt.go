@@ -79,7 +79,7 @@ func (p *Pool) judge(back *pending) {
 			p.ledger.let(g.at)
 			closeRaw(fd)
 		case unsent:
-			p.ledger.doubts(g.at, 0, 0)
+			p.ledger.certain(g.at)
 		}
 	}
 }
@@ -110,9 +110,8 @@ func (p *Pool) decide(dead *worker) (left bool) {
 			}
 			p.drop(d.heldConn)
 		case unsent:
-			if d.hand != 0 {
-				p.ledger.doubts(d.hand, 0, 0)
-			}
+			p.ledger.certain(d.hand)
+			p.uncount(d.hand, d.of)
 			if d.of.listening {
 				p.take(d.of, d.heldConn)
 				p.wakeUp()
@@ -127,8 +126,30 @@ func (p *Pool) decide(dead *worker) (left bool) {
 	return len(p.doubts) > 0
 }
 
+// uncount has a connection that was taken back, and is still counted as sent to a worker, counted no more.
+func (p *Pool) uncount(at uint32, of *listener) {
+	if at == 0 || p.ledger == nil || p.ledger.hands[at].flags&counted == 0 {
+		return
+	}
+	p.ledger.uncounted(at)
+	for _, w := range p.workers {
+		for _, s := range w.serves {
+			if w.mine == p.ledger.hands[at].doubt.tenant && s.listener == of && s.sent > 0 && w.sent > 0 {
+				w.sent--
+				s.sent--
+				of.takenBack++
+				w.page.Sent(w.sent, w.sequence)
+				return
+			}
+		}
+	}
+}
+
 // count counts a connection that has been sent after all, to one who is not known any more where it is nil.
 func (p *Pool) count(to *serving, h *hand) {
+	if h.flags&counted != 0 {
+		return // it had been
+	}
 	if at := h.listener; at > 0 && at <= mostListeners {
 		c := &p.ledger.listeners[at-1].counts
 		c.handedOver++

@@ -57,5 +57,46 @@ func (l *ledger) doubts(at uint32, tenant, sequence uint64) {
 
 // reach is hold of what may be a worker's yet.
 func (l *ledger) reach(fd int, of *listener, c *wire.Connection, d doubt) (at uint32) {
-	return l.note(fd, of.place, c, d)
+	again := *c
+	again.Flags |= wire.Redelivered | counted
+	return l.note(fd, of.place, &again, d)
+}
+
+// counted is, in a hand's flags, of a connection that is still counted as sent to the tenant of its doubt.
+const counted = 1 << 31
+
+// retaking notes that a message is about to be taken out of the queue of a worker, whose connections are all at hands, in doubt. Another one may
+// come in its place, if the worker is faster; so until retaken a connection in this portd's table of which there are two descriptors, or
+// that stands nowhere, is portd's.
+func (l *ledger) retaking(tenant uint64, hands []uint32, n int) {
+	if l == nil || len(hands) < n {
+		return
+	}
+	for _, at := range hands {
+		if at == 0 {
+			return
+		}
+	}
+	l.head.retakingFrom = tenant
+	atomic.StoreUint64(&l.head.retaking, uint64(l.incarnation))
+}
+
+func (l *ledger) retaken() {
+	if l != nil {
+		atomic.StoreUint64(&l.head.retaking, 0)
+	}
+}
+
+// certain notes that a connection is in portd's hands and nobody else's.
+func (l *ledger) certain(at uint32) {
+	if at != 0 && l != nil {
+		l.doubts(at, l.hands[at].doubt.tenant, 0)
+	}
+}
+
+// uncounted notes that nobody counts a connection as sent any more.
+func (l *ledger) uncounted(at uint32) {
+	if at != 0 && l != nil {
+		l.hands[at].flags &^= counted
+	}
 }

@@ -159,7 +159,7 @@ func (l *ledger) inHand() (all []grip) {
 // connection is what wire calls it. The local address is the listener's.
 func (h *hand) connection() wire.Connection {
 	return wire.Connection{
-		Accepted: h.accepted, Flags: h.flags, Peer: wire.Addr{Family: h.family, Port: h.port, Scope: h.scope, IP: h.peer},
+		Accepted: h.accepted, Flags: h.flags &^ counted, Peer: wire.Addr{Family: h.family, Port: h.port, Scope: h.scope, IP: h.peer},
 	}
 }
 

@@ -48,19 +48,33 @@ func TestKilledAtInstruction(t *testing.T) {
 // was the last.
 func (d *dynasty) killAfter(t *testing.T, steps int) (last string, err error) {
 	t.Helper()
+	err = d.traced(func(tid int) (err error) {
+		last, err = instructions(tid, steps)
+		return err
+	})
+	if errors.Is(err, errUntraced) {
+		t.Skip(err)
+	}
+	return last, err
+}
+
+var errUntraced = errors.New("needs ptrace(2)")
+
+// traced calls f with the engine's thread of the portd that there is, which stands still, and kills that portd.
+func (d *dynasty) traced(f func(tid int) error) error {
 	tid := 0
 	for tid == 0 {
 		if _, err := io.WriteString(d.reign.in, "thread\n"); err != nil {
-			return "", err
+			return err
 		}
 		if _, err := fmt.Fscanln(d.reign.out, &tid); err != nil {
-			return "", err
+			return err
 		}
 	}
 	runtime.LockOSThread() // who traces is a thread
 	defer runtime.UnlockOSThread()
 	if err := unix.PtraceSeize(tid); err != nil {
-		t.Skipf("needs ptrace(2): %v", err)
+		return fmt.Errorf("%w: %w", errUntraced, err)
 	}
 	defer func() {
 		d.kill()
@@ -75,28 +89,19 @@ func (d *dynasty) killAfter(t *testing.T, steps int) (last string, err error) {
 		}
 	}()
 	if err := unix.PtraceInterrupt(tid); err != nil {
-		return "", err
+		return err
 	}
 	if err := stopped(tid); err != nil {
-		return "", err
+		return err
 	}
+	return f(tid)
+}
+
+// instructions lets a thread go on until it has accepted a connection, and for so many more instructions.
+func instructions(tid, steps int) (last string, err error) {
 	var regs unix.PtraceRegs
-	entered := false
-	for { // a stop before each system call, and one after it
-		if err := unix.PtraceSyscall(tid, 0); err != nil {
-			return "", err
-		}
-		if err := stopped(tid); err != nil {
-			return "", err
-		}
-		if err := unix.PtraceGetRegs(tid, &regs); err != nil {
-			return "", err
-		}
-		before := int64(regs.Rax) == -int64(unix.ENOSYS)
-		if entered && !before && regs.Orig_rax == unix.SYS_ACCEPT4 && int64(regs.Rax) >= 0 {
-			break
-		}
-		entered = before && regs.Orig_rax == unix.SYS_ACCEPT4
+	if err := call(tid, &regs, unix.SYS_ACCEPT4, func() bool { return true }, nil); err != nil {
+		return "", err
 	}
 	last = "accept"
 	for range steps {
@@ -114,6 +119,32 @@ func (d *dynasty) killAfter(t *testing.T, steps int) (last string, err error) {
 		}
 	}
 	return last, nil
+}
+
+// call lets a thread go on until it has made a system call that succeeded, of those that are wanted. Before it is made there is a stop.
+func call(tid int, regs *unix.PtraceRegs, number uint64, wanted func() bool, before func() error) error {
+	entered := false
+	for { // a stop before each system call, and one after it
+		if err := unix.PtraceSyscall(tid, 0); err != nil {
+			return err
+		}
+		if err := stopped(tid); err != nil {
+			return err
+		}
+		if err := unix.PtraceGetRegs(tid, regs); err != nil {
+			return err
+		}
+		entering := int64(regs.Rax) == -int64(unix.ENOSYS)
+		if entered && !entering && regs.Orig_rax == number && int64(regs.Rax) >= 0 {
+			return nil
+		}
+		entered = entering && regs.Orig_rax == number && wanted()
+		if entered && before != nil {
+			if err := before(); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 var calls = map[uint64]string{

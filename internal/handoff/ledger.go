@@ -43,6 +43,8 @@ type ledgerHead struct {
 	past           counts
 	acceptingFrom  uint64     // incarnation, and descriptor plus one of the socket
 	holders        [8]holding // of the last incarnations, by their remainders
+	retaking       uint64     // incarnation that is just taking a message back from a worker's queue; 0: none is
+	retakingFrom   uint64     // tenant
 }
 
 // counts are what Totals are made of.

@@ -29,7 +29,8 @@ type rescue struct {
 	rests   map[uint32]*holder.Rest // by the holder's pid
 	log     *slog.Logger
 	items   []fdstore.Item
-	cookies map[uint64]bool // of the sockets in items, which may be in two tables
+	cookies map[uint64]uint32 // places of the sockets in items, which may be in two tables
+	partly  bool              // not all that the ledger says was in hand has been taken
 }
 
 // Rescue takes what portds before this one had in their hands when they were killed, and ends their holders, with which everything else of theirs
@@ -37,7 +38,7 @@ type rescue struct {
 // what was taken. mine is the pid of this process's own holder, 0 where it has none. It is called after that was Put, and before
 // anything that a dead portd may have locked is opened; not where the portd before still lives. What it returns is for Restore.
 func Rescue(items []fdstore.Item, mine int, log *slog.Logger) []fdstore.Item {
-	r := &rescue{rests: make(map[uint32]*holder.Rest), cookies: make(map[uint64]bool), log: log}
+	r := &rescue{rests: make(map[uint32]*holder.Rest), cookies: make(map[uint64]uint32), log: log}
 	var names []string
 	for _, it := range items {
 		if pid := holder.PIDOf(it.Name); pid != 0 && pid != mine {
@@ -71,6 +72,7 @@ func Rescue(items []fdstore.Item, mine int, log *slog.Logger) []fdstore.Item {
 			defer unix.Munmap(r.ledger.mem)
 			r.hands()
 			r.accepted()
+			r.takenBack(items)
 			if len(r.items) > 0 {
 				log.Info("took over what the portd before had in hand", "connections", len(r.items))
 			}
@@ -118,6 +120,7 @@ func (r *rescue) hands() {
 		fds, err := rest.Take(numbers)
 		if err != nil {
 			r.log.Error("what portd had in hand cannot be rescued", "err", err)
+			r.partly = true
 			continue
 		}
 		for i, fd := range fds {
@@ -127,7 +130,7 @@ func (r *rescue) hands() {
 				fd = -1
 			}
 			if fd >= 0 {
-				r.cookies[cookie(fd)] = true
+				r.cookies[cookie(fd)] = grips[i].at
 				r.ledger.regrip(grips[i].at, fd)
 				r.items = append(r.items, fdstore.Item{Name: "c." + strconv.FormatUint(uint64(grips[i].at), 36), FD: fd})
 			}
@@ -189,6 +192,17 @@ func (r *rescue) find(rest *holder.Rest, number int, listener uint32) error {
 	if err != nil {
 		return err
 	}
+	return r.each(rest, numbers, func(fd int) bool {
+		here, err := placeOf(fd)
+		if _, known := r.cookies[cookie(fd)]; known || err != nil || !where.has(here) || !connection(fd) {
+			return false
+		}
+		return r.write(fd, listener, 0, doubt{})
+	})
+}
+
+// each gives f descriptors, which are closed again where it is false.
+func (r *rescue) each(rest *holder.Rest, numbers []int, f func(fd int) (wanted bool)) error {
 	r.ledger.recount()
 	for len(numbers) > 0 { // there may be more of them than this process may have open beside its own
 		some := numbers[:min(64, len(numbers))]
@@ -198,34 +212,68 @@ func (r *rescue) find(rest *holder.Rest, number int, listener uint32) error {
 			return err
 		}
 		for _, fd := range fds {
-			if fd < 0 {
-				continue
-			}
-			if here, err := placeOf(fd); err != nil || !where.has(here) || !connection(fd) || r.cookies[cookie(fd)] {
+			if fd >= 0 && !f(fd) {
 				closeRaw(fd)
-				continue
 			}
-			r.write(fd, listener)
 		}
 	}
 	return nil
 }
 
-// write notes a connection that was found.
-func (r *rescue) write(fd int, listener uint32) {
+// takenBack finds out about the message that portd was taking back from a worker's queue, and may have received: see ledger.retaking. Which
+// listener's a connection is that stands nowhere is found out later, from where it is bound.
+func (r *rescue) takenBack(items []fdstore.Item) {
+	l := r.ledger
+	rest := r.rest(uint32(l.head.retaking))
+	if l.head.retaking == 0 || rest == nil || r.partly {
+		return
+	}
+	var control place // whose connections portd has for other reasons
+	for _, it := range items {
+		if it.Name == "control" {
+			control, _ = placeOf(it.FD)
+		}
+	}
+	numbers, err := rest.Connected()
+	if err == nil {
+		seen := make(map[uint32]bool)
+		err = r.each(rest, numbers, func(fd int) bool {
+			if at, known := r.cookies[cookie(fd)]; known {
+				if seen[at] && l.hands[at].doubt.tenant == l.head.retakingFrom {
+					l.certain(at)
+				}
+				seen[at] = true
+				return false
+			}
+			here, err := placeOf(fd)
+			if err != nil || here.port == 0 && here.path == "" || control.has(here) || !connection(fd) {
+				return false
+			}
+			return r.write(fd, 0, wire.Redelivered|counted, doubt{tenant: l.head.retakingFrom})
+		})
+	}
+	if err != nil {
+		r.log.Error("connections that portd was taking back may be lost", "err", err)
+		return
+	}
+	l.retaken()
+}
+
+// write notes a connection that was found. It is false where there is no room for that.
+func (r *rescue) write(fd int, listener, flags uint32, d doubt) bool {
 	var from unix.RawSockaddrInet6
-	c := wire.Connection{Accepted: time.Now().UnixNano()}
+	c := wire.Connection{Accepted: time.Now().UnixNano(), Flags: flags}
 	if peerOf(fd, &from) {
 		c.Peer = peerAddr(&from)
 	}
-	at := r.ledger.note(fd, listener, &c, doubt{})
+	at := r.ledger.note(fd, listener, &c, d)
 	if at == 0 {
 		r.log.Error("a connection that portd had accepted is lost: the ledger is full")
-		closeRaw(fd)
-		return
+		return false
 	}
-	r.cookies[cookie(fd)] = true
+	r.cookies[cookie(fd)] = at
 	r.items = append(r.items, fdstore.Item{Name: "c." + strconv.FormatUint(uint64(at), 36), FD: fd})
+	return true
 }
 
 // A place is where a socket is bound.

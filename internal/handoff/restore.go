@@ -300,6 +300,11 @@ func (p *Pool) grasp(have map[uint32]int) (lost int) {
 			l = p.listeners[p.ledger.listeners[at-1].key()]
 		}
 		fd, ok := have[g.at]
+		if ok && g.listener == 0 {
+			if l = p.acceptedBy(fd); l != nil {
+				g.hand.listener = l.place
+			}
+		}
 		delete(have, g.at)
 		switch {
 		case !ok:
@@ -314,6 +319,7 @@ func (p *Pool) grasp(have map[uint32]int) (lost int) {
 			p.startTicking()
 		default:
 			p.ledger.regrip(g.at, fd)
+			p.uncount(g.at, l)
 			p.take(l, heldConn{fd: fd, conn: g.connection(), hand: g.at})
 		}
 	}
@@ -325,7 +331,24 @@ func (p *Pool) grasp(have map[uint32]int) (lost int) {
 		lost++
 	}
 	p.ledger.accepting(nil)
+	p.ledger.retaken()
 	return lost
+}
+
+// acceptedBy is the listener that a connection came to; nil where it is not there any more.
+func (p *Pool) acceptedBy(fd int) *listener {
+	here, err := placeOf(fd)
+	if err != nil {
+		return nil
+	}
+	for _, l := range p.listeners {
+		for _, s := range l.sockets {
+			if where, err := placeOf(s.fd); err == nil && where.has(here) {
+				return l
+			}
+		}
+	}
+	return nil
 }
 
 // take gives l a connection that comes from a portd before.

@@ -34,19 +34,26 @@ func (p *Pool) takeBack(w *worker) (messages, conns int, whole bool) {
 			return messages, conns, !errors.Is(err, fdpass.ErrFDsTruncated)
 		}
 		p.reach(w, in.peeked[:size])
+		p.ledger.retaking(w.mine, in.hands, len(fds))
 		n, fds, err := in.receiver.Recv(kept, in.packet[:])
 		if err != nil && !errors.Is(err, fdpass.ErrFDsTruncated) {
+			p.ledger.retaken()
 			p.letDuplicates() // the worker was faster
 			return messages, conns, true
 		}
 		messages++
 		if bytes.Equal(in.packet[:n], in.peeked[:size]) {
+			for _, at := range in.hands {
+				p.ledger.certain(at)
+			}
 			closeEach(fds)
+			p.ledger.retaken()
 			conns += p.takeFrame(w, in.packet[:n], in.duplicates, in.hands)
 			continue
 		}
-		p.letDuplicates() // the worker had that one
-		conns += p.takeFrame(w, in.packet[:n], fds, nil)
+		conns += p.takeFrame(w, in.packet[:n], fds, nil) // the worker had the other one
+		p.ledger.retaken()
+		p.letDuplicates()
 	}
 }
 
@@ -66,7 +73,6 @@ func (p *Pool) reach(w *worker, packet []byte) {
 	var c wire.Connection
 	for f.Next(&c) {
 		if s := w.serving(c.Listener); s != nil && len(in.hands) < len(in.duplicates) {
-			c.Flags |= wire.Redelivered
 			in.hands = append(in.hands, p.ledger.reach(in.duplicates[len(in.hands)], s.listener, &c, doubt{w.mine, f.Sequence}))
 		}
 	}
@@ -107,9 +113,9 @@ func (p *Pool) takeFrame(w *worker, packet []byte, fds []int, hands []uint32) (n
 		} else {
 			at = p.ledger.hold(fd, l, &c)
 		}
-		p.ledger.doubts(at, 0, 0)
 		w.sent--
 		s.sent--
+		p.ledger.uncounted(at)
 		if !l.listening {
 			p.drop(heldConn{fd: fd, hand: at})
 			continue
