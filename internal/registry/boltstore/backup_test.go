@@ -103,7 +103,7 @@ func TestBackup(t *testing.T) {
 func TestBackupDamaged(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "portd.db")
 	_, whole, _ := backupOf(t, path)
-	step := max(len(whole)/200, 1)
+	step := max(len(whole)/200*every(1), 1)
 	for at := 0; at < len(whole); at += step {
 		bad := bytes.Clone(whole)
 		bad[at] ^= 1

@@ -124,10 +124,8 @@ func changings(t *testing.T) map[string]changing {
 // The process is killed before each system call of a restore, of one that is undone, of a migration, and of the copies that go with them.
 // The store opens then and has everything, the one from before or the one after.
 func TestChangeKilledAtEveryCall(t *testing.T) {
-	step := 3
-	if os.Getenv("PORTD_LONG") != "" {
-		step = 1
-	}
+	t.Parallel()
+	step := every(3)
 	for name, tt := range changings(t) {
 		t.Run(name, func(t *testing.T) {
 			killed := 0
@@ -174,10 +172,7 @@ func TestChangeFails(t *testing.T) {
 	if f == nil {
 		return
 	}
-	step := int64(3)
-	if os.Getenv("PORTD_LONG") != "" {
-		step = 1
-	}
+	step := int64(every(3))
 	for name, tt := range changings(t) {
 		for _, lasting := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, lasting=%t", name, lasting), func(t *testing.T) {

@@ -63,6 +63,19 @@ func inMemory(m *testing.M) int {
 	return m.Run()
 }
 
+// every is how many of the moments at which something can go wrong a test leaves out after each that it looks at, and one: each time
+// others, since it begins with a random one. PORTD_LONG=1 looks at all. Under the race detector, which finds the same at any of them,
+// it is three times as many.
+func every(n int) int {
+	switch {
+	case os.Getenv("PORTD_LONG") != "":
+		return 1
+	case raceEnabled:
+		return 3 * n
+	}
+	return n
+}
+
 var noContext = context.Background() // in a process that has no test
 
 // commitForever goes on with the history that follows from the seed, and prints each revision once Commit has returned.
@@ -107,7 +120,8 @@ func (h *history) next() []registry.Change {
 // Whenever the process is killed, what was answered is there, and of what was not at most the one batch that was being
 // written, whole.
 func TestKilled(t *testing.T) {
-	rounds := 10
+	t.Parallel()
+	rounds := 12 / every(1)
 	if os.Getenv("PORTD_LONG") != "" {
 		rounds = 1000
 	}

@@ -61,12 +61,10 @@ func TestJournalFails(t *testing.T) {
 		return
 	}
 	// Every so many calls, from a random one on; at length each of them.
-	for lasting, step := range map[bool]int64{false: 4, true: 6} {
+	for lasting, n := range map[bool]int{false: 4, true: 6} {
 		t.Run(fmt.Sprintf("lasting=%t", lasting), func(t *testing.T) {
+			step := int64(every(n))
 			first := 1 + rand.Int64N(step)
-			if os.Getenv("PORTD_LONG") != "" {
-				first, step = 1, 1
-			}
 			t.Logf("from call %d on each %dth", first, step)
 			failed, doubtful, closed := 0, 0, 0
 			ended := false
@@ -214,10 +212,8 @@ func liveAndDie(path, nth string) error {
 // being written.
 func TestJournalKilledAtEveryCall(t *testing.T) {
 	// Every so many calls, from a random one on; at length each of them.
-	step := 3
-	if os.Getenv("PORTD_LONG") != "" {
-		step = 1
-	}
+	t.Parallel()
+	step := every(3)
 	ended, killed, unanswered, old := false, 0, 0, 0
 	for nth := 1 + rand.IntN(step); !ended && !t.Failed(); nth += step {
 		path := filepath.Join(t.TempDir(), "portd.db")
@@ -274,7 +270,7 @@ func TestJournalKilledAtEveryCall(t *testing.T) {
 		}
 	}
 	t.Logf("killed at %d calls; %d times there was a commit that was not answered; %d times an older portd would refuse the file", killed, unanswered, old)
-	if killed < 60/step || unanswered == 0 || old == 0 {
+	if killed < 60/step || step <= 3 && (unanswered == 0 || old == 0) {
 		t.Error("that proves nothing")
 	}
 }

@@ -103,6 +103,7 @@ const envFaulty = "BOLTSTORE_TEST_FAULTY"
 // what makes calls fail, and here nil when that process has ended.
 func faults(t *testing.T) *faulty {
 	if os.Getenv(envFaulty) == "" {
+		t.Parallel()
 		rerun(t, &exec.Cmd{Env: append(os.Environ(), envFaulty+"=1")})
 		return nil
 	}
