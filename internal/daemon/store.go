@@ -64,8 +64,17 @@ func (s *store) Backup(ctx context.Context, w io.Writer) (info boltstore.BackupI
 	return info, err
 }
 
-// Settle brings the file to this portd's own schema for good.
-func (s *store) Settle() error { return s.use((*boltstore.Store).Settle) }
+// Settle brings the file to this portd's own schema for good, and says which that is.
+func (s *store) Settle() (schema uint32, err error) {
+	err = s.use(func(b *boltstore.Store) error {
+		if err := b.Settle(); err != nil {
+			return err
+		}
+		schema = b.Schema()
+		return nil
+	})
+	return schema, err
+}
 
 // Events reads as the store does. It ends with ErrUnavailable when that is closed meanwhile.
 func (s *store) Events(ctx context.Context, from registry.Revision) iter.Seq2[registry.Change, error] {

@@ -94,8 +94,9 @@ func (d *daemon) settleIn(ctx context.Context) error {
 	if err := writePID(d.locked); err != nil {
 		d.cfg.Log.Warn("who is refused is told the wrong pid", "err", err)
 	}
-	if err := d.store.Settle(); err != nil {
-		d.cfg.Log.Error("the store cannot be brought to this portd's schema; what is newer in it is not kept until it can", "err", err)
+	d.settleStore(ctx)
+	if err := d.parts.registry.Settle(); err != nil {
+		return fmt.Errorf("bring back the reservations: %w", err)
 	}
 	if d.binary != "" {
 		d.origin.keep.Binary(d.binary)
@@ -104,6 +105,25 @@ func (d *daemon) settleIn(ctx context.Context) error {
 	d.parts.registry.Thaw()
 	return ctx.Err()
 }
+
+// settleStore brings the store to this portd's schema. Where that fails, for want of space say, it is tried again until ctx ends.
+func (d *daemon) settleStore(ctx context.Context) {
+	schema, err := d.store.Settle()
+	if err != nil {
+		d.cfg.Log.Error("the store cannot be brought to this portd's schema; what only that has a place for is refused until it can", "err", err)
+		again := time.AfterFunc(settleAgain, func() {
+			if ctx.Err() == nil {
+				d.settleStore(ctx)
+			}
+		})
+		context.AfterFunc(ctx, func() { again.Stop() })
+		return
+	}
+	d.parts.registry.Migrated(schema)
+}
+
+// settleAgain is how long after a failure the store is tried again.
+const settleAgain = 10 * time.Second
 
 // wait waits until there is something to hear.
 func (l *line) wait(within time.Duration) error {

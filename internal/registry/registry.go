@@ -51,6 +51,7 @@ type Registry struct {
 	queue   *queue        // to the committing goroutine
 	stopped chan struct{} // closed when nobody commits any more
 	swept   time.Time     // when old request ids were last looked for; the committing goroutine's
+	loaded  *commit       // what has changed since the store was written, for Settle; nil: nothing has
 	rearm   chan struct{} // tells the lease keeper of a new deadline; capacity 1
 
 	outdated atomic.Int64 // the first revision that is not too old by time, as far as is known
@@ -128,6 +129,18 @@ func New(cfg Config) *Registry {
 // Start loads the store, binds what was held and makes listen what listened. It is done before anybody else calls.
 // A port that cannot be had is not an error: it is lost until it can.
 func (r *Registry) Start(ctx context.Context) error {
+	err := r.Load(ctx)
+	c := r.loaded
+	if r.loaded = nil; err != nil || c == nil {
+		return err
+	}
+	r.commitBatch([]*commit{c})
+	return <-c.done()
+}
+
+// Load is a Start that writes nothing: another process may go on with the store as it is. What has changed meanwhile, leases that are
+// over and ports that are lost or had again, is written by Settle. Until then the Registry is to be frozen.
+func (r *Registry) Load(ctx context.Context) error {
 	if err := r.Apply(r.cfg.Settings); err != nil {
 		return err
 	}
@@ -175,11 +188,19 @@ func (r *Registry) Start(ctx context.Context) error {
 		restored.put = append(restored.put, boot)
 		restored.apply = append(restored.apply, func() { r.boot = boot })
 	}
-	if len(restored.put)+len(restored.del) == 0 {
+	if len(restored.put)+len(restored.del) > 0 {
+		r.loaded = restored
+	}
+	return nil
+}
+
+// Settle writes what Load has found, while Run runs.
+func (r *Registry) Settle() error {
+	c := r.loaded
+	if r.loaded = nil; c == nil {
 		return nil
 	}
-	r.commitBatch([]*commit{restored})
-	return <-restored.done()
+	return r.commit(c)
 }
 
 // Run commits, ends leases and retries lost endpoints until ctx ends; what waits to be committed then is refused.
@@ -221,6 +242,13 @@ type Status struct {
 	Reservations     int
 	Lost             int // reservations with an endpoint that is lost
 	Listeners        int // endpoints that are to listen
+}
+
+// Migrated says that the Store has another schema now than when it was loaded.
+func (r *Registry) Migrated(schema uint32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.schema = schema
 }
 
 // Status counts what there is.

@@ -65,6 +65,9 @@ type Store struct {
 
 var _ registry.Store = (*Store)(nil)
 
+// Schema is the one that the file has, for who has opened it or has called Settle and does neither now.
+func (s *Store) Schema() uint32 { return closed(s.schema) }
+
 // Close waits for calls that are under way, puts into the file what is only in the journal, and closes it. Where that
 // fails the journal stays, and who opens the file finds the rest in it. Nothing may be called after it, but Close.
 func (s *Store) Close() (err error) {

@@ -23,6 +23,7 @@ type trial struct {
 
 	mu    sync.Mutex
 	over  bool
+	late  error // why Settle has failed; nil: nobody has called it
 	aside []op
 }
 
@@ -48,6 +49,9 @@ func (t *trial) commit(ctx context.Context, s *Store, b *batch) error {
 		fits.ops = append(fits.ops, o)
 		fits.length += o.size()
 	}
+	if len(rest) > 0 && t.late != nil { // it would be answered, and be nowhere when portd dies
+		return s.unavailable(fmt.Errorf("what is changed has no place in schema %d, and the file could not be brought to the newest: %w", t.have, t.late))
+	}
 	if err := s.commit(ctx, &fits); err != nil {
 		return err
 	}
@@ -56,7 +60,8 @@ func (t *trial) commit(ctx context.Context, s *Store, b *batch) error {
 }
 
 // Settle ends a trial: the file is brought to the newest schema for good, after a copy was made of what it is, and has
-// all from then on. It does nothing in a Store that is not on trial. After an error the trial goes on, and Settle can be called again.
+// all from then on. It does nothing in a Store that is not on trial. After an error the trial goes on, what has no place in the older schema
+// is refused from then on, and Settle can be called again.
 func (s *Store) Settle() error {
 	t := s.trial.Load()
 	if t == nil {
@@ -72,6 +77,7 @@ func (s *Store) Settle() error {
 	s.writer.Lock()
 	defer s.writer.Unlock()
 	if err := s.migrate(t.have, t.steps, t.aside); err != nil {
+		t.late = err
 		return err
 	}
 	t.over, t.aside = true, nil
