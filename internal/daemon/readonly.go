@@ -41,7 +41,7 @@ func (d *daemon) openState() (registry.Store, error) {
 
 // advise adds to what is damaged what can be done.
 func (cfg Config) advise(err error) error {
-	if !errors.Is(err, boltstore.ErrDamaged) {
+	if !errors.Is(err, boltstore.ErrDamaged) && !errors.Is(err, boltstore.ErrForeign) {
 		return err
 	}
 	newest := "there is no copy of portd's own that is whole"
@@ -51,6 +51,9 @@ func (cfg Config) advise(err error) error {
 		newest = fmt.Sprintf("portd --restore-newest goes back to %s, as of %s: %d reservations at revision %d",
 			file, info.Time.UTC().Format("2006-01-02 15:04:05 MST"), info.Reservations, info.Revision)
 	}
-	return fmt.Errorf("%w; nothing has been changed. What can be done: portd --read-only serves what is whole of it, and holds its ports; %s; "+
-		"portd --restore FILE goes back to a backup", err, newest)
+	whole := "portd --read-only serves what is whole of it, and holds its ports; "
+	if cfg.ReadOnly || errors.Is(err, boltstore.ErrForeign) {
+		whole = ""
+	}
+	return fmt.Errorf("%w; nothing has been changed. What can be done: %s%s; portd --restore FILE goes back to a backup", err, whole, newest)
 }

@@ -47,7 +47,7 @@ func (s *upgrades) Upgrade(ctx context.Context, req *pb.UpgradeRequest) (*pb.Upg
 		return nil, invalid("binary", "must be an absolute path")
 	}
 	if s.upgrade == nil {
-		return nil, &registry.UnsupportedError{What: "upgrade", Why: "this portd is a part of another program, which starts it", Code: "UNSUPPORTED"}
+		return nil, &registry.UnsupportedError{What: "upgrade", Why: "this portd is a part of another program, which starts it, or serves what is whole of its state (--read-only): start the other one in its place", Code: "UNSUPPORTED"}
 	}
 	// It goes on though the caller may not: half an upgrade is none.
 	got, err := s.upgrade(context.WithoutCancel(ctx), req.GetBinary())
