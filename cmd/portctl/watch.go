@@ -110,6 +110,8 @@ func watchHint(err error, seen int64, begun bool) error {
 		return try(err, "portctl list, then portctl watch")
 	case errors.Is(err, client.ErrInvalid):
 		return try(usagef("--from: %s", strings.TrimPrefix(err.Error(), "start_revision: ")), "portctl watch")
+	case errors.Is(err, client.ErrStoreChanged): // its revisions are others
+		return try(err, "portctl list, then portctl watch")
 	case begun:
 		return try(err, fmt.Sprintf("portctl watch --from %d", seen+1))
 	}
