@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/portd/portd/client"
 	pb "github.com/portd/portd/proto/portd/v1"
@@ -64,6 +65,14 @@ func (c *ctl) backup(ctx context.Context, file string) error {
 	}
 	c.say("%s", backupText(info))
 	return nil
+}
+
+// backupName is the file as people know it.
+func backupName(file string) string {
+	if file == "-" {
+		return "standard input"
+	}
+	return file
 }
 
 func backupText(i *pb.BackupInfo) string {
@@ -164,6 +173,8 @@ func (c *ctl) restore(ctx context.Context, file string, dryRun bool) error {
 	switch {
 	case errors.Is(err, client.ErrNoDaemon) && !dryRun:
 		return try(fmt.Errorf("%w; it is not known whether the backup was restored", err), "portctl status")
+	case errors.Is(err, client.ErrInvalid): // the command line was right, the file is not
+		return fmt.Errorf("%s: %s; nothing is changed", backupName(file), strings.TrimPrefix(err.Error(), "data: "))
 	case err != nil:
 		return err
 	case c.json():
