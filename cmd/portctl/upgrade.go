@@ -14,7 +14,9 @@ import (
 
 const upgradeHelp = `Upgrade puts another portd in the place of the one that runs, which gives it everything:
 ports, programs with their connections, reservations. By default that is the file that
-portd was started from, where a newer one lies by now.
+portd was started from, where a newer one lies by now. After an upgrade with --binary that
+is the file named there, also for SIGUSR2 and systemctl reload, until an upgrade names the
+installed one again or portd is stopped and started.
 
 No client of a port is refused or cut off. The new one first shows that it can read a
 copy of what is recorded; then it loads everything while the old one goes on, and takes
@@ -76,6 +78,7 @@ func (c *ctl) upgrade(ctx context.Context, binary string) error {
 		return err
 	}
 	c.say("portd %s (pid %d) has taken over from %s (pid %d)", oneLine(did.GetNewVersion()), did.GetNewPid(), oneLine(did.GetOldVersion()), did.GetOldPid())
+	c.say("it was started from %s, as the next one is without --binary", oneLine(did.GetBinary()))
 	c.say("connections waited for %v, changes for %v", tenths(did.GetPause().AsDuration()), tenths(did.GetFrozen().AsDuration()))
 	return nil
 }
