@@ -231,7 +231,11 @@ const copiesEvery = time.Hour
 
 // comeBack brings back what the store knows, with what was kept of it, and closes whatever else was kept.
 func (d *daemon) comeBack(ctx context.Context) error {
-	if err := d.parts.registry.Start(ctx); err != nil {
+	start := d.parts.registry.Start
+	if d.origin.line != nil { // the predecessor may go on with the store; see settleIn
+		start = d.parts.registry.Load
+	}
+	if err := start(ctx); err != nil {
 		return fmt.Errorf("bring back the reservations: %w", err)
 	}
 	d.cfg.step("loaded")

@@ -33,6 +33,7 @@ import (
 const (
 	envStep    = "DAEMON_TEST_STEP"    // "old kill prepared": what which of the two does at a step; and "exit", "hang", "protocol"
 	envVersion = "DAEMON_TEST_VERSION" // what a successor says that it is
+	envAtHello = "DAEMON_TEST_HELLO"   // the FIFO that a successor opens, and reads to its end, with the store in its hands
 )
 
 // beDaemon is the program portd, as far as package main decides anything, with what a test wants to go wrong.
@@ -64,7 +65,12 @@ func beDaemon(args []string) error {
 			return errors.New("it is not ended")
 		}
 	}
-	cfg.Step = func(name string) { misbehave(role, name) }
+	cfg.Step = func(name string) {
+		if fifo := os.Getenv(envAtHello); fifo != "" && role == "new" && name == "opened-store" {
+			_, _ = os.ReadFile(fifo)
+		}
+		misbehave(role, name)
+	}
 	if *prove != "" {
 		cfg.Step("prove")
 		said, err := daemon.Prove(ctx, cfg, *prove)

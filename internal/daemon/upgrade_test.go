@@ -131,10 +131,10 @@ func TestNotUpgraded(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
-		name, does   string
-		binary       string
-		step, says   string
-		long         bool
+		name, does string
+		binary     string
+		step, says string
+		long       bool
 	}{
 		{name: "no program", binary: text, step: "prove", says: "exec format error"},
 		{name: "not there", binary: filepath.Join(dir, "nothing"), step: "prove", says: "no such file"},
@@ -196,6 +196,46 @@ func TestNotUpgraded(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What the new one found changed while it loaded is not in the store before it is the daemon: the old one goes on with its own.
+func TestNotUpgradedAfterAChange(t *testing.T) {
+	nstest.Need(t)
+	d := portdtest.New(t)
+	k := startKept(t, d, self(t), envAct+"=daemon", envStep+"=new kill prepared", envVersion+"=new")
+	c := d.Client(t)
+	reserve(t, c, "web", "tcp/127.0.0.1:8080")
+	k.stop(t)
+	// Lost to a socket that is of no thief any more when the new one looks, which is sooner than the old one is told of it.
+	_, let := steal(t, "127.0.0.1:8080")
+	k = startKept(t, d, self(t), envAct+"=daemon", envStep+"=new kill prepared", envVersion+"=new", envAtHello+"="+d.Socket+".let")
+	waitFor(t, "thief's way out", func() bool { return unix.Mkfifo(d.Socket+".let", 0o600) == nil })
+	done := make(chan error, 1)
+	go func() {
+		f, err := os.OpenFile(d.Socket+".let", os.O_WRONLY, 0) // opens when the new one waits
+		if err == nil {
+			let()
+			err = f.Close()
+		}
+		done <- err
+	}()
+	if _, err := upgrade(t, c, ""); err == nil {
+		t.Fatal("upgraded")
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	pid := k.pid(t, 0)
+	reserve(t, c, "more", "tcp/8081")
+	waitFor(t, "port that is free again", func() bool {
+		return get(t, c, "web").GetAssigned()[0].GetState() == pb.EndpointState_ENDPOINT_STATE_HELD
+	})
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	k.pid(t, pid)
+	get(t, c, "more")
+	wantHeld(t, 8081)
 }
 
 // The old one is killed in the middle of an upgrade: there is one portd afterwards, with everything.

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/portd/portd/internal/ianadb"
 	"github.com/portd/portd/internal/registry"
 )
 
@@ -151,4 +152,37 @@ type slowDisk struct {
 func (s *slowDisk) Commit(ctx context.Context, base registry.Revision, changes []registry.Change) error {
 	time.Sleep(s.takes)
 	return s.memory.Commit(ctx, base, changes)
+}
+
+// Who loads beside another process writes nothing before it is settled that the store is its own.
+func TestLoad(t *testing.T) {
+	t.Parallel()
+	store, pegs := newStandIns()
+	r, stop := start(t, store, pegs, registry.Config{})
+	if _, err := r.Reserve(t.Context(), alice, registry.ReserveRequest{Spec: spec(t, "tcp/8080")}); err != nil {
+		t.Fatal(err)
+	}
+	before := r.Status().Revision
+	stop()
+	pegs.bound = map[registry.SocketKey][]registry.Endpoint{foreign: {hostEndpoint(t, "tcp/8080")}}
+	r = registry.New(registry.Config{Store: store, Binder: pegs, Services: ianadb.Embedded(), BootID: "boot"})
+	if err := r.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := store.Load(t.Context()); err != nil || st.Revision != before || st.Reservations[0].LostAny() {
+		t.Errorf("loaded: %+v, %v; want it as it was, at revision %d", st, err, before)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	if err := r.Settle(); err != nil {
+		t.Fatal(err)
+	}
+	if st := r.Status(); st.Revision != before+1 || st.Lost != 1 {
+		t.Errorf("settled: %+v", st)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }
