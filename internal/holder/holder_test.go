@@ -216,6 +216,29 @@ func TestStopped(t *testing.T) {
 	wantEnd(t, conns[0])
 }
 
+// One that was stopped before goes on for the successor.
+func TestStoppedBefore(t *testing.T) {
+	d := startDaemon(t, "daemon")
+	conns, numbers := d.dial(t, 1)
+	if err := unix.Kill(d.holder.Pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	d.kill()
+	r, err := holder.Open(d.name, d.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := r.Get(numbers[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	wantQuiet(t, conns[0])
+}
+
 // A successor that dies too leaves questions and answers to the next one.
 func TestSuccessorDies(t *testing.T) {
 	d := startDaemon(t, "daemon")

@@ -59,6 +59,7 @@ func Open(name string, fd int) (*Rest, error) {
 		_ = unix.Close(r.pidfd)
 		return nil, fmt.Errorf("%s: %w", name, unix.ESRCH)
 	}
+	_ = unix.PidfdSendSignal(r.pidfd, unix.SIGCONT, nil, 0) // somebody may have stopped it
 	return r, nil
 }
 
