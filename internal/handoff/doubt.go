@@ -54,6 +54,7 @@ func (p *Pool) doubt(j *journal, n int, have map[uint32]int) {
 // judge finds out about what is in doubt while a portd takes over, before workers are let go of. What is left are connections that are in
 // nobody else's hands, and those still in doubt.
 func (p *Pool) judge(back *pending) {
+	open := make(map[*worker]bool) // it is in the middle of taking something, as was seen: what else it may have is not waited for
 	for _, g := range p.ledger.inHand() {
 		fd, ok := back.inHand[g.at]
 		if g.doubt.sequence == 0 || !ok {
@@ -72,7 +73,12 @@ func (p *Pool) judge(back *pending) {
 				}
 			}
 		}
+		if open[w] {
+			continue
+		}
 		switch p.verdict(w, g.doubt.sequence, fd, w == nil || w.standing == leaving) {
+		case unknown:
+			open[w] = true
 		case sent:
 			p.count(of, g.hand)
 			delete(back.inHand, g.at)
@@ -87,6 +93,7 @@ func (p *Pool) judge(back *pending) {
 // decide looks again at what is in doubt, of a worker that is about to be let go, or of all that live where it is nil. It says whether some
 // is left.
 func (p *Pool) decide(dead *worker) (left bool) {
+	open := make(map[*worker]bool)
 	p.doubts = slices.DeleteFunc(p.doubts, func(d doubtful) bool {
 		var w *worker
 		for _, o := range p.workers {
@@ -97,6 +104,9 @@ func (p *Pool) decide(dead *worker) (left bool) {
 		if dead != nil && dead.mine == d.tenant {
 			w = dead
 		} else if dead != nil {
+			return false
+		}
+		if open[w] {
 			return false
 		}
 		switch p.verdict(w, d.sequence, d.fd, w == nil || w == dead) {
@@ -119,6 +129,7 @@ func (p *Pool) decide(dead *worker) (left bool) {
 				p.drop(d.heldConn)
 			}
 		default:
+			open[w] = true
 			return false
 		}
 		return true
