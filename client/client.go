@@ -99,7 +99,7 @@ const maxAnswer = 64 << 20
 // pings at every call, which costs a tenth of it, and a unix socket has no latency to make up for.
 const window = 1 << 20
 
-// retries repeat what may be repeated, while portd is away (about 0.75 s in all). Opening a session is not: the first one
+// retries repeat what may be repeated, while portd is away (about 1.6 s in all). Opening a session is not: the first one
 // might have been made. Nor is what would do something else the second time: an import that is undone twice is there again, and
 // what was renamed or removed is not found. To add and to import the same again changes nothing.
 const retries = `{"methodConfig": [{
@@ -120,7 +120,7 @@ const retries = `{"methodConfig": [{
 		{"service": "portd.v1.DaemonService"}
 	],
 	"retryPolicy": {
-		"maxAttempts": 5, "initialBackoff": "0.05s", "backoffMultiplier": 2, "maxBackoff": "1s",
+		"maxAttempts": 5, "initialBackoff": "0.05s", "backoffMultiplier": 3, "maxBackoff": "1s",
 		"retryableStatusCodes": ["UNAVAILABLE"]
 	}
 }]}`

@@ -131,7 +131,7 @@ func (l *line) unary(ctx context.Context, method string, req, reply any, conn *g
 // What came to a portd that was giving way to another one has not begun, so that every call may be repeated.
 const (
 	firstRetry = 10 * time.Millisecond
-	lastRetry  = 200 * time.Millisecond
+	lastRetry  = time.Second // 1.3 s in all, for one that gives way where the machine is busy
 )
 
 func handedOver(err error) bool {
