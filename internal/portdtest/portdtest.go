@@ -89,7 +89,11 @@ func (d *Daemon) Restart(t testing.TB) {
 // Reload writes a policy file and has it read.
 func (d *Daemon) Reload(t testing.TB, policy string) {
 	t.Helper()
-	if err := os.WriteFile(d.Policy, []byte(policy), 0o644); err != nil {
+	// At one go: the second of the signals before may be obeyed only now.
+	if err := os.WriteFile(d.Policy+".new", []byte(policy), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(d.Policy+".new", d.Policy); err != nil {
 		t.Fatal(err)
 	}
 	d.Again()
