@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -38,10 +39,14 @@ const (
 )
 
 // daemon is the process. Files in its directory make it misbehave: "exit" ends it with the code in it before it is ready, "late" afterwards,
-// "deaf" has it ignore that it is asked to stop.
+// "young" has it hear no signal, "deaf" has it hear that it is asked to stop, and go on.
 func daemon() int {
 	f := &fake{dir: os.Getenv(envDir), open: map[string]int{}}
 	log := slog.New(slog.NewJSONHandler(os.Stderr, nil))
+	if _, young := f.says("young"); young {
+		_ = os.WriteFile(filepath.Join(f.dir, "is young"), nil, 0o600)
+		time.Sleep(time.Hour)
+	}
 	asked := make(chan os.Signal, 8)
 	signal.Notify(asked, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR2)
 	var err error
@@ -92,6 +97,7 @@ func daemon() int {
 	go f.serve(ln)
 	for sig := range asked {
 		if _, deaf := f.says("deaf"); deaf {
+			_ = os.WriteFile(filepath.Join(f.dir, "heard"), []byte(sig.String()), 0o600)
 			continue
 		}
 		switch sig {

@@ -29,6 +29,7 @@ const (
 type process struct {
 	pid, pidfd int
 	status     *unix.WaitStatus // nil: it lives, or is not the keeper's to wait for
+	asked      bool             // to stop
 }
 
 func (p *process) close() {
@@ -225,6 +226,9 @@ func (k *keeper) died(now time.Time) (code int, ended bool) {
 	k.main.close()
 	k.closeConn()
 	failed := status != nil && status.Exited() && status.ExitStatus() != 0 // also one that puts everything away first
+	if status != nil && status.Signaled() && status.Signal() == k.asked {  // it was too young to hear it
+		return 0, true
+	}
 	wanted := k.dismissed || k.asked != 0 || (k.stopping && !failed) || (status != nil && status.Exited() && !failed)
 	switch {
 	case wanted:
@@ -325,6 +329,7 @@ func (k *keeper) signalled(sig unix.Signal) {
 		} else {
 			k.asked = sig
 		}
+		k.main.asked = true
 	}
 	if k.main.pid == 0 { // it is down
 		if k.asked != 0 {

@@ -62,6 +62,24 @@ func TestStops(t *testing.T) {
 			t.Errorf("exit code %d", code)
 		}
 	})
+	t.Run("before it listens", func(t *testing.T) {
+		t.Parallel()
+		p := prepare(t)
+		p.write(t, "young", "")
+		if err := p.Start(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "there is a daemon", func() bool {
+			_, err := os.Stat(filepath.Join(p.dir, "is young"))
+			return err == nil
+		})
+		if err := p.Process.Signal(unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if code := p.ends(t); code != 0 {
+			t.Errorf("exit code %d", code)
+		}
+	})
 	t.Run("twice", func(t *testing.T) {
 		t.Parallel()
 		p := start(t)

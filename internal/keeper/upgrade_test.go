@@ -138,3 +138,29 @@ func TestSuccessor(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 }
+
+// Who asks the old one to stop when it has given everything away means the new one.
+func TestStopsInUpgrade(t *testing.T) {
+	t.Parallel()
+	p := start(t)
+	p.write(t, "deaf", "")
+	if err := p.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the old one has heard it", func() bool {
+		text, _ := os.ReadFile(filepath.Join(p.dir, "heard"))
+		return len(text) > 0
+	})
+	if err := os.Remove(filepath.Join(p.dir, "deaf")); err != nil {
+		t.Fatal(err)
+	}
+	if answer := p.ask(t, "succeed"); answer == "" {
+		t.Error("no successor")
+	}
+	if code := p.ends(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	if left := p.all(t); len(left) != 0 {
+		t.Errorf("%v are left over", left)
+	}
+}

@@ -86,13 +86,19 @@ func (k *keeper) becomesMain(pid int, fds []int) []int {
 	if k.main.pid == pid {
 		return fds
 	}
+	asked := false
 	for _, p := range []*process{&k.predecessor, &k.successor} {
 		if p.pid == pid {
+			asked = p.asked
 			p.close()
 		}
 	}
 	k.predecessor.close()
-	k.predecessor, k.main = k.main, process{pid: pid, pidfd: fds[0]}
+	k.predecessor, k.main = k.main, process{pid: pid, pidfd: fds[0], asked: asked}
+	if k.asked != 0 && !asked { // the one before was, when it had given everything away
+		k.main.asked = true
+		_ = unix.PidfdSendSignal(fds[0], k.asked, nil, 0) // ESRCH: it is dead
+	}
 	k.isReady()
 	k.log.Info("another process is the daemon", "pid", pid)
 	return nil
