@@ -20,16 +20,21 @@ import (
 )
 
 func main() {
+	// A log that nobody reads any more, and a file that may grow no further, are errors of the write and not the end of portd.
+	signal.Ignore(unix.SIGPIPE, unix.SIGXFSZ)
+	os.Exit(run(daemon.Config{Args: os.Args}, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// listen has the signals heard that portd knows. What a process has heard is lost when it becomes its keeper; so it does not listen before.
+func listen(cfg *daemon.Config) context.Context {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	// A second signal ends portd at once. The first may come twice: from the terminal or a service manager, and from the keeper.
 	context.AfterFunc(ctx, func() { time.AfterFunc(time.Second, stop) })
-	reload := make(chan os.Signal, 1)
+	reload, upgrade := make(chan os.Signal, 1), make(chan os.Signal, 1)
 	signal.Notify(reload, unix.SIGHUP)
-	upgrade := make(chan os.Signal, 1)
 	signal.Notify(upgrade, unix.SIGUSR2)
-	// A log that nobody reads any more, and a file that may grow no further, are errors of the write and not the end of portd.
-	signal.Ignore(unix.SIGPIPE, unix.SIGXFSZ)
-	os.Exit(run(ctx, daemon.Config{Reload: reload, Upgrade: upgrade, Args: os.Args}, os.Args[1:], os.Stdout, os.Stderr))
+	cfg.Reload, cfg.Upgrade = reload, upgrade
+	return ctx
 }
 
 const usage = `usage: portd [--socket PATH] [--state DIR] [--policy FILE] [--no-keeper]
@@ -76,7 +81,7 @@ Logs go to standard error: text on a terminal, JSON otherwise.
 `
 
 // run is portd as a function: its exit code is 0 when it was asked to stop, 1 when it failed, 2 for wrong usage.
-func run(ctx context.Context, cfg daemon.Config, args []string, stdout, stderr io.Writer) int {
+func run(cfg daemon.Config, args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("portd", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	var level slog.Level
@@ -113,10 +118,10 @@ func run(ctx context.Context, cfg daemon.Config, args []string, stdout, stderr i
 		return checkPolicy(cfg, stdout, stderr)
 	}
 	if *prove != "" {
-		return proveItself(ctx, cfg, *prove, stdout, stderr)
+		return proveItself(listen(&cfg), cfg, *prove, stdout, stderr)
 	}
 	if *restore != "" || *restoreNewest {
-		return restoreFrom(ctx, cfg, *restore, stdout, stderr)
+		return restoreFrom(listen(&cfg), cfg, *restore, stdout, stderr)
 	}
 	var flush func()
 	cfg.Log, flush = keeper.Log(stderr, level)
@@ -125,8 +130,13 @@ func run(ctx context.Context, cfg daemon.Config, args []string, stdout, stderr i
 		err := keeper.Become(level)
 		cfg.Log.Warn("portd runs without a keeper: its ports close if it dies", "err", err)
 	}
+	ctx := listen(&cfg)
 	heedMemoryLimit()
-	if err := daemon.Run(ctx, cfg); err != nil {
+	err = daemon.Run(ctx, cfg)
+	switch {
+	case err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled): // asked to stop while it started
+		cfg.Log.Info("stopped", "err", err)
+	case err != nil:
 		cfg.Log.Error("portd cannot go on", "err", err)
 		return 1
 	}

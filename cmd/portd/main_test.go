@@ -261,3 +261,26 @@ func TestFails(t *testing.T) {
 		t.Errorf("wrong usage exits with %d", code)
 	}
 }
+
+// TestStopsWhileStarting: whenever it is asked to stop, it stops, and that is no failure.
+func TestStopsWhileStarting(t *testing.T) {
+	for i := range 24 {
+		p := prepare(t)
+		if err := p.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(i) * 4 * time.Millisecond) // some moment of the start
+		if err := p.Process.Signal(unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		deaf := time.AfterFunc(10*time.Second, func() { _ = unix.Kill(-p.Process.Pid, unix.SIGKILL) })
+		code := p.ends(t)
+		if !deaf.Stop() {
+			t.Errorf("asked in millisecond %d, it did not stop", 4*i)
+		}
+		// The kernel ends what does not listen yet.
+		if young := p.ProcessState.Sys().(syscall.WaitStatus).Signal() == unix.SIGTERM; code != 0 && !young {
+			t.Errorf("asked in millisecond %d, it exits with %d", 4*i, code)
+		}
+	}
+}
