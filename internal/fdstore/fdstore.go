@@ -48,6 +48,7 @@ type Store struct {
 	max     int             // what the service manager takes, 0: not known
 	muted   bool
 	closed  bool
+	leaving bool  // STOPPING=1 was said: nobody is to start this process again
 	keepers int   // of portd's that there have been
 	broken  error // why the link was lost, where that was not told yet
 	lost    func(error)

@@ -426,6 +426,22 @@ func TestKeeper(t *testing.T) {
 	is(s, 2, true)
 }
 
+// A process that stops takes no other keeper, which would start it again.
+func TestKeeperDiesOverStop(t *testing.T) {
+	nstest.Descriptors(t)
+	s, p := attached(t)
+	defer s.Close()
+	s.OnLost(func(error) { t.Error("another keeper is wanted") })
+	s.Notify("STOPPING=1")
+	_ = unix.Shutdown(p.conn, unix.SHUT_RDWR)
+	<-p.ended
+	next, q := pair(t)
+	if err := s.Attach(next, -1); err == nil {
+		t.Error("it has one")
+	}
+	<-q.ended
+}
+
 // A keeper that does not read is killed and replaced; nobody waits for it for much longer than two seconds.
 func TestKeeperHangs(t *testing.T) {
 	nstest.Descriptors(t)

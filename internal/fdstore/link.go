@@ -131,9 +131,9 @@ func (s *Store) attach(fd, pidfd int, own, keeps, same bool) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
+	if s.closed || s.leaving {
 		l.close()
-		return errors.New("attach to the keeper: the store is closed")
+		return errors.New("attach to the keeper: this process stops")
 	}
 	s.link, s.broken = l, nil
 	if own {
@@ -230,7 +230,7 @@ func (s *Store) loseLocked(l *link, why error) {
 		return
 	}
 	s.broken = nil
-	if s.lost != nil {
+	if s.lost != nil && !s.leaving {
 		go s.lost(why)
 	}
 }
@@ -278,7 +278,8 @@ func (s *Store) await(l *link) error {
 }
 
 // Notify says words of sd_notify(3), such as READY=1, STOPPING=1 or STATUS=, to portd's keeper, which passes them on to a service manager
-// where there is one, or to the service manager itself. Without either, and while muted, nobody is told.
+// where there is one, or to the service manager itself. Without either, and while muted, nobody is told. A keeper that goes away after
+// STOPPING=1 is not replaced: another one would start the daemon again.
 func (s *Store) Notify(words string) {
 	if s == nil {
 		return
@@ -286,6 +287,7 @@ func (s *Store) Notify(words string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.muted {
+		s.leaving = s.leaving || words == "STOPPING=1"
 		s.sayLocked(words)
 	}
 }
