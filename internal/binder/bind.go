@@ -41,10 +41,10 @@ func (b *Binder) Bind(ctx context.Context, want registry.Bind) error {
 const manyRefused = 64
 
 func (b *Binder) bind(ctx context.Context, want *registry.Bind) (_ []*socket, err error) {
-	ep := want.Endpoint
+	ep := &want.Endpoint
 	r, err := b.recipeFor(ep, want.Options)
 	if err != nil {
-		return nil, fmt.Errorf("%v: %w", ep, err)
+		return nil, about(ep, err)
 	}
 	socks := make([]*socket, 0, ep.Ports())
 	defer func() {
@@ -58,7 +58,7 @@ func (b *Binder) bind(ctx context.Context, want *registry.Bind) (_ []*socket, er
 	var refused, idle []*socket
 	for port := int(ep.First); port <= int(ep.Last); port++ {
 		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("%v: %w", ep, err)
+			return nil, about(ep, err)
 		}
 		if taken := b.take(r, uint16(port)); len(taken) > 0 {
 			socks = append(socks, taken...)
@@ -66,7 +66,7 @@ func (b *Binder) bind(ctx context.Context, want *registry.Bind) (_ []*socket, er
 		}
 		s, err := r.open(uint16(port))
 		if err != nil {
-			return nil, fmt.Errorf("%v: %w", ep, err)
+			return nil, about(ep, err)
 		}
 		socks = append(socks, s)
 		err = r.bind(s)
@@ -83,7 +83,7 @@ func (b *Binder) bind(ctx context.Context, want *registry.Bind) (_ []*socket, er
 			}
 			idle, refused = b.parkEarly(append(idle, refused...)), nil
 		default:
-			return nil, fmt.Errorf("%v: %w", s.ep, r.bindError(s.ep.First, err))
+			return nil, about(&s.ep, r.bindError(s.ep.First, err))
 		}
 	}
 	if len(refused) > 0 {
@@ -94,7 +94,7 @@ func (b *Binder) bind(ctx context.Context, want *registry.Bind) (_ []*socket, er
 	if want.Options.Group > 1 && !socks[0].grouped {
 		rest, err := r.bindGroup(socks[0])
 		if err != nil {
-			return nil, fmt.Errorf("%v: %w", ep, err)
+			return nil, about(ep, err)
 		}
 		socks = append(socks, rest...)
 	}
@@ -105,6 +105,11 @@ func (b *Binder) bind(ctx context.Context, want *registry.Bind) (_ []*socket, er
 	}
 	return socks, nil
 }
+
+// about is an error with the endpoint that it is about. It has a frame of its own, for that of bind is on the stack when the kernel is asked.
+//
+//go:noinline
+func about(ep *registry.Endpoint, err error) error { return fmt.Errorf("%v: %w", *ep, err) }
 
 // giveUp closes what a Bind has bound that failed, and puts back what it has taken.
 func (b *Binder) giveUp(socks []*socket) {
@@ -137,7 +142,7 @@ func (b *Binder) overLeftovers(ctx context.Context, r *recipe, refused []*socket
 	defer b.fallbackMu.Unlock()
 	for _, s := range refused {
 		if err := r.bindOverLeftovers(ctx, s); err != nil {
-			return fmt.Errorf("%v: %w", s.ep, err)
+			return about(&s.ep, err)
 		}
 	}
 	return nil

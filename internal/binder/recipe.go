@@ -24,8 +24,8 @@ type recipe struct {
 
 // recipeFor is for endpoints that were validated; what only this host can know is judged here. Its errors are
 // *InvalidError and *UnsupportedError. It, and open, are called in the endpoint's network namespace.
-func (b *Binder) recipeFor(ep registry.Endpoint, opt registry.BindOptions) (*recipe, error) {
-	r := &recipe{ep: ep, opt: opt, addr: ep.Addr, number: int(ep.Proto)}
+func (b *Binder) recipeFor(ep *registry.Endpoint, opt registry.BindOptions) (*recipe, error) {
+	r := &recipe{ep: *ep, opt: opt, addr: ep.Addr, number: int(ep.Proto)}
 	if ep.Dual() && !b.ipv6 {
 		r.addr = netip.IPv4Unspecified()
 	}
@@ -48,7 +48,7 @@ func (b *Binder) recipeFor(ep registry.Endpoint, opt registry.BindOptions) (*rec
 		r.number = unix.IPPROTO_MPTCP
 	}
 	var err error
-	if r.zone, err = zoneOf(ep); err != nil {
+	if r.zone, err = zoneOf(*ep); err != nil {
 		return r, err
 	}
 	if b.coming.Load() {
