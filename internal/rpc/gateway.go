@@ -162,6 +162,7 @@ func newGateway(to grpc.ClientConnInterface) *runtime.ServeMux {
 		portdgw.RegisterPortServiceHandlerClient(ctx, mux, pb.NewPortServiceClient(to)),
 		portdgw.RegisterHandoffServiceHandlerClient(ctx, mux, pb.NewHandoffServiceClient(to)),
 		portdgw.RegisterUpgradeServiceHandlerClient(ctx, mux, pb.NewUpgradeServiceClient(to)),
+		portdgw.RegisterBackupServiceHandlerClient(ctx, mux, pb.NewBackupServiceClient(to)),
 		portdgw.RegisterDaemonServiceHandlerClient(ctx, mux, pb.NewDaemonServiceClient(to)),
 	); err != nil {
 		panic(err) // generated code that contradicts itself
