@@ -12,10 +12,12 @@ import (
 
 // A request whose end does not come takes as much memory as has come of it, up to maxMessage, and gRPC would wait for the rest as long as
 // its caller likes. Those of callers who mean it are here at once, for a unix socket has no latency. So each user has a few places for
-// requests that take longer, and what finds none, or takes too long, ends.
+// requests that take longer. What finds none ends when mostHeld bytes have come from the user meanwhile, for they may be its;
+// a busy host, on which many small requests are late, ends none.
 const (
 	prompt   = 100 * time.Millisecond
 	mostLate = 64 // requests of a user on their way here for longer than that
+	mostHeld = 8 * maxMessage
 )
 
 var errLate = fmt.Errorf("%w: the rest of the request has not come; send requests whole", registry.ErrExhausted)
@@ -31,7 +33,8 @@ type arrival struct {
 	timer    *time.Timer
 	due      bool
 	late     bool          // it has one of the user's places
-	patience time.Duration // once it is late; 0: for ever
+	received int64         // all that had come from the user when it began
+	patience time.Duration // what is left of it, once it is late; less than 0: it has no end
 	forget   func() bool   // undoes that the place is given back when the call ends
 }
 
@@ -66,14 +69,14 @@ func (a *arrival) Value(key any) any {
 	return a.Context.Value(key)
 }
 
-// comes says that a request is waited for, so long at most if it is late.
+// comes says that a request is waited for, so long at most once it is late, or less than 0.
 func (a *arrival) comes(patience time.Duration) {
 	if a == nil {
 		return
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.due, a.patience = true, patience
+	a.due, a.patience, a.received = true, patience, a.in.received.Load()
 	if a.timer == nil {
 		a.timer = time.AfterFunc(prompt, a.tick)
 	} else {
@@ -109,14 +112,21 @@ func (a *arrival) tick() {
 	case a.late:
 		a.hereLocked()
 		a.end()
-	case a.in.late.Add(1) > mostLate:
-		a.in.late.Add(-1)
-		a.due = false
-		a.end()
-	default:
+	case a.in.late.Add(1) <= mostLate:
 		a.late, a.forget = true, context.AfterFunc(a.Context, a.here)
-		if a.patience > 0 {
+		if a.patience >= 0 {
 			a.timer.Reset(a.patience)
 		}
+	default:
+		a.in.late.Add(-1)
+		if a.patience == 0 || a.in.received.Load()-a.received > mostHeld {
+			a.due = false
+			a.end()
+			return
+		}
+		if a.patience > 0 {
+			a.patience = max(a.patience-prompt, 0)
+		}
+		a.timer.Reset(prompt)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -15,7 +16,7 @@ import (
 	pb "github.com/portd/portd/proto/portd/v1"
 )
 
-// Requests that never come whole end: at once those beyond what a user may have of them, the others after a while, however they
+// Requests that never come whole end: soon those beyond what a user may have of them, the others after a while, however they
 // were to come. A stream that has begun may take longer than that for what comes next, and who sends his requests whole notices nothing.
 func TestLateRequests(t *testing.T) {
 	t.Parallel()
@@ -31,6 +32,7 @@ func TestLateRequests(t *testing.T) {
 	}
 
 	conn := h.grpc(t)
+	many := h.grpc(t)
 	ended := make(chan error, most+more)
 	began := time.Now()
 	for i := range most + more {
@@ -41,6 +43,7 @@ func TestLateRequests(t *testing.T) {
 		}
 		go func() { ended <- half.RecvMsg(new(pb.ReserveResponse)) }()
 	}
+	sendMuch(t, many)
 	for i := range most + more {
 		code := status.Code(<-ended)
 		if code != codes.Canceled && code != codes.ResourceExhausted {
@@ -72,6 +75,7 @@ func TestLateBodies(t *testing.T) {
 	t.Parallel()
 	const most, more = 64, 8
 	h := start(t, nil)
+	many := h.grpc(t)
 	var all sync.WaitGroup
 	early := make(chan struct{}, most+more)
 	for range most + more {
@@ -94,6 +98,7 @@ func TestLateBodies(t *testing.T) {
 			}
 		})
 	}
+	sendMuch(t, many)
 	all.Wait()
 	if n := len(early); n != more {
 		t.Errorf("%d were answered before they were late, want %d", n, more)
@@ -102,5 +107,16 @@ func TestLateBodies(t *testing.T) {
 	defer cancel()
 	if _, err := pb.NewDaemonServiceClient(h.grpc(t)).GetStatus(ctx, &pb.GetStatusRequest{}); err != nil {
 		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// sendMuch sends so much that what is late and has no place ends, in requests that are whole.
+func sendMuch(t *testing.T, conn grpc.ClientConnInterface) {
+	t.Helper()
+	name := strings.Repeat("x", 1000<<10)
+	for range 9 {
+		if _, err := pb.NewReservationServiceClient(conn).Reserve(t.Context(), &pb.ReserveRequest{Name: name}); status.Code(err) != codes.InvalidArgument {
+			t.Fatalf("a name of a mebibyte: %.100v", err)
+		}
 	}
 }

@@ -28,6 +28,8 @@ type account struct {
 	calls atomic.Int64
 	most  int64        // calls
 	late  atomic.Int64 // requests: see arrival
+
+	received atomic.Int64 // bytes, on all connections
 }
 
 // admitCall is asked before anything is made for a call.

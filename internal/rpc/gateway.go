@@ -92,7 +92,7 @@ func bounded(mux *runtime.ServeMux, next http.Handler) http.Handler {
 		case r.Body != http.NoBody:
 			_ = line.SetReadDeadline(time.Now().Add(patience))
 			request := expectBody(r.Context(), line)
-			request.comes(0)
+			request.comes(-1)
 			body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxMessage))
 			request.here()
 			if err != nil {
@@ -123,7 +123,7 @@ type patientBody struct {
 
 func (b *patientBody) Read(p []byte) (int, error) {
 	_ = b.line.SetReadDeadline(time.Now().Add(patience))
-	b.next.comes(0)
+	b.next.comes(-1)
 	n, err := b.ReadCloser.Read(p)
 	b.next.here()
 	if err != nil {

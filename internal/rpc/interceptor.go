@@ -71,7 +71,7 @@ func (s *stoppable) Context() context.Context { return s.ctx }
 // RecvMsg waits for the first request as for that of any call; further ones may take as long as their caller likes.
 func (s *stoppable) RecvMsg(m any) error {
 	if s.begun {
-		s.request.comes(0)
+		s.request.comes(-1)
 	} else {
 		s.request.comes(patience)
 	}

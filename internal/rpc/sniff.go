@@ -208,7 +208,11 @@ type conn struct {
 
 func (c *conn) Read(p []byte) (int, error) {
 	if len(c.head) == 0 {
-		return c.Conn.Read(p)
+		n, err := c.Conn.Read(p)
+		if c.account != nil {
+			c.account.received.Add(int64(n))
+		}
+		return n, err
 	}
 	n := copy(p, c.head)
 	c.head = c.head[n:]
