@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"os"
@@ -37,6 +38,7 @@ func (a actor) Run() int {
 				os.RemoveAll(dir)
 			}
 		}()
+		_ = flag.Set("test.parallel", "8") // they wait most of the time; what go test is told counts more
 		return a.M.Run()
 	}
 	if err := act(os.Args[1:]); err != nil {
