@@ -76,6 +76,7 @@ func TestKeptLoanLate(t *testing.T) {
 		ep := at(t, "udp/127.0.0.1:1", port())
 		holdGroup(t, w.b, ep, group)
 		old, oldStore := w.b, w.store
+		oldStore.Settle(t.Context()) // the keeper hears the next one on another connection
 		oldStore.Mute()
 		w.store = w.attached()
 		w.open()
