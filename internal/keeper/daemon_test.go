@@ -103,7 +103,8 @@ func daemon() int {
 		switch sig {
 		case unix.SIGTERM, unix.SIGINT:
 			f.store.Notify("STOPPING=1")
-			return 0
+			code, _ := f.says("fails to stop")
+			return code
 		default:
 			_ = os.WriteFile(filepath.Join(f.dir, "heard"), []byte(sig.String()), 0o600)
 		}

@@ -17,8 +17,9 @@ import (
 )
 
 const (
-	// orphaned is how long a daemon may live on that has closed its socket: it has another keeper then.
-	orphaned = time.Second
+	// orphaned is how long a daemon may live on that has closed its socket: it has another keeper then. One that has failed closes it
+	// before it waits for who reads its log (farewell).
+	orphaned = 5 * farewell
 	// hopeless is how long a daemon may be down until clients, whose connections its holder has, are not left hanging any more.
 	hopeless = 10 * time.Second
 	// holder begins the names of items whose closing ends a process that keeps a dead daemon's connections.
@@ -225,11 +226,10 @@ func (k *keeper) died(now time.Time) (code int, ended bool) {
 	}
 	k.main.close()
 	k.closeConn()
-	failed := status != nil && status.Exited() && status.ExitStatus() != 0 // also one that puts everything away first
-	if status != nil && status.Signaled() && status.Signal() == k.asked {  // it was too young to hear it
+	if status != nil && status.Signaled() && status.Signal() == k.asked { // it was too young to hear it
 		return 0, true
 	}
-	wanted := k.dismissed || k.asked != 0 || (k.stopping && !failed) || (status != nil && status.Exited() && !failed)
+	wanted := k.dismissed || k.asked != 0 || k.stopping || (status != nil && status.Exited() && status.ExitStatus() == 0)
 	switch {
 	case wanted:
 		return exitCode(status), true

@@ -7,7 +7,6 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -86,8 +85,7 @@ func (k *keeper) begin() error {
 		}
 		k.items[it.Name] = it.FD
 	}
-	k.start(time.Now())
-	return nil
+	return k.startDaemon() // what cannot be started the first time is not tried again
 }
 
 // listen has each signal written to a pipe that the keeper waits for.

@@ -62,6 +62,17 @@ func TestStops(t *testing.T) {
 			t.Errorf("exit code %d", code)
 		}
 	})
+	t.Run("the daemon alone, which fails", func(t *testing.T) {
+		t.Parallel()
+		p := start(t)
+		p.write(t, "fails to stop", "5")
+		if err := unix.Kill(p.daemonPID(t), unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if code := p.ends(t); code != 5 {
+			t.Errorf("exit code %d", code)
+		}
+	})
 	t.Run("before it listens", func(t *testing.T) {
 		t.Parallel()
 		p := prepare(t)
