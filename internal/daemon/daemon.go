@@ -134,7 +134,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return cfg.advise(err)
 	}
-	defer func() { err = errors.Join(err, state.Close()) }()
+	defer func() { err = errors.Join(err, unwritten(state.Close())) }()
 
 	if d.parts, err = cfg.introduce(d.origin, state, settings); err != nil {
 		return err

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"time"
 
 	"github.com/portd/portd/internal/paths"
 	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/registry/boltstore"
+	"golang.org/x/sys/unix"
 )
 
 // whyReadOnly is why callers change nothing; empty: they do.
@@ -39,9 +42,16 @@ func (d *daemon) openState() (registry.Store, error) {
 	return s, nil
 }
 
-// advise adds to what is damaged what can be done.
+// advise adds to what keeps portd from its state what can be done.
 func (cfg Config) advise(err error) error {
-	if !errors.Is(err, boltstore.ErrDamaged) && !errors.Is(err, boltstore.ErrForeign) {
+	switch {
+	case errors.Is(err, boltstore.ErrDamaged), errors.Is(err, boltstore.ErrForeign):
+	case errors.Is(err, unix.EROFS) && !cfg.ReadOnly:
+		return fmt.Errorf("%w; portd --read-only serves what is there, and holds its ports", err)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("uid %d may not use the state in %s: %w; start portd as the user whose it is, or name another directory with --state",
+			os.Geteuid(), cfg.StateDir, err)
+	default:
 		return err
 	}
 	newest := "there is no copy of portd's own that is whole"

@@ -51,7 +51,10 @@ func open(path string, opt Options, steps []migration) (*Store, error) {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
-	if err := adopt(path); err != nil {
+	switch err := adopt(path); {
+	case errors.Is(err, fs.ErrPermission): // to be in the directory at all
+		return nil, err
+	case err != nil:
 		return nil, fmt.Errorf("take what was restored: %w", err)
 	}
 	switch info, err := os.Stat(path); {
