@@ -31,7 +31,7 @@ import (
 
 // What the test binary does as a portd that is not quite the real one.
 const (
-	envStep    = "DAEMON_TEST_STEP"    // "old kill prepared": what which of the two does at a step; and "exit", "hang", "protocol"
+	envStep    = "DAEMON_TEST_STEP"    // "old kill prepared", or a file that says so: what which of the two does at a step; and "exit", "hang", "protocol"
 	envVersion = "DAEMON_TEST_VERSION" // what a successor says that it is
 	envAtHello = "DAEMON_TEST_HELLO"   // the FIFO that a successor opens, and reads to its end, with the store in its hands
 )
@@ -55,7 +55,7 @@ func beDaemon(args []string) error {
 	if *prove != "" || os.Getenv("PORTD_PREDECESSOR") != "" {
 		role, cfg.Version = "new", os.Getenv(envVersion)
 	}
-	if role == "new" && *prove == "" && os.Getenv(envStep) == "new protocol hello" {
+	if role == "new" && *prove == "" && wanted() == "new protocol hello" {
 		// One of a later time, which says so.
 		_, err := unix.Write(3, []byte("HELLO=1\nPROTOCOL=9\nVERSION=new"))
 		select {
@@ -83,8 +83,18 @@ func beDaemon(args []string) error {
 	return daemon.Run(ctx, cfg)
 }
 
+// wanted is what is to go wrong now.
+func wanted() string {
+	what := os.Getenv(envStep)
+	if strings.HasPrefix(what, "/") {
+		text, _ := os.ReadFile(what)
+		return string(text)
+	}
+	return what
+}
+
 func misbehave(role, step string) {
-	want := strings.Fields(os.Getenv(envStep))
+	want := strings.Fields(wanted())
 	if len(want) != 3 || want[0] != role || want[2] != step {
 		return
 	}
@@ -224,14 +234,20 @@ func startStorm(t testing.TB, d *portdtest.Daemon, ref, addr string, clients int
 			})
 		}
 	})
+	var asking sync.WaitGroup
 	for range clients {
-		l.wg.Go(func() {
+		asking.Go(func() {
 			for ctx.Err() == nil {
 				l.count(ask(addr))
 			}
 		})
 	}
-	t.Cleanup(func() { l.end(); ln.Close(); l.wg.Wait() })
+	t.Cleanup(func() {
+		l.end()
+		asking.Wait() // or the last ones would wait for somebody to serve them
+		ln.Close()
+		l.wg.Wait()
+	})
 	return l
 }
 

@@ -130,11 +130,18 @@ func TestNotUpgraded(t *testing.T) {
 	if err := os.WriteFile(yes, []byte("#!/bin/sh\necho yes\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	d := portdtest.New(t)
+	step := filepath.Join(dir, "step")
+	k := startKept(t, d, self(t), envAct+"=daemon", envStep+"="+step, envVersion+"=new")
+	c := d.Client(t)
+	reserve(t, c, "web", "tcp/8080")
+	l := startStorm(t, d, "web", "127.0.0.1:8080", 8)
 	for _, tt := range []struct {
 		name, does string
 		binary     string
 		step, says string
 		long       bool
+		again      int // how often more: each time is as the first
 	}{
 		{name: "no program", binary: text, step: "prove", says: "exec format error"},
 		{name: "not there", binary: filepath.Join(dir, "nothing"), step: "prove", says: "no such file"},
@@ -150,7 +157,7 @@ func TestNotUpgraded(t *testing.T) {
 		{name: "killed with the store open", does: "new kill opened-store", step: "prepared", says: "ended"},
 		{name: "killed after it loaded", does: "new kill loaded", step: "prepared", says: "ended"},
 		{name: "killed with the workers", does: "new kill workers", step: "prepared", says: "ended"},
-		{name: "killed when prepared", does: "new kill prepared", step: "prepared", says: "ended"},
+		{name: "killed when prepared", does: "new kill prepared", step: "prepared", says: "ended", again: 1},
 		{name: "hangs when prepared", does: "new hang prepared", step: "prepared", says: "15s", long: true},
 		{name: "killed at the last", does: "new kill yours", step: "good", says: "ended"},
 		{name: "hangs at the last", does: "new hang yours", step: "good", says: "5s", long: true},
@@ -159,14 +166,12 @@ func TestNotUpgraded(t *testing.T) {
 			if tt.long && os.Getenv("PORTD_LONG") == "" {
 				t.Skip("takes as long as the successor may; set PORTD_LONG=1")
 			}
-			d := portdtest.New(t)
-			k := startKept(t, d, self(t), envAct+"=daemon", envStep+"="+tt.does, envVersion+"=new")
-			c := d.Client(t)
-			reserve(t, c, "web", "tcp/8080")
-			l := startStorm(t, d, "web", "127.0.0.1:8080", 8)
+			if err := os.WriteFile(step, []byte(tt.does), 0o600); err != nil {
+				t.Fatal(err)
+			}
 			pid := k.pid(t, 0)
 			began := l.served.Load()
-			for range 2 { // the second time is as the first
+			for range 1 + tt.again {
 				_, err := upgrade(t, c, tt.binary)
 				var e *client.Error
 				if !errors.As(err, &e) || !errors.Is(err, client.ErrUnsupported) || e.Reason != "UPGRADE_FAILED" ||
@@ -177,20 +182,21 @@ func TestNotUpgraded(t *testing.T) {
 					t.Fatalf("%d answers, not %d", now, pid)
 				}
 			}
-			reserve(t, c, "more", "tcp/8081")
+			more := reserve(t, c, "", "tcp/8081").GetId()
 			wantHeld(t, 8080, 8081)
 			waitFor(t, "client that is served after it", func() bool { return l.served.Load() > began })
-			l.end()
 			if l.refused.Load()+l.reset.Load()+l.other.Load() > 0 {
-				t.Errorf("%v", l)
+				t.Fatalf("%v", l)
 			}
-			// The keeper knows who the daemon is: it comes back with everything.
-			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
-				t.Fatal(err)
+			if tt.step != "prove" { // the keeper knows who the daemon is: it comes back with everything
+				if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+				k.pid(t, pid)
+				wantHeld(t, 8080, 8081)
 			}
-			k.pid(t, pid)
-			wantHeld(t, 8080, 8081)
-			get(t, c, "more")
+			releaseRef(t, c, more)
+			wantFree(t, 8081)
 			if left, err := filepath.Glob(filepath.Join(d.State, "upgrade-*")); err != nil || len(left) > 0 {
 				t.Errorf("%v is left, %v", left, err)
 			}
@@ -241,16 +247,20 @@ func TestNotUpgradedAfterAChange(t *testing.T) {
 // The old one is killed in the middle of an upgrade: there is one portd afterwards, with everything.
 func TestKilledWhileUpgraded(t *testing.T) {
 	nstest.Need(t)
+	d := portdtest.New(t)
+	step := filepath.Join(t.TempDir(), "step")
+	k := startKept(t, d, self(t), envAct+"=daemon", envStep+"="+step, envVersion+"=new")
+	c := d.Client(t)
+	reserve(t, c, "web", "tcp/8080")
+	l := startStorm(t, d, "web", "127.0.0.1:8080", 8)
 	for _, does := range []string{
 		"old kill prove", "old kill hello", "old kill frozen", "old kill closed-store", "old kill given", "old kill prepared", "old kill suspended",
 		"old kill yours", "old kill good", "new kill good", "new kill resumed",
 	} {
 		t.Run(does, func(t *testing.T) {
-			d := portdtest.New(t)
-			k := startKept(t, d, self(t), envAct+"=daemon", envStep+"="+does, envVersion+"=new")
-			c := d.Client(t)
-			reserve(t, c, "web", "tcp/8080")
-			l := startStorm(t, d, "web", "127.0.0.1:8080", 8)
+			if err := os.WriteFile(step, []byte(does), 0o600); err != nil {
+				t.Fatal(err)
+			}
 			pid := k.pid(t, 0)
 			_, _ = upgrade(t, c, "") // there is nobody to say how it went
 			k.pid(t, pid)
@@ -261,7 +271,6 @@ func TestKilledWhileUpgraded(t *testing.T) {
 			wantHeld(t, 8080, 8081)
 			before := l.served.Load()
 			waitFor(t, "client that is served after it", func() bool { return l.served.Load() > before })
-			l.end()
 			t.Logf("%v", l)
 			if l.refused.Load()+l.other.Load() > 0 || l.reset.Load() > 8 {
 				t.Errorf("%v", l)
