@@ -18,8 +18,9 @@ import (
 type store struct {
 	open func() (*boltstore.Store, error)
 
-	mu  sync.RWMutex // held for reading by calls, but not while a caller looks at what they yield
-	now *boltstore.Store
+	mu   sync.RWMutex // held for reading by calls, but not while a caller looks at what they yield
+	now  *boltstore.Store
+	lost bool // it could not be opened again: each call tries to
 }
 
 var _ registry.Store = (*store)(nil)
@@ -38,6 +39,14 @@ func openStore(open func() (*boltstore.Store, error)) (*store, error) {
 func (s *store) use(f func(*boltstore.Store) error) error {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	if s.now == nil && s.lost {
+		s.mu.RUnlock()
+		err := s.reopen()
+		s.mu.RLock()
+		if err != nil {
+			return fmt.Errorf("%w: the store cannot be opened again: %w", registry.ErrUnavailable, err)
+		}
+	}
 	if s.now == nil {
 		return errStoreClosed
 	}
@@ -110,6 +119,7 @@ func (s *store) show(yield func(registry.Change, error) bool, ch registry.Change
 func (s *store) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.lost = false
 	if s.now == nil {
 		return nil
 	}
@@ -126,13 +136,15 @@ func unwritten(err error) error {
 	return err
 }
 
+// reopen opens the store, unless it is open. Where it cannot, calls try that again.
 func (s *store) reopen() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.now != nil {
-		return errors.New("the store is open")
+		return nil
 	}
 	now, err := s.open()
+	s.lost = err != nil
 	if err == nil {
 		s.now = now
 	}

@@ -253,7 +253,7 @@ func (u *upgrade) freeze() error {
 func (u *upgrade) closeStore() error {
 	u.undone(func() error {
 		if err := u.store.reopen(); err != nil {
-			u.cfg.Log.Error("the store cannot be opened again; changes are refused", "err", err)
+			u.cfg.Log.Error("the store cannot be opened again; changes are refused until it can", "err", err)
 			return fmt.Errorf("the store cannot be opened again: %w", err)
 		}
 		return nil

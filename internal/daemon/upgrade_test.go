@@ -244,6 +244,41 @@ func TestNotUpgradedAfterAChange(t *testing.T) {
 	wantHeld(t, 8081)
 }
 
+// An old one that does not get its store back refuses changes, and makes them again when it does.
+func TestNotUpgradedWithoutTheStore(t *testing.T) {
+	d := portdtest.New(t)
+	fifo := d.Socket + ".fifo"
+	startKept(t, d, self(t), envAct+"=daemon", envStep+"=new kill opened-store", envVersion+"=new", envAtHello+"="+fifo)
+	c := d.Client(t)
+	first := reserve(t, c, "first", "tcp/any")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(d.State, "portd.db")
+	done := make(chan error, 1)
+	go func() {
+		f, err := os.OpenFile(fifo, os.O_WRONLY, 0) // opens when the new one has the store
+		if err == nil {
+			err = errors.Join(os.Rename(file, file+".away"), os.Mkdir(file, 0o700), f.Close())
+		}
+		done <- err
+	}()
+	if _, err := upgrade(t, c, ""); err == nil || !strings.Contains(err.Error(), "cannot be opened again") {
+		t.Error(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Reservations.Release(t.Context(), &pb.ReleaseRequest{Reservation: first.GetId()}); !errors.Is(err, client.ErrUnavailable) {
+		t.Errorf("without its store: %v", err)
+	}
+	if err := errors.Join(os.Remove(file), os.Rename(file+".away", file)); err != nil {
+		t.Fatal(err)
+	}
+	reserve(t, c, "second", "tcp/any")
+	releaseRef(t, c, first.GetId())
+}
+
 // The old one is killed in the middle of an upgrade: there is one portd afterwards, with everything.
 func TestKilledWhileUpgraded(t *testing.T) {
 	nstest.Need(t)
