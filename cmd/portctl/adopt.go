@@ -36,9 +36,9 @@ A program that stops its listener by shutdown(2) stops it for portd as well: "po
 close" and "portctl listen" bring it back.
 
 Released, the socket is the program's alone again; once it is lent to a successor, release
-stops it. If portd restarts while the program runs, the port is lost until the program
-ends, for nobody else has the socket then: portd takes it back within a second, and
-clients are refused meanwhile.`
+stops it. The keeper has the socket over a restart of portd. Where there is none (portd
+--no-keeper) the port is lost while the program runs, for nobody else has the socket then:
+portd takes it back within a second of its end, and clients are refused meanwhile.`
 
 type adoptFlags struct {
 	pid                  int32
