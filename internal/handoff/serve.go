@@ -193,6 +193,10 @@ func (p *Pool) hearOne(raw syscall.RawConn, buf []byte, do func(packet []byte) b
 			if suspended = !p.talk.TryRLock(); suspended {
 				return true
 			}
+			if suspended = p.abandoned.Load(); suspended { // it may hear only now what it was woken up for
+				p.talk.RUnlock()
+				return true
+			}
 			got, _, err := unix.Recvfrom(int(fd), buf, unix.MSG_DONTWAIT)
 			if n = max(0, got); n == 0 {
 				p.talk.RUnlock()

@@ -1,7 +1,9 @@
 package handoff_test
 
 import (
+	"errors"
 	"math/rand/v2"
+	"os"
 	"testing"
 	"time"
 
@@ -31,7 +33,7 @@ func TestUpgradedUnderLoad(t *testing.T) {
 			a, stop := d.load(16)
 			defer stop()
 			deaths := 0
-			for i := range repeat(15, 150) {
+			for i := range repeat(6, 150) {
 				time.Sleep(time.Duration(rand.IntN(10_000)) * time.Microsecond)
 				old := d.reign
 				next := d.prepare()
@@ -104,4 +106,26 @@ func TestSaidToSuspended(t *testing.T) {
 			m.close()
 		})
 	}
+}
+
+// A portd that has handed over hears nothing more of what workers say: it is for its successor, however late that listens.
+func TestSaidAfterAll(t *testing.T) {
+	nstest.Descriptors(t)
+	d := newDynasty(t, registry.HandoffOptions{})
+	w := d.host.attach(wire.Attach{Wishes: []wire.Wish{connections(dynastyID)}})
+	old := d.reign
+	next := d.prepare()
+	old.does(t, "suspend")
+	old.does(t, "abandon")
+	if _, err := w.Write(wire.AppendDrain(nil, 0)); err != nil {
+		t.Fatal(err)
+	}
+	_ = w.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if m, err := receive(w.UnixConn); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("who has handed over answers %v, %v", m.Type, err)
+	}
+	_ = w.SetReadDeadline(time.Now().Add(20 * time.Second))
+	d.enthrone(next)
+	w.next(wire.TypeDrained)
+	old.end()
 }
