@@ -26,17 +26,21 @@ import (
 // and its caller is told so. So it does when it is killed after that.
 func TestNotRestored(t *testing.T) {
 	nstest.Need(t)
+	d := portdtest.New(t)
+	step := filepath.Join(t.TempDir(), "step")
+	k := startKept(t, d, self(t), envAct+"=daemon", envStep+"="+step, envVersion+"=new")
+	c := d.Client(t)
+	reserve(t, c, "old", "tcp/8080")
+	var file bytes.Buffer
+	if _, err := c.Backup(t.Context(), &file); err != nil {
+		t.Fatal(err)
+	}
+	reserve(t, c, "since", "tcp/8081")
 	for _, at := range []string{"hello", "opened-store", "prepared", "yours"} {
 		t.Run(at, func(t *testing.T) {
-			d := portdtest.New(t)
-			k := startKept(t, d, self(t), envAct+"=daemon", envStep+"=new kill "+at, envVersion+"=new")
-			c := d.Client(t)
-			reserve(t, c, "old", "tcp/8080")
-			var file bytes.Buffer
-			if _, err := c.Backup(t.Context(), &file); err != nil {
+			if err := os.WriteFile(step, []byte("new kill "+at), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			reserve(t, c, "since", "tcp/8081")
 			pid, store := k.pid(t, 0), k.status().GetStoreId()
 			for range 2 { // the second time is as the first
 				if _, err := c.Restore(t.Context(), bytes.NewReader(file.Bytes()), nil); answer(err) != "FailedPrecondition UPGRADE_FAILED" {
@@ -55,6 +59,7 @@ func TestNotRestored(t *testing.T) {
 			if now := k.status(); now.GetStoreId() != store || now.GetReservations() != 3 {
 				t.Errorf("after its death: %v", now)
 			}
+			releaseRef(t, c, "more")
 		})
 	}
 }
