@@ -27,7 +27,7 @@ func TestKilledAtInstruction(t *testing.T) {
 			}
 			a, stop := d.load(4)
 			defer stop()
-			kills := repeat(15, 300)
+			kills := repeat(5, 300)
 			after := map[string]int{}
 			for range kills {
 				last, err := d.killAfter(t, rand.IntN(1200))

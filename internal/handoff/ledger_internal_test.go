@@ -3,6 +3,7 @@ package handoff
 import (
 	"encoding/json"
 	"math/rand/v2"
+	"os"
 	"testing"
 	"unsafe"
 
@@ -61,7 +62,11 @@ func TestLedgerPlaces(t *testing.T) {
 		place *workerPlace
 	}
 	there := map[uint64]tenant{}
-	for i := range 20_000 {
+	repeats := 5_000
+	if os.Getenv("PORTD_LONG") != "" {
+		repeats = 50_000
+	}
+	for i := range repeats {
 		id := uint64(i + 1)
 		if rand.IntN(100) < 60 || len(there) == 0 {
 			n := 1 + rand.IntN(12)

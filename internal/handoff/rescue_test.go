@@ -47,7 +47,7 @@ func TestKilledInRecovery(t *testing.T) {
 			}
 			a, stop := d.load(16)
 			defer stop()
-			kills := repeat(8, 100)
+			kills := repeat(3, 100)
 			for range kills {
 				time.Sleep(time.Duration(rand.IntN(10_000)) * time.Microsecond)
 				d.kill()

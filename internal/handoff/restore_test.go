@@ -165,7 +165,7 @@ func TestKilledUnderLoad(t *testing.T) {
 			}
 			a, stop := d.load(16)
 			defer stop()
-			kills := repeat(20, 300)
+			kills := repeat(4, 300)
 			for range kills {
 				time.Sleep(time.Duration(rand.IntN(20_000)) * time.Microsecond)
 				d.kill()

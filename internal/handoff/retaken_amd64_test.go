@@ -28,7 +28,7 @@ func TestKilledTakingBack(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			nstest.Descriptors(t)
-			d := begun(t, &dynasty{options: registry.HandoffOptions{TakeBackAfter: 400 * time.Millisecond}, holders: true})
+			d := begun(t, &dynasty{options: registry.HandoffOptions{TakeBackAfter: 200 * time.Millisecond}, holders: true})
 			w := d.host.attach(wire.Attach{Room: 4, Wishes: []wire.Wish{connections(dynastyID)}})
 			queued := d.clients(1)
 			until(t, "the first is in the queue", func() bool { return d.reign.ask(t).Totals.HandedOver == 1 })

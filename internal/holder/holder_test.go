@@ -361,7 +361,7 @@ func TestMany(t *testing.T) {
 	working.Go(func() { churn(stop) })
 	defer working.Wait()
 	defer close(stop)
-	n := 100
+	n := 60
 	if os.Getenv("PORTD_LONG") != "" {
 		n = 1000
 	}
