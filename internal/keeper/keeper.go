@@ -114,6 +114,11 @@ func (k *keeper) wait() {
 		timeout = int(max(0, left).Milliseconds()) + 1
 	}
 	_, _ = unix.Poll(fds, timeout) // EINTR is a reason to look too
+	k.hear()
+}
+
+// hear does what signals ask for that have come.
+func (k *keeper) hear() {
 	var sigs [64]byte
 	n, _ := unix.Read(k.signals, sigs[:])
 	for i := range max(n, 0) {

@@ -101,6 +101,7 @@ func (k *keeper) listen() {
 	signal.Ignore(unix.SIGPIPE, unix.SIGXFSZ)
 	came := make(chan os.Signal, 16)
 	signal.Notify(came, unix.SIGCHLD, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR2)
+	deaf(false) // which the keeper that was before it may have been when it became this one
 	go func() {
 		for sig := range came {
 			if s, ok := sig.(unix.Signal); ok {

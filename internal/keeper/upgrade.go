@@ -26,6 +26,9 @@ func (k *keeper) upgrade(path string) {
 }
 
 func (k *keeper) exec(path string) error {
+	deaf(true)
+	defer deaf(false)
+	k.hear()
 	fd, err := unix.MemfdCreate("keeper", unix.MFD_CLOEXEC)
 	if err != nil {
 		return err
@@ -57,6 +60,20 @@ func (k *keeper) exec(path string) error {
 		unix.CloseOnExec(fd)
 	}
 	return err
+}
+
+// deaf has the signals that the keeper hears wait in the kernel, also over execve(2), in which only the calling thread goes on: the main
+// thread, which runs all of the keeper and starts its children, who inherit what waits or does not.
+func deaf(is bool) {
+	how := unix.SIG_UNBLOCK
+	if is {
+		how = unix.SIG_BLOCK
+	}
+	var set unix.Sigset_t
+	for _, s := range []unix.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR2} {
+		set.Val[0] |= 1 << (s - 1)
+	}
+	_ = unix.PthreadSigmask(how, &set, nil)
 }
 
 // write writes what the keeper knows, a line each, and returns the descriptors that are in it.
