@@ -36,7 +36,7 @@ func TestNotRestored(t *testing.T) {
 		t.Fatal(err)
 	}
 	reserve(t, c, "since", "tcp/8081")
-	for _, at := range []string{"hello", "opened-store", "prepared", "yours"} {
+	for _, at := range some(t, 2, "hello", "opened-store", "prepared", "yours") {
 		t.Run(at, func(t *testing.T) {
 			if err := os.WriteFile(step, []byte("new kill "+at), 0o600); err != nil {
 				t.Fatal(err)

@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -136,13 +138,14 @@ func TestNotUpgraded(t *testing.T) {
 	c := d.Client(t)
 	reserve(t, c, "web", "tcp/8080")
 	l := startStorm(t, d, "web", "127.0.0.1:8080", 8)
-	for _, tt := range []struct {
+	type row struct {
 		name, does string
 		binary     string
 		step, says string
 		long       bool
 		again      int // how often more: each time is as the first
-	}{
+	}
+	for _, tt := range some(t, 9, []row{
 		{name: "no program", binary: text, step: "prove", says: "exec format error"},
 		{name: "not there", binary: filepath.Join(dir, "nothing"), step: "prove", says: "no such file"},
 		{name: "another program", binary: other, step: "prove", says: "another program altogether"},
@@ -161,7 +164,7 @@ func TestNotUpgraded(t *testing.T) {
 		{name: "hangs when prepared", does: "new hang prepared", step: "prepared", says: "15s", long: true},
 		{name: "killed at the last", does: "new kill yours", step: "good", says: "ended"},
 		{name: "hangs at the last", does: "new hang yours", step: "good", says: "5s", long: true},
-	} {
+	}...) {
 		t.Run(tt.name, func(t *testing.T) {
 			if tt.long && os.Getenv("PORTD_LONG") == "" {
 				t.Skip("takes as long as the successor may; set PORTD_LONG=1")
@@ -288,10 +291,10 @@ func TestKilledWhileUpgraded(t *testing.T) {
 	c := d.Client(t)
 	reserve(t, c, "web", "tcp/8080")
 	l := startStorm(t, d, "web", "127.0.0.1:8080", 8)
-	for _, does := range []string{
+	for _, does := range some(t, 4,
 		"old kill prove", "old kill hello", "old kill frozen", "old kill closed-store", "old kill given", "old kill prepared", "old kill suspended",
 		"old kill yours", "old kill good", "new kill good", "new kill resumed",
-	} {
+	) {
 		t.Run(does, func(t *testing.T) {
 			if err := os.WriteFile(step, []byte(does), 0o600); err != nil {
 				t.Fatal(err)
@@ -405,4 +408,19 @@ func TestUpgradedBare(t *testing.T) {
 	if l.served.Load() == 0 || l.refused.Load()+l.reset.Load()+l.other.Load() > 0 {
 		t.Errorf("%v", l)
 	}
+}
+
+// some are n of them, by chance and in their order, or all with PORTD_LONG=1: each takes a second or two.
+func some[T any](t *testing.T, n int, all ...T) []T {
+	t.Helper()
+	if os.Getenv("PORTD_LONG") != "" {
+		return all
+	}
+	chosen := rand.Perm(len(all))[:n]
+	slices.Sort(chosen)
+	var out []T
+	for _, i := range chosen {
+		out = append(out, all[i])
+	}
+	return out
 }

@@ -40,11 +40,12 @@ func memoryGroup(t *testing.T, bytes int64) (dir string) {
 // portd has little memory, and clients send requests that take a multiple of it together. None is needed for long: portd is not ended
 // for it.
 func TestLittleMemory(t *testing.T) {
+	t.Parallel()
 	group := memoryGroup(t, 128<<20)
 	p := prepare(t, "/proc/self/exe", group)
 	p.Env = append(p.Env, envAct+"=grouped")
 	p.begin(t)
-	const askers, rounds, size = 10, 4, 900 << 10
+	const askers, rounds, size = 10, 2, 900 << 10
 	asked := make(chan error)
 	for range askers {
 		c := p.Client(t)
