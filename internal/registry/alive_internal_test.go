@@ -12,8 +12,13 @@ func TestDueAfterTheClockWasSet(t *testing.T) {
 		now  time.Duration // after it
 		want bool
 	}{
-		{0, false}, {seenEvery - 1, false}, {seenEvery, true}, {10 * 365 * 24 * time.Hour, true},
-		{-time.Second, false}, {-seenEvery, true}, {-10 * 365 * 24 * time.Hour, true},
+		{0, false},
+		{seenEvery - 1, false},
+		{seenEvery, true},
+		{10 * 365 * 24 * time.Hour, true},
+		{-time.Second, false},
+		{-seenEvery, true},
+		{-10 * 365 * 24 * time.Hour, true},
 	} {
 		if got := (&Boot{Seen: seen}).due(seen.Add(tt.now)); got != tt.want {
 			t.Errorf("%v later: %v", tt.now, got)

@@ -142,8 +142,12 @@ func (p *process) calls(t *testing.T, method string, message []byte, n int) net.
 	for i := range n {
 		head.Reset()
 		for _, f := range []hpack.HeaderField{
-			{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: method}, {Name: ":authority", Value: "x"},
-			{Name: "te", Value: "trailers"}, {Name: "content-type", Value: "application/grpc"},
+			{Name: ":method", Value: "POST"},
+			{Name: ":scheme", Value: "http"},
+			{Name: ":path", Value: method},
+			{Name: ":authority", Value: "x"},
+			{Name: "te", Value: "trailers"},
+			{Name: "content-type", Value: "application/grpc"},
 		} {
 			_ = enc.WriteField(f)
 		}
