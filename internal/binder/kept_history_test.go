@@ -3,7 +3,6 @@ package binder_test
 import (
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -34,7 +33,6 @@ type saga struct {
 	rng     *rand.Rand
 	seen    *visited
 	records []*record
-	clients []net.Conn
 	log     []string
 	deaths  int
 }
