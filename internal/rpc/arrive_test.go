@@ -19,7 +19,6 @@ import (
 // Requests that never come whole end: soon those beyond what a user may have of them, the others after a while, however they
 // were to come. A stream that has begun may take longer than that for what comes next, and who sends his requests whole notices nothing.
 func TestLateRequests(t *testing.T) {
-	t.Parallel()
 	const most, more = 64, 16
 	h := start(t, nil)
 	imports, err := pb.NewServiceRegistryServiceClient(h.grpc(t)).ImportServices(t.Context())
@@ -44,13 +43,14 @@ func TestLateRequests(t *testing.T) {
 		go func() { ended <- half.RecvMsg(new(pb.ReserveResponse)) }()
 	}
 	sendMuch(t, many)
+	sent := time.Since(began) // under the race detector on a busy host, that alone may take seconds
 	for i := range most + more {
 		code := status.Code(<-ended)
 		if code != codes.Canceled && code != codes.ResourceExhausted {
 			t.Errorf("a call without its request ends with %v", code)
 		}
 		switch took := time.Since(began); {
-		case i == more-1 && took > 4*time.Second:
+		case i == more-1 && took > sent+4*time.Second:
 			t.Errorf("the %d calls that are too many took %v to end", more, took)
 		case i == most+more-1 && took < 4*time.Second:
 			t.Errorf("all ended within %v", took)
@@ -72,7 +72,6 @@ func TestLateRequests(t *testing.T) {
 
 // The same by REST: the body is what does not come.
 func TestLateBodies(t *testing.T) {
-	t.Parallel()
 	const most, more = 64, 8
 	h := start(t, nil)
 	many := h.grpc(t)
