@@ -42,6 +42,9 @@ func TestLateRequests(t *testing.T) {
 		}
 		go func() { ended <- half.RecvMsg(new(pb.ReserveResponse)) }()
 	}
+	if _, err := pb.NewDaemonServiceClient(conn).GetStatus(t.Context(), &pb.GetStatusRequest{}); err != nil { // the daemon has seen what came before it
+		t.Fatal(err)
+	}
 	sendMuch(t, many)
 	sent := time.Since(began) // under the race detector on a busy host, that alone may take seconds
 	for i := range most + more {
@@ -109,11 +112,12 @@ func TestLateBodies(t *testing.T) {
 	}
 }
 
-// sendMuch sends so much that what is late and has no place ends, in requests that are whole.
+// sendMuch sends so much that what is late and has no place ends, in requests that are whole: half as much again as it takes, for a
+// late request counts from where the daemon sees it.
 func sendMuch(t *testing.T, conn grpc.ClientConnInterface) {
 	t.Helper()
 	name := strings.Repeat("x", 1000<<10)
-	for range 9 {
+	for range 13 {
 		if _, err := pb.NewReservationServiceClient(conn).Reserve(t.Context(), &pb.ReserveRequest{Name: name}); status.Code(err) != codes.InvalidArgument {
 			t.Fatalf("a name of a mebibyte: %.100v", err)
 		}
