@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"slices"
 	"bytes"
 	"context"
 	"errors"
@@ -201,10 +202,10 @@ func (b *buffer) String() string {
 type storm struct {
 	served, refused, reset, other atomic.Int64
 
-	mu    sync.Mutex
-	last  time.Time     // when one was served
-	pause time.Duration // the longest without
-	odd   error
+	mu     sync.Mutex
+	last   time.Time       // when one was served
+	pauses []time.Duration // without one, of 20 ms and more
+	odd    error
 
 	stop context.CancelFunc
 	wg   sync.WaitGroup
@@ -275,7 +276,10 @@ func (l *storm) count(err error) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		now := time.Now()
-		l.pause, l.last = max(l.pause, now.Sub(l.last)), now
+		if pause := now.Sub(l.last); pause >= 20*time.Millisecond {
+			l.pauses = append(l.pauses, pause)
+		}
+		l.last = now
 	case errors.Is(err, unix.ECONNREFUSED):
 		l.refused.Add(1)
 	case errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
@@ -291,7 +295,12 @@ func (l *storm) count(err error) {
 func (l *storm) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	text := fmt.Sprintf("%d served, %d refused, %d reset, longest pause %v", l.served.Load(), l.refused.Load(), l.reset.Load(), l.pause.Round(100*time.Microsecond))
+	text := fmt.Sprintf("%d served, %d refused, %d reset, pauses of 20 ms and more: %d", l.served.Load(), l.refused.Load(), l.reset.Load(), len(l.pauses))
+	if n := len(l.pauses); n > 0 {
+		slices.Sort(l.pauses)
+		at := func(share float64) time.Duration { return l.pauses[int(share*float64(n-1))].Round(100 * time.Microsecond) }
+		text += fmt.Sprintf(", median %v, nine of ten at most %v, longest %v", at(0.5), at(0.9), at(1))
+	}
 	if n := l.other.Load(); n > 0 {
 		text += fmt.Sprintf(", %d others (%v)", n, l.odd)
 	}
