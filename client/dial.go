@@ -35,6 +35,9 @@ func find(ctx context.Context, socket string) (*net.UnixConn, string, error) {
 		if err == nil {
 			return c, path, nil
 		}
+		if errors.Is(err, syscall.EAGAIN) { // as many wait already as the socket takes (unix(7))
+			return nil, "", silence(path, nil)
+		}
 		if !nobody(err) {
 			return nil, "", err
 		}
@@ -80,37 +83,45 @@ type line struct {
 	path string
 
 	mu    sync.Mutex
-	first net.Conn // made by Dial, for the first time; nil after it
-	last  error    // of the last attempt to connect
+	first *net.UnixConn // made by Dial, for the first time; nil after it
+	last  error         // of the last attempt to connect
+	conn  *hearing      // of the last one that succeeded
 }
 
 func (l *line) dial(ctx context.Context, _ string) (net.Conn, error) {
 	l.mu.Lock()
-	first := l.first
+	c := l.first
 	l.first = nil
 	l.mu.Unlock()
-	if first != nil {
-		return first, nil
+	var err error
+	if c == nil {
+		c, err = connect(ctx, l.path)
 	}
-	c, err := connect(ctx, l.path)
-	l.mu.Lock()
-	l.last = err
-	l.mu.Unlock()
-	if err != nil {
-		return nil, err
-	}
-	return c, nil
-}
-
-// gone says that nobody answers, and why where it is not just that nobody is there.
-func (l *line) gone() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	text := "no portd answers at " + l.path
-	if l.last != nil && !nobody(l.last) {
-		text += ": " + l.last.Error()
+	if l.last = err; err != nil {
+		return nil, err
 	}
-	return text
+	l.conn = &hearing{UnixConn: c}
+	return l.conn, nil
+}
+
+// gone says of an answer that is not portd's that nobody answers, and why where it is not just that nobody is there.
+func (l *line) gone(e *Error) *Error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.last == nil && l.conn != nil && !l.conn.heard.Load():
+		return silence(l.path, l.conn.UnixConn)
+	case errors.Is(l.last, syscall.EAGAIN):
+		return silence(l.path, nil)
+	}
+	e.is = append(e.is, ErrNoDaemon)
+	e.text = "no portd answers at " + l.path
+	if l.last != nil && !nobody(l.last) {
+		e.text += ": " + l.last.Error()
+	}
+	return e
 }
 
 func (l *line) unary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {

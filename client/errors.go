@@ -17,6 +17,7 @@ import (
 // context.DeadlineExceeded as well.
 var (
 	ErrNoDaemon     = errors.New("no portd")                // nobody answers at the control socket
+	ErrNoAnswer     = errors.New("no answer")               // an ErrNoDaemon too: somebody has the socket, and says nothing
 	ErrUntrusted    = errors.New("not trusted")             // what answers there is neither root's nor one's own
 	ErrInvalid      = errors.New("invalid")                 // the request makes no sense, whoever asks
 	ErrDenied       = errors.New("denied")                  // policy does not let you
@@ -36,7 +37,8 @@ type Error struct {
 	// Reason is a word for programs: RESERVED, IN_USE, NAME_TAKEN, POLICY_DENIED, REQUEST_ID_REUSED, … Empty where the answer
 	// is not portd's own.
 	Reason string
-	// Metadata are the facts that go with the reason, such as field, rule, owner, pid.
+	// Metadata are the facts that go with the reason, such as field, rule, owner, pid. With ErrNoAnswer: pid, and state (stopped), where
+	// they are known.
 	Metadata map[string]string
 	// Conflict says what stands in the way of a port or name that is taken; else it is nil.
 	Conflict *pb.PortConflict
@@ -101,8 +103,7 @@ func (l *line) explain(err error) error {
 	case e.Reason == "STORE_CHANGED":
 		e.is = []error{ErrStoreChanged}
 	case st.Code() == codes.Unavailable && e.Reason == "": // portd gives a reason for all that it says
-		e.is = append(e.is, ErrNoDaemon)
-		e.text = l.gone()
+		return l.gone(e)
 	}
 	return e
 }

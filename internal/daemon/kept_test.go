@@ -1,7 +1,6 @@
 package daemon_test
 
 import (
-	"slices"
 	"bytes"
 	"context"
 	"errors"
@@ -14,6 +13,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -298,7 +298,9 @@ func (l *storm) String() string {
 	text := fmt.Sprintf("%d served, %d refused, %d reset, pauses of 20 ms and more: %d", l.served.Load(), l.refused.Load(), l.reset.Load(), len(l.pauses))
 	if n := len(l.pauses); n > 0 {
 		slices.Sort(l.pauses)
-		at := func(share float64) time.Duration { return l.pauses[int(share*float64(n-1))].Round(100 * time.Microsecond) }
+		at := func(share float64) time.Duration {
+			return l.pauses[int(share*float64(n-1))].Round(100 * time.Microsecond)
+		}
 		text += fmt.Sprintf(", median %v, nine of ten at most %v, longest %v", at(0.5), at(0.9), at(1))
 	}
 	if n := l.other.Load(); n > 0 {

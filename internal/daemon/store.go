@@ -61,6 +61,14 @@ func (s *store) Load(ctx context.Context) (st *registry.State, err error) {
 	return st, err
 }
 
+func (s *store) Requests(ctx context.Context) (all []*registry.Request, err error) {
+	err = s.use(func(b *boltstore.Store) error {
+		all, err = b.Requests(ctx)
+		return err
+	})
+	return all, err
+}
+
 func (s *store) Commit(ctx context.Context, base registry.Revision, changes []registry.Change) error {
 	return s.use(func(b *boltstore.Store) error { return b.Commit(ctx, base, changes) })
 }

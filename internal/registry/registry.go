@@ -47,12 +47,13 @@ type Registry struct {
 	storeID string
 	schema  uint32
 
-	gate    gate          // through which whatever changes something goes
-	queue   *queue        // to the committing goroutine
-	stopped chan struct{} // closed when nobody commits any more
-	swept   time.Time     // when old request ids were last looked for; the committing goroutine's
-	loaded  *commit       // what has changed since the store was written, for Settle; nil: nothing has
-	rearm   chan struct{} // tells the lease keeper of a new deadline; capacity 1
+	gate     gate          // through which whatever changes something goes
+	queue    *queue        // to the committing goroutine
+	stopped  chan struct{} // closed when nobody commits any more
+	swept    time.Time     // when old request ids were last looked for; the committing goroutine's
+	loaded   *commit       // what has changed since the store was written, for Settle; nil: nothing has
+	recalled chan struct{} // closed once requests has what the Store has of them
+	rearm    chan struct{} // tells the lease keeper of a new deadline; capacity 1
 
 	outdated atomic.Int64 // the first revision that is not too old by time, as far as is known
 
@@ -118,6 +119,7 @@ func New(cfg Config) *Registry {
 		requests: map[Key]*request{},
 		lost:     map[*entry]bool{},
 		changed:  make(chan struct{}),
+		recalled: make(chan struct{}),
 	}
 	r.netns = map[string]*netnsUse{}
 	r.services.Store(embedded(cfg.Services))
@@ -132,6 +134,9 @@ func (r *Registry) Start(ctx context.Context) error {
 	err := r.Load(ctx)
 	c := r.loaded
 	if r.loaded = nil; err != nil || c == nil {
+		return err
+	}
+	if err := r.recall(ctx); err != nil {
 		return err
 	}
 	r.commitBatch([]*commit{c})
@@ -175,9 +180,6 @@ func (r *Registry) Load(ctx context.Context) error {
 		r.insert(&entry{}, res)
 	}
 	r.dropUnused(restored)
-	for _, q := range st.Requests {
-		r.requests[q.Key()] = &request{stored: q}
-	}
 	r.seed(st, restored)
 	r.restoreAll(ctx, restored)
 	if err := ctx.Err(); err != nil {
@@ -203,7 +205,8 @@ func (r *Registry) Settle() error {
 	return r.commit(c)
 }
 
-// Run commits, ends leases and retries lost endpoints until ctx ends; what waits to be committed then is refused.
+// Run reads what Start has left for later, commits, ends leases and retries lost endpoints until ctx ends; what waits to be committed
+// then is refused.
 func (r *Registry) Run(ctx context.Context) error {
 	keepers, kctx := errgroup.WithContext(ctx)
 	keepers.Go(func() error { return r.keepLeases(kctx) })
@@ -217,8 +220,14 @@ func (r *Registry) Run(ctx context.Context) error {
 	})
 	committer := make(chan struct{})
 	stop := make(chan struct{})
+	recalled := make(chan struct{})
+	keepers.Go(func() error {
+		defer close(recalled)
+		return r.recallAll(kctx)
+	})
 	go func() {
 		defer close(committer)
+		<-recalled
 		r.commitLoop(stop)
 	}()
 	// The keepers may be in the middle of a change: let them finish it before the committer goes.

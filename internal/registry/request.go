@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -38,6 +39,9 @@ func (r *Registry) once(ctx context.Context, c Caller, method, id string, conten
 	}
 	rec := &Request{Caller: c.Principal(), Method: method, ID: id, Digest: sha256.Sum256(text)}
 	key := rec.Key()
+	if err := wait(ctx, r.recalled); err != nil {
+		return nil, err
+	}
 	for {
 		r.mu.Lock()
 		known := r.requests[key]
@@ -72,6 +76,49 @@ func (r *Registry) once(ctx context.Context, c Caller, method, id string, conten
 	}
 	close(mine.busy)
 	return nil, err
+}
+
+// recall reads the requests that the Store remembers, unless it has.
+func (r *Registry) recall(ctx context.Context) error {
+	select {
+	case <-r.recalled:
+		return nil
+	default:
+	}
+	all, err := r.cfg.Store.Requests(ctx)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, q := range all {
+		r.requests[q.Key()] = &request{stored: q}
+	}
+	close(r.recalled)
+	return nil
+}
+
+// recallAgain is how long after a failure recall is tried again.
+const recallAgain = 100 * time.Millisecond
+
+// recallAll recalls as soon as the Store can. Until then nothing is committed: a request that is repeated would be done twice.
+func (r *Registry) recallAll(ctx context.Context) error {
+	said := false
+	for {
+		err := r.recall(ctx)
+		if !errors.Is(err, ErrUnavailable) {
+			return err
+		}
+		if !said {
+			r.cfg.Log.Warn("which requests were answered cannot be read; changes wait until it can", "err", err)
+			said = true
+		}
+		select {
+		case <-time.After(recallAgain):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // remember adds the record of a request to a commit.

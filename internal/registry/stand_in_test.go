@@ -17,10 +17,11 @@ import (
 
 // memory is a registry.Store.
 type memory struct {
-	mu    sync.Mutex
-	state registry.State
-	log   []registry.Change
-	fail  error // what Commit answers where it is not nil
+	mu       sync.Mutex
+	state    registry.State
+	requests []*registry.Request
+	log      []registry.Change
+	fail     error // what Commit answers where it is not nil
 }
 
 func (m *memory) Load(context.Context) (*registry.State, error) {
@@ -28,6 +29,12 @@ func (m *memory) Load(context.Context) (*registry.State, error) {
 	defer m.mu.Unlock()
 	st := m.state
 	return &st, nil
+}
+
+func (m *memory) Requests(context.Context) ([]*registry.Request, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.requests, nil
 }
 
 func (m *memory) Commit(_ context.Context, base registry.Revision, changes []registry.Change) error {
@@ -51,7 +58,7 @@ func (m *memory) Commit(_ context.Context, base registry.Revision, changes []reg
 			case *registry.Lease:
 				m.state.Leases = append(m.state.Leases, rec)
 			case *registry.Request:
-				m.state.Requests = append(m.state.Requests, rec)
+				m.requests = append(m.requests, rec)
 			case *registry.Boot:
 				m.state.Boot = rec
 			case *registry.Edition:
@@ -71,7 +78,7 @@ func (m *memory) Commit(_ context.Context, base registry.Revision, changes []reg
 func (m *memory) drop(k registry.Key) {
 	m.state.Reservations = slices.DeleteFunc(m.state.Reservations, func(r *registry.Reservation) bool { return r.Key() == k })
 	m.state.Leases = slices.DeleteFunc(m.state.Leases, func(l *registry.Lease) bool { return l.Key() == k })
-	m.state.Requests = slices.DeleteFunc(m.state.Requests, func(r *registry.Request) bool { return r.Key() == k })
+	m.requests = slices.DeleteFunc(m.requests, func(r *registry.Request) bool { return r.Key() == k })
 	m.state.Editions = slices.DeleteFunc(m.state.Editions, func(e *registry.Edition) bool { return e.Key() == k })
 	m.state.Formers = slices.DeleteFunc(m.state.Formers, func(f *registry.Former) bool { return f.Key() == k })
 	m.state.Services = slices.DeleteFunc(m.state.Services, func(s *registry.OwnService) bool { return s.Key() == k })

@@ -8,8 +8,10 @@ import (
 
 // A Store keeps what the registry decided. Implementations pass storetest.Run.
 type Store interface {
-	// Load reads everything, as of one revision. A store that is new has a StoreID, revision 0 and nothing else.
+	// Load reads everything but the Requests, as of one revision. A store that is new has a StoreID, revision 0 and nothing else.
 	Load(ctx context.Context) (*State, error)
+	// Requests reads those that are remembered. They may be many, and no port waits for them.
+	Requests(ctx context.Context) ([]*Request, error)
 	// Commit writes all changes or none, durably, on top of revision base; the changes' revisions follow it one by one.
 	// ErrConflict where the store is at another revision, ErrUnavailable where it cannot write.
 	Commit(ctx context.Context, base Revision, changes []Change) error
@@ -31,7 +33,7 @@ type BackupInfo struct {
 	Reservations     int64
 }
 
-// State is everything a Store has, but for the events.
+// State is everything a Store has, but for the requests and the events.
 type State struct {
 	StoreID  string   // new when the store was made, and after a restore
 	Schema   uint32   // version of the records' format
@@ -41,7 +43,6 @@ type State struct {
 
 	Reservations []*Reservation
 	Leases       []*Lease
-	Requests     []*Request
 	Editions     []*Edition
 	Services     []*OwnService
 	Formers      []*Former

@@ -492,9 +492,9 @@ func TestMigrateOlder(t *testing.T) {
 			Schema: newest(migrations), Revision: 2, Oldest: 1, Boot: &registry.Boot{ID: "that one"},
 			Reservations: []*registry.Reservation{web},
 			Leases:       []*registry.Lease{{ID: "lse_1", Owner: "uid:1000", Spec: s, Created: at, CreateRevision: 1}},
-			Requests:     []*registry.Request{{Caller: "uid:1000", Method: "Reserve", ID: "1", Time: at, Result: web, Revision: 1}},
 		}
 	}
+	requests := []*registry.Request{{Caller: "uid:1000", Method: "Reserve", ID: "1", Time: at, Result: web, Revision: 1}}
 	one := state(registry.LeaseSpec{Kind: registry.SessionLease})
 	two := state(registry.LeaseSpec{Kind: registry.TTLLease, TTL: time.Minute})
 	two.Editions = []*registry.Edition{{
@@ -528,7 +528,7 @@ func TestMigrateOlder(t *testing.T) {
 			registry.EventReserved, registry.EventLeaseCreated, registry.EventServiceAdded, registry.EventReleased,
 		}},
 	} {
-		t.Run(c.file, func(t *testing.T) { migrates(t, c.file, c.want, c.events) })
+		t.Run(c.file, func(t *testing.T) { migrates(t, c.file, c.want, requests, c.events) })
 	}
 }
 
@@ -550,7 +550,7 @@ func unpack(t *testing.T, path string) []byte {
 	return b
 }
 
-func migrates(t *testing.T, file string, want *registry.State, wantEvents []registry.EventType) {
+func migrates(t *testing.T, file string, want *registry.State, wantRequests []*registry.Request, wantEvents []registry.EventType) {
 	path := filepath.Join(t.TempDir(), "portd.db")
 	write(t, path, unpack(t, filepath.Join("testdata", file)))
 	journal := filepath.Join("testdata", strings.Replace(file, ".db.", ".db-journal.", 1))
@@ -566,6 +566,13 @@ func migrates(t *testing.T, file string, want *registry.State, wantEvents []regi
 		want.StoreID = st.StoreID
 		if diff := cmp.Diff(want, st, cmpopts.EquateComparable(netip.Addr{}), cmpopts.EquateEmpty()); diff != "" {
 			t.Errorf("after the migration (-want +got):\n%s", diff)
+		}
+		requests, err := s.Requests(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(wantRequests, requests, cmpopts.EquateComparable(netip.Addr{}), cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("requests after the migration (-want +got):\n%s", diff)
 		}
 	}
 	s := mustOpen(t, path)

@@ -105,6 +105,9 @@ func TestJournalRefused(t *testing.T) {
 	if _, err := closed.Load(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := closed.Requests(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if err := closed.Close(); err != nil {
 		t.Fatal(err)
 	}

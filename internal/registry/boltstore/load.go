@@ -14,25 +14,47 @@ import (
 
 // Load implements registry.Store. One record that cannot be read is an ErrDamaged for all, editions aside.
 func (s *Store) Load(ctx context.Context) (*registry.State, error) {
-	if err := s.lock(); err != nil {
+	st := &registry.State{}
+	err := s.whatIs(func(tx *bolt.Tx, schema uint32) error {
+		st.Schema = schema
+		return loadState(ctx, tx, st)
+	})
+	if err != nil {
 		return nil, err
 	}
-	pending := len(s.pending)
-	st := &registry.State{Schema: s.schema}
-	s.writer.Unlock()
-	var err error
-	if pending == 0 {
-		err = s.view(func(v view) error { return loadState(ctx, v.tx, st) })
-	} else {
-		err = s.ahead(func(tx *bolt.Tx) error { return loadState(ctx, tx, st) })
-	}
+	return st, nil
+}
+
+// Requests implements registry.Store, with errors like Load's.
+func (s *Store) Requests(ctx context.Context) (all []*registry.Request, err error) {
+	err = s.whatIs(func(tx *bolt.Tx, _ uint32) error {
+		m, err := readMeta(tx)
+		if err != nil {
+			return err
+		}
+		all, err = load(ctx, tx, m, bucketRequest, (*fromStored).request)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
 	s.writer.Lock()
 	defer s.writer.Unlock()
-	s.trusted = true
-	return st, nil
+	s.trusted = true // there is nothing else to be read that a change would be based on
+	return all, nil
+}
+
+// whatIs reads as if all that is pending were in the file.
+func (s *Store) whatIs(read func(tx *bolt.Tx, schema uint32) error) error {
+	if err := s.lock(); err != nil {
+		return err
+	}
+	pending, schema := len(s.pending), s.schema
+	s.writer.Unlock()
+	if pending == 0 {
+		return s.view(func(v view) error { return read(v.tx, schema) })
+	}
+	return s.ahead(func(tx *bolt.Tx) error { return read(tx, schema) })
 }
 
 // errNotMeant ends a transaction that nothing is to come of.
@@ -72,7 +94,7 @@ func (s *Store) ahead(read func(*bolt.Tx) error) error {
 	return fmt.Errorf("%s: %w", s.path, err)
 }
 
-// loadState reads everything but the schema.
+// loadState reads everything but the schema and the requests.
 func loadState(ctx context.Context, tx *bolt.Tx, st *registry.State) error {
 	m, err := readMeta(tx)
 	if err != nil {
@@ -88,9 +110,6 @@ func loadState(ctx context.Context, tx *bolt.Tx, st *registry.State) error {
 		return err
 	}
 	if st.Leases, err = load(ctx, tx, m, bucketLease, (*fromStored).lease); err != nil {
-		return err
-	}
-	if st.Requests, err = load(ctx, tx, m, bucketRequest, (*fromStored).request); err != nil {
 		return err
 	}
 	if st.Editions, st.Damaged, err = loadEditions(tx, m); err != nil {

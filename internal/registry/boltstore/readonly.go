@@ -23,9 +23,10 @@ type ReadOnly struct {
 	file   *os.File // locked, so that nobody writes to it meanwhile
 	damage []error
 
-	mu      sync.Mutex
-	state   registry.State
-	changes []registry.Change // from state.Oldest to state.Revision, each
+	mu       sync.Mutex
+	state    registry.State
+	requests []*registry.Request
+	changes  []registry.Change // from state.Oldest to state.Revision, each
 }
 
 var _ registry.Store = (*ReadOnly)(nil)
@@ -75,6 +76,9 @@ func (s *ReadOnly) Load(ctx context.Context) (*registry.State, error) {
 	st := s.state
 	return &st, ctx.Err()
 }
+
+// Requests implements registry.Store.
+func (s *ReadOnly) Requests(context.Context) ([]*registry.Request, error) { return s.requests, nil }
 
 // Commit implements registry.Store but for being durable. Load does not show it.
 func (s *ReadOnly) Commit(ctx context.Context, base registry.Revision, changes []registry.Change) error {
@@ -204,7 +208,7 @@ func (w *salvage) build() {
 		case string(bucketLease):
 			err = salvaged(o, &st.Leases, (*fromStored).lease)
 		case string(bucketRequest):
-			err = salvaged(o, &st.Requests, (*fromStored).request)
+			err = salvaged(o, &w.requests, (*fromStored).request)
 		case string(bucketService):
 			err = salvaged(o, &st.Services, (*fromStored).service)
 		case string(bucketEdition):

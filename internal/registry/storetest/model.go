@@ -94,6 +94,11 @@ func (m *Model) Check(t testing.TB, s registry.Store) {
 	if err != nil {
 		t.Fatalf("load: %v", err)
 	}
+	gotRequests, err := s.Requests(context.Background())
+	if err != nil {
+		t.Fatalf("requests: %v", err)
+	}
+	var wantRequests []*registry.Request
 	want := &registry.State{StoreID: got.StoreID, Schema: got.Schema, Revision: m.Revision, Oldest: max(m.oldest, 1)}
 	for _, r := range m.records {
 		switch r := r.(type) {
@@ -102,7 +107,7 @@ func (m *Model) Check(t testing.TB, s registry.Store) {
 		case *registry.Lease:
 			want.Leases = append(want.Leases, r)
 		case *registry.Request:
-			want.Requests = append(want.Requests, r)
+			wantRequests = append(wantRequests, r)
 		case *registry.Boot:
 			want.Boot = r
 		case *registry.Edition:
@@ -118,7 +123,6 @@ func (m *Model) Check(t testing.TB, s registry.Store) {
 	for _, st := range []*registry.State{want, got} {
 		byKey(st.Reservations)
 		byKey(st.Leases)
-		byKey(st.Requests)
 		byKey(st.Editions)
 		byKey(st.Services)
 		byKey(st.Formers)
@@ -126,6 +130,11 @@ func (m *Model) Check(t testing.TB, s registry.Store) {
 	}
 	if diff := diff(want, got); diff != "" {
 		t.Errorf("state (-want +got):\n%s", diff)
+	}
+	byKey(gotRequests)
+	byKey(wantRequests)
+	if diff := diff(wantRequests, gotRequests); diff != "" {
+		t.Errorf("requests (-want +got):\n%s", diff)
 	}
 
 	var events []registry.Change
