@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/portd/portd/client"
@@ -244,6 +245,50 @@ func TestErrors(t *testing.T) {
 	err = reserve(t.Context(), anyPort())
 	if !errors.Is(err, client.ErrNoDaemon) || !errors.Is(err, client.ErrUnavailable) || !strings.Contains(err.Error(), p.cfg.Socket) {
 		t.Errorf("without portd: %v", err)
+	}
+}
+
+// Where somebody has the socket and says nothing there is a portd, and that is known as soon as the socket is full.
+func TestNoAnswer(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "mute.sock")
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Listen(fd, 3); err != nil {
+		t.Fatal(err)
+	}
+	c, err := client.Dial(t.Context(), client.Options{Socket: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, err = c.Daemon.GetStatus(t.Context(), &pb.GetStatusRequest{})
+	silent(t, err, path)
+	for range 8 {
+		full, err := client.Dial(t.Context(), client.Options{Socket: path})
+		if err != nil {
+			silent(t, err, path)
+			return
+		}
+		defer full.Close()
+	}
+	t.Error("a socket that is full takes connections")
+}
+
+func silent(t *testing.T, err error, path string) {
+	t.Helper()
+	for _, is := range []error{client.ErrNoAnswer, client.ErrNoDaemon, client.ErrUnavailable} {
+		if !errors.Is(err, is) {
+			t.Errorf("%v is not %v", err, is)
+		}
+	}
+	if err == nil || err.Error() != "portd at "+path+" does not answer" {
+		t.Errorf("said: %v", err)
 	}
 }
 

@@ -36,7 +36,7 @@ func find(ctx context.Context, socket string) (*net.UnixConn, string, error) {
 			return c, path, nil
 		}
 		if errors.Is(err, syscall.EAGAIN) { // as many wait already as the socket takes (unix(7))
-			return nil, "", silence(path, nil)
+			return nil, "", silence(path, 0)
 		}
 		if !nobody(err) {
 			return nil, "", err
@@ -102,7 +102,7 @@ func (l *line) dial(ctx context.Context, _ string) (net.Conn, error) {
 	if l.last = err; err != nil {
 		return nil, err
 	}
-	l.conn = &hearing{UnixConn: c}
+	l.conn = listenTo(c)
 	return l.conn, nil
 }
 
@@ -112,9 +112,9 @@ func (l *line) gone(e *Error) *Error {
 	defer l.mu.Unlock()
 	switch {
 	case l.last == nil && l.conn != nil && !l.conn.heard.Load():
-		return silence(l.path, l.conn.UnixConn)
+		return silence(l.path, l.conn.by)
 	case errors.Is(l.last, syscall.EAGAIN):
-		return silence(l.path, nil)
+		return silence(l.path, 0)
 	}
 	e.is = append(e.is, ErrNoDaemon)
 	e.text = "no portd answers at " + l.path

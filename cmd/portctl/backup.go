@@ -164,7 +164,12 @@ func (c *ctl) restore(ctx context.Context, file string, dryRun bool) error {
 	cl, err := c.dial(ctx)
 	if err != nil {
 		if errors.Is(err, client.ErrNoDaemon) && !dryRun {
-			return try(err, "portd --restore "+quote(file))
+			// Which state is meant only who started that portd knows.
+			flags := c.socketFlag()
+			if flags != "" {
+				flags += " --state ITS-STATE"
+			}
+			return try(err, "portd"+flags+" --restore "+quote(file))
 		}
 		return err
 	}

@@ -36,7 +36,7 @@ var codeOf = []struct {
 	{registry.ErrNotFound, exitNotFound, ""}, // portctl's own answer where no portd was asked
 	{client.ErrTaken, exitTaken, ""},
 	{client.ErrDenied, exitDenied, "portctl list --mine"},
-	{client.ErrNoDaemon, exitNoDaemon, "portd &"},
+	{client.ErrNoDaemon, exitNoDaemon, ""}, // unreached says what to try
 }
 
 func exitCode(err error) int {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -149,6 +150,22 @@ func strangerMain() {
 	signal.Notify(term, unix.SIGTERM)
 	fmt.Println("has", addr)
 	<-term
+}
+
+// muteMain is called portd, has its socket and lock, and never says anything.
+func muteMain() {
+	_ = os.WriteFile("/proc/self/comm", []byte("portd"), 0)
+	socket := os.Getenv("PORTD_SOCKET")
+	_ = os.Remove(socket)
+	_, err := net.Listen("unix", socket)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(filepath.Dir(socket), "lock"), fmt.Appendln(nil, os.Getpid()), 0o600)
+	}
+	if err != nil {
+		fail("%v", err)
+	}
+	fmt.Println("mute")
+	select {}
 }
 
 // asMain runs portctl as another user: "as 1000 portctl list". It starts itself, for the file is where that user may not be.

@@ -34,6 +34,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		}
 		err = try(err, help+" --help")
 	}
+	err = c.unreached(err)
 	if flushErr := c.out.Flush(); err == nil {
 		err = flushErr
 	}

@@ -27,6 +27,7 @@ func TestMain(m *testing.M) {
 		"serve":    serveMain,
 		"dial":     dialMain,
 		"stranger": strangerMain,
+		"mute":     muteMain,
 		"as":       asMain,
 		"terminal": terminalMain,
 		"web":      webMain,

@@ -42,7 +42,7 @@ portd is looked for at --socket, else $PORTD_SOCKET, else your own
 (/run/portd/portd.sock). "portctl status" says which one answers.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 taken, 5 denied,
-6 no portd.`
+6 no portd, or one that does not answer.`
 
 const rootExample = `  portd &
   portctl reserve tcp 8080
