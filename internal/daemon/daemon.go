@@ -283,12 +283,17 @@ func (d *daemon) serve(ctx context.Context, control, attach *door) error {
 	attaching, endAttaching := context.WithCancel(octx)
 	defer endAttaching()
 	attached := make(chan struct{})
+	answering := make(chan struct{}) // closed once everything that can be said is on the disk
 	if err := d.settleIn(ctx); err != nil {
 		giveUp(err)
 	}
-	outside.Go(func() error { return d.doors.Serve(octx, control.UnixListener) })
+	outside.Go(func() error {
+		<-answering
+		return d.doors.Serve(octx, control.UnixListener)
+	})
 	outside.Go(func() error {
 		defer close(attached)
+		<-answering
 		return p.pool.Serve(attaching, attach.UnixListener)
 	})
 	outside.Go(func() error {
@@ -320,7 +325,12 @@ func (d *daemon) serve(ctx context.Context, control, attach *door) error {
 		giveUp(nil)
 		return nil
 	})
-	d.announce()
+	unsynced := d.synced()
+	if close(answering); unsynced == nil {
+		d.announce()
+	} else {
+		outside.Go(func() error { return unsynced })
+	}
 	err := outside.Wait()
 	select {
 	case <-d.leaving:
@@ -340,6 +350,14 @@ func (d *daemon) serve(ctx context.Context, control, attach *door) error {
 		return nil
 	}
 	return err
+}
+
+// synced returns once what was loaded is on the disk: nobody may be told before of what a power cut would undo. Ports are served meanwhile.
+func (d *daemon) synced() error {
+	if d.store == nil { // portd is read-only: it leaves the disk as it is
+		return nil
+	}
+	return d.store.Synced()
 }
 
 // announce says that everything answers: in the log, to the service manager, and to whoever started it in a test.

@@ -69,6 +69,11 @@ func (s *store) Requests(ctx context.Context) (all []*registry.Request, err erro
 	return all, err
 }
 
+// Synced is boltstore's.
+func (s *store) Synced() error {
+	return s.use((*boltstore.Store).Synced)
+}
+
 func (s *store) Commit(ctx context.Context, base registry.Revision, changes []registry.Change) error {
 	return s.use(func(b *boltstore.Store) error { return b.Commit(ctx, base, changes) })
 }

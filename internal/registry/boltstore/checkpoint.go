@@ -34,7 +34,7 @@ func (s *Store) keepUp() {
 		s.writer.Lock()
 		trusted := s.trusted
 		s.writer.Unlock()
-		if !trusted || s.checkpoint() != nil {
+		if !trusted || s.Synced() != nil || s.checkpoint() != nil {
 			select {
 			case <-time.After(s.opt.Delay):
 			case <-s.stop:

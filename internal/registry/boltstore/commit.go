@@ -27,6 +27,9 @@ func (s *Store) Commit(ctx context.Context, base registry.Revision, changes []re
 	if err != nil {
 		return err
 	}
+	if err := s.Synced(); err != nil {
+		return err
+	}
 	if t := s.trial.Load(); t != nil {
 		return t.commit(ctx, s, b)
 	}

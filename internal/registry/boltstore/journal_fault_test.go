@@ -75,6 +75,7 @@ func TestJournalFails(t *testing.T) {
 				if x.s, err = Open(filepath.Join(dir, "portd.db"), manually); err != nil {
 					t.Fatal(err)
 				}
+				settled(t, x.s)
 				f.fail(fault{anyCall, nth}, lasting)
 				var last, answered []registry.Change
 				err = life(x.s, func(bytes int) error {
@@ -289,4 +290,48 @@ func refusedByOlder(t *testing.T, path string) bool {
 		t.Fatal(err)
 	}
 	return err != nil
+}
+
+// What a portd that died has left may be in memory only. Open gives it to be read at once; nothing is added to it, and nobody is told that it is
+// on the disk, until it is.
+func TestSyncFailsAtOpen(t *testing.T) {
+	f := faults(t)
+	if f == nil {
+		return
+	}
+	for _, call := range []int32{unix.SYS_PWRITE64, unix.SYS_FDATASYNC} {
+		dir := t.TempDir()
+		x := &ill{t: t, s: mustOpen(t, filepath.Join(dir, "portd.db"))}
+		changes := sizedChange(0, 100)
+		if err := x.s.Commit(t.Context(), 0, changes); err != nil {
+			t.Fatal(err)
+		}
+		x.m.Apply(changes...)
+		if err := x.s.die(); err != nil {
+			t.Fatal(err)
+		}
+		f.fail(fault{call, 1}, true)
+		s, err := Open(filepath.Join(dir, "portd.db"), manually)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Synced(); !errors.Is(err, registry.ErrUnavailable) || !errors.Is(err, faultErrno[call]) {
+			t.Errorf("call %d fails: synced: %v", call, err)
+		}
+		x.m.Check(t, s)
+		if err := s.Commit(t.Context(), 1, sizedChange(1, 100)); !errors.Is(err, registry.ErrUnavailable) {
+			t.Errorf("call %d fails: a commit on what is not synced: %v", call, err)
+		}
+		f.stop()
+		changes = sizedChange(1, 100)
+		if err := s.Commit(t.Context(), 1, changes); err != nil {
+			t.Errorf("the disk is well again: %v", err)
+		}
+		x.m.Apply(changes...)
+		x.m.Check(t, s)
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		x.m.Check(t, mustOpen(t, filepath.Join(dir, "portd.db")))
+	}
 }

@@ -95,6 +95,7 @@ func open(path string, opt Options, steps []migration) (*Store, error) {
 	}
 	go func() {
 		defer close(s.stopped)
+		_ = s.Synced() // whoever needs it hears of it
 		var keepers sync.WaitGroup
 		keepers.Go(s.keepUp)
 		keepers.Go(s.keepCopies)
@@ -128,14 +129,6 @@ func (s *Store) start(steps []migration) error {
 	} else if err := checkLeftover(journalPath(s.path), s.id, s.rev); err != nil {
 		return err
 	}
-	if err := s.settle(); err != nil {
-		return fmt.Errorf("sync %s: %w", s.path, err)
-	}
-	if s.journal != nil {
-		if err := s.journal.settle(); err != nil {
-			return fmt.Errorf("sync %s: %w", s.journal.path, err)
-		}
-	}
 	switch {
 	case have >= closed(s.schema):
 		return nil
@@ -147,7 +140,31 @@ func (s *Store) start(steps []migration) error {
 		}
 		return nil
 	}
+	if err := s.Synced(); err != nil {
+		return err
+	}
 	return s.migrate(have, steps, nil)
+}
+
+// Synced makes sure that all that Load says is on the disk, of which a portd that died may have left some in memory; see settle. Open does
+// not wait for that, for it takes as long as all the rest of it, and to read and to serve ports nobody need. What somebody is told before it
+// could be gone after a power cut. Commit waits for it, and is ErrUnavailable like this where it fails; the next call tries again.
+func (s *Store) Synced() error {
+	s.syncing.Lock()
+	defer s.syncing.Unlock()
+	if s.synced {
+		return nil
+	}
+	if err := s.settle(); err != nil {
+		return s.unavailable(fmt.Errorf("sync: %w", err))
+	}
+	if s.journal != nil {
+		if err := s.journal.settle(); err != nil {
+			return s.unavailable(fmt.Errorf("sync the journal: %w", err))
+		}
+	}
+	s.synced = true
+	return nil
 }
 
 // openBolt returns also the descriptor that the DB has and closes. Where it fails, nothing is left open.

@@ -57,6 +57,9 @@ type Store struct {
 	trial  atomic.Pointer[trial] // nil: the file is what this portd writes
 	broken atomic.Pointer[error] // bbolt cannot go on; only Close is left
 
+	syncing sync.Mutex // guards synced; taken before base
+	synced  bool       // what was found is on the disk
+
 	some, many chan struct{} // there is something pending; there is much
 	stop       chan struct{} // closed once, by end
 	end        sync.Once
@@ -78,6 +81,7 @@ func (s *Store) Close() (err error) {
 func (s *Store) close() error {
 	close(s.stop)
 	<-s.stopped
+	unsynced := s.Synced()
 	s.base.Lock()
 	defer s.base.Unlock()
 	s.writer.Lock()
@@ -90,6 +94,9 @@ func (s *Store) close() error {
 	}
 	if s.whole() != nil {
 		return abandon(s.file)
+	}
+	if unsynced != nil {
+		return errors.Join(unsynced, s.db.Close())
 	}
 	if len(s.pending) > 0 && !s.trusted {
 		return s.db.Close()

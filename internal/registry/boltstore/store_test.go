@@ -24,5 +24,14 @@ func mustOpen(t testing.TB, path string) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
+	settled(t, s)
 	return s
+}
+
+// settled waits until s has brought to the disk what it found, so that what it does next is all that it does.
+func settled(t testing.TB, s *Store) {
+	t.Helper()
+	if err := s.Synced(); err != nil {
+		t.Fatal(err)
+	}
 }

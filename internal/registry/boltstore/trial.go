@@ -67,6 +67,9 @@ func (s *Store) Settle() error {
 	if t == nil {
 		return nil
 	}
+	if err := s.Synced(); err != nil {
+		return err
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.over {
