@@ -134,7 +134,7 @@ func (s *Store) copyNow(ctx context.Context) (info BackupInfo, err error) {
 	if err := s.roomForCopy(); err != nil {
 		return info, err
 	}
-	if err := writeFile(s.path+".copying", func(w io.Writer) (name string, err error) {
+	if err := writeFile(copyingPath(s.path), func(w io.Writer) (name string, err error) {
 		info, err = s.Backup(ctx, w)
 		return s.path + copyInfix + info.Time.UTC().Format("20060102T150405.000") + "Z", err
 	}); err != nil {

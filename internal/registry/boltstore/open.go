@@ -93,6 +93,9 @@ func open(path string, opt Options, steps []migration) (*Store, error) {
 		}
 		return nil, errors.Join(err, s.db.Close())
 	}
+	if err := tidy(path); err != nil {
+		opt.Log.Warn("what a portd that died has left cannot be removed", "file", path, "err", err)
+	}
 	go func() {
 		defer close(s.stopped)
 		_ = s.Synced() // whoever needs it hears of it
@@ -196,6 +199,8 @@ func openBolt(path string, opt Options, readOnly bool) (*bolt.DB, *os.File, erro
 		return nil, nil, fmt.Errorf("%w: another portd has %s open", ErrInUse, path)
 	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrVersionMismatch):
 		return nil, nil, fmt.Errorf("%w: %s, or its first pages are destroyed: %w", ErrForeign, path, err)
+	case errors.As(err, new(*fs.PathError)): // which names it
+		return nil, nil, err
 	case isOS(err):
 		return nil, nil, fmt.Errorf("open %s: %w", path, err)
 	default:
@@ -263,9 +268,11 @@ func look(tx *bolt.Tx, file *os.File, reads uint32) (have uint32, m *storepb.Met
 	return have, m, err
 }
 
+const newInfix = ".new-"
+
 // create makes a new store in one step, as far as others can see: its file has another name until it is whole.
 func create(path string, schema uint32) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-*") // mode 0600
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+newInfix+"*") // mode 0600
 	if err != nil {
 		return err
 	}

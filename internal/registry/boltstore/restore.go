@@ -56,7 +56,11 @@ func RestoreIf(ctx context.Context, path string, from io.Reader, may func() erro
 	if err != nil {
 		return info, "", err
 	}
-	defer func() { err = errors.Join(err, removeIfThere(at)) }()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, removeIfThere(at))
+		}
+	}()
 	if err := f.Close(); err != nil {
 		return info, "", err
 	}
@@ -73,7 +77,10 @@ func RestoreIf(ctx context.Context, path string, from io.Reader, may func() erro
 	if err := os.Rename(at, restoredPath(path)); err != nil {
 		return info, "", err
 	}
-	return in.info, storeID, syncDir(filepath.Dir(path))
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return info, "", errors.Join(err, removeIfThere(restoredPath(path)))
+	}
+	return in.info, storeID, nil
 }
 
 // fill makes a closed store of the newest schema at path, where there is an empty file.
@@ -172,7 +179,8 @@ func adopt(path string) error {
 }
 
 // PutBack undoes a Restore that another process has begun to take, or has taken, and closed again: the file from before has its
-// place again, also where PutBack is interrupted and somebody opens the store. It is called once for a Restore.
+// place again, also where PutBack is interrupted and somebody opens the store. It is called once for a Restore, and is ErrInUse where somebody
+// has opened what was restored.
 func PutBack(path string) error {
 	waits := true
 	switch _, err := os.Lstat(restoredPath(path)); {
@@ -193,7 +201,13 @@ func PutBack(path string) error {
 	if _, err := os.Lstat(BeforeRestore(path)); err != nil {
 		return err
 	}
-	if err := os.Rename(path, withdrawnPath(path)); err != nil {
+	unlock, err := lockAlone(path)
+	if err != nil {
+		return err
+	}
+	err = os.Rename(path, withdrawnPath(path))
+	unlock()
+	if err != nil {
 		return err
 	}
 	return goOnPuttingBack(path)

@@ -1,6 +1,7 @@
 package boltstore
 
 import (
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"runtime"
@@ -21,8 +22,9 @@ type faulty struct {
 	seen    int64      // calls that at counts, since fail
 	failed  unix.Errno // what the last that failed got
 
-	kill bool // the whole process, in place of failing
-	tell func(call int32, args [6]uint64)
+	kill  bool // the whole process, in place of failing
+	short bool // each write writes a half, and says so
+	tell  func(call int32, args [6]uint64)
 }
 
 // A fault is the nth of the calls that are call.
@@ -83,10 +85,6 @@ func (f *faulty) next(call int32) (errno unix.Errno, undo func()) {
 		f.seen++
 	}
 	if f.at.nth != 0 && (f.seen == f.at.nth && f.seen > seen || f.lasting && f.seen >= f.at.nth) {
-		if f.kill {
-			_ = unix.Kill(unix.Getpid(), unix.SIGKILL)
-			select {}
-		}
 		errno = faultErrno[call]
 		f.failed = errno
 	}
@@ -166,17 +164,36 @@ func (f *faulty) serve() {
 		}
 		answer.id = ask.id
 		errno, undo := f.next(ask.nr)
+		if ask.nr == unix.SYS_PWRITE64 && (errno != 0 && rand.IntN(2) == 0 || f.short && ask.args[2] > 1) {
+			answer.val = half(ask.args) // what fails, and what is killed, may have written a part
+		}
+		if f.kill && errno != 0 {
+			_ = unix.Kill(unix.Getpid(), unix.SIGKILL)
+			select {}
+		}
 		if tell := f.teller(); tell != nil {
 			tell(ask.nr, ask.args)
 		}
-		if errno == 0 {
+		switch {
+		case errno != 0:
+			answer.val, answer.error = 0, -int32(errno)
+		case answer.val == 0:
 			answer.flags = unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE
 		}
-		answer.error = -int32(errno)
 		if err := f.ioctl(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&answer)); err != nil {
 			undo()
 		}
 	}
+}
+
+// half writes the first half of what pwrite64(2) with such arguments would, by a call that nobody asks about.
+func half(args [6]uint64) (n int64) {
+	part := [2]uint64{args[1], args[2] / 2} // struct iovec
+	wrote, _, errno := unix.Syscall6(unix.SYS_PWRITEV, uintptr(args[0]), uintptr(unsafe.Pointer(&part)), 1, uintptr(args[3]), 0, 0)
+	if errno != 0 {
+		return 0
+	}
+	return int64(wrote)
 }
 
 func (f *faulty) ioctl(request uintptr, p unsafe.Pointer) error {

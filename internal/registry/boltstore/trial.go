@@ -136,8 +136,10 @@ func (s *Store) migrate(have uint32, steps []migration, then []op) error {
 // keptOld is of how many schemas the copy from before the migration stays.
 const keptOld = 2
 
+const oldInfix = ".schema"
+
 // oldPath is where the file is as it was before it was migrated from a schema: a portd of that time opens it.
-func oldPath(path string, schema uint32) string { return fmt.Sprintf("%s.schema%d.bak", path, schema) }
+func oldPath(path string, schema uint32) string { return fmt.Sprint(path, oldInfix, schema, ".bak") }
 
 // keepOld copies the file, which nobody writes to meanwhile.
 func (s *Store) keepOld(schema uint32) error {
@@ -146,18 +148,19 @@ func (s *Store) keepOld(schema uint32) error {
 		return err
 	}
 	defer from.Close()
-	if err := writeFile(s.path+".copying", func(w io.Writer) (string, error) {
+	to := oldPath(s.path, schema)
+	if err := writeFile(to+".new", func(w io.Writer) (string, error) {
 		_, err := io.Copy(w, from)
-		return oldPath(s.path, schema), err
+		return to, err
 	}); err != nil {
 		return err
 	}
-	old, err := filepath.Glob(globbed(s.path) + ".schema*.bak")
+	old, err := filepath.Glob(globbed(s.path) + oldInfix + "*.bak")
 	if err != nil {
 		return err
 	}
 	number := func(path string) (n uint32) {
-		_, _ = fmt.Sscanf(strings.TrimPrefix(path, s.path), ".schema%d.bak", &n)
+		_, _ = fmt.Sscanf(strings.TrimPrefix(path, s.path), oldInfix+"%d.bak", &n)
 		return n
 	}
 	slices.SortFunc(old, func(a, b string) int { return cmp.Compare(number(b), number(a)) })
@@ -166,6 +169,6 @@ func (s *Store) keepOld(schema uint32) error {
 			return err
 		}
 	}
-	s.opt.Log.Info("the state was copied before it is migrated", "copy", oldPath(s.path, schema), "schema", schema)
+	s.opt.Log.Info("the state was copied before it is migrated", "copy", to, "schema", schema)
 	return nil
 }
