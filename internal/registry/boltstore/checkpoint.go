@@ -117,7 +117,8 @@ func (s *Store) grow(from, want int64) int64 {
 		return 0
 	}
 	to := from
-	for to < want && 2*to <= s.opt.Journal {
+	free, known := freeOn(s.file)
+	for to < want && 2*to <= s.opt.Journal && (!known || 2*to-from <= free/4) { // the rest is the file's, and others'
 		to *= 2
 	}
 	if from == to || s.journal.grow(from, to) != nil {

@@ -153,14 +153,17 @@ func (s *Store) roomForCopy() error {
 	if err != nil {
 		return err
 	}
-	var disk unix.Statfs_t
-	if err := unix.Fstatfs(int(s.file.Fd()), &disk); err != nil {
-		return fmt.Errorf("statfs %s: %w", s.path, err)
-	}
-	if free := int64(disk.Bavail) * disk.Bsize; free/4 < info.Size() {
+	if free, known := freeOn(s.file); known && free/4 < info.Size() {
 		return fmt.Errorf("%w: %d bytes are free, and the state has %d", unix.ENOSPC, free, info.Size())
 	}
 	return nil
+}
+
+// freeOn is how many bytes can still be written to the disk that has f, where that is known: some file systems do not say.
+func freeOn(f *os.File) (bytes int64, known bool) {
+	var disk unix.Statfs_t
+	err := unix.Fstatfs(int(f.Fd()), &disk)
+	return int64(disk.Bavail) * disk.Bsize, err == nil && disk.Blocks > 0
 }
 
 // writeFile makes a file in one step, as far as others can see: what is written goes into one that is called aside, which gets the
