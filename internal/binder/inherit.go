@@ -91,9 +91,7 @@ func (b *Binder) inherit(items []fdstore.Item) {
 		bags = len(items)
 	}
 	withKeptBack(func() { b.inheritBags(who, items[:bags], use) })
-	for _, it := range items[bags:] {
-		use(it, b.inheritSocket(who, it))
-	}
+	b.inheritSockets(who, items[bags:], use)
 	if useless > 0 {
 		b.kept.settle()
 	}
@@ -111,35 +109,59 @@ func rank(name string) int {
 	return 1
 }
 
-func (b *Binder) inheritSocket(who *inquirer, it fdstore.Item) (err error) {
+// inheritSockets takes over sockets with descriptors of their own. Of each the kernel is asked ten things.
+func (b *Binder) inheritSockets(who *inquirer, items []fdstore.Item, use func(fdstore.Item, error)) {
+	socks, errs := make([]*socket, len(items)), make([]error, len(items))
+	atOnce(len(items), func(i int) { socks[i], errs[i] = who.askOne(items[i]) })
+	for i, s := range socks {
+		if errs[i] == nil && !who.first(s) {
+			errs[i] = errTwice
+		}
+	}
+	atOnce(len(items), func(i int) {
+		if errs[i] == nil {
+			errs[i] = socks[i].asItWas()
+		}
+	})
+	for i, s := range socks {
+		if errs[i] == nil {
+			b.parking.open++
+			b.inherited[s.came.place(s)] = append(b.inherited[s.came.place(s)], s)
+		} else if s != nil && s.wrap != nil {
+			s.close() // the item is the bag
+		}
+		use(items[i], errs[i])
+	}
+}
+
+// askOne asks a socket with a descriptor of its own.
+func (q *inquirer) askOne(it fdstore.Item) (*socket, error) {
 	kind, of, ok := readName(it.Name)
 	if !ok {
-		return fmt.Errorf("%q is no name of a socket", it.Name)
+		return nil, fmt.Errorf("%q is no name of a socket", it.Name)
 	}
 	s := &socket{fd: it.FD, name: it.Name}
 	s.note(of)
 	if kind == 'a' {
 		if err := s.unwrap(); err != nil {
-			return err
+			return nil, err
 		}
-		defer func() {
-			if err != nil && s.wrap != nil {
-				s.close() // the item is the bag
+	}
+	return s, q.ask(s, false)
+}
+
+// atOnce calls f for all below n, as many at a time as there are processors.
+func atOnce(n int, f func(i int)) {
+	var next atomic.Int64
+	var all sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), 4, n) {
+		all.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				f(i)
 			}
-		}()
+		})
 	}
-	if err := who.ask(s, false); err != nil {
-		return err
-	}
-	if !who.first(s) {
-		return errTwice
-	}
-	if err := s.asItWas(); err != nil {
-		return err
-	}
-	b.parking.open++
-	b.inherited[s.came.place(s)] = append(b.inherited[s.came.place(s)], s)
-	return nil
+	all.Wait()
 }
 
 // note says of the socket what the kernel does not.
@@ -182,17 +204,10 @@ func (b *Binder) inheritBags(who *inquirer, items []fdstore.Item, use func(fdsto
 		err  error
 	}
 	outcomes := make([]outcome, len(items))
-	var next atomic.Int64
-	var all sync.WaitGroup
-	for range min(runtime.GOMAXPROCS(0), 4, len(items)) {
-		all.Go(func() {
-			for i := int(next.Add(1)) - 1; i < len(items); i = int(next.Add(1)) - 1 {
-				in, errs, err := who.askAll(items[i])
-				outcomes[i] = outcome{in, errs, err}
-			}
-		})
-	}
-	all.Wait()
+	atOnce(len(items), func(i int) {
+		in, errs, err := who.askAll(items[i])
+		outcomes[i] = outcome{in, errs, err}
+	})
 	for i, o := range outcomes {
 		if errors.Is(o.err, fdpass.ErrFDsTruncated) { // several at a time were too many
 			o.in, o.errs, o.err = who.askAll(items[i])

@@ -130,18 +130,30 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		}
 		cfg.removeTrials()
 	}
+	// To open the store and to look at what was kept takes as long, and clients wait for both.
+	gathered := make(chan error, 1)
+	go func() {
+		var err error
+		d.parts, err = cfg.gather(d.origin)
+		gathered <- err
+	}()
 	state, err := d.openState()
-	if err != nil {
-		return cfg.advise(err)
+	failed := <-gathered
+	if err == nil {
+		defer func() { err = errors.Join(err, unwritten(state.Close())) }()
 	}
-	defer func() { err = errors.Join(err, unwritten(state.Close())) }()
-
-	if d.parts, err = cfg.introduce(d.origin, state, settings); err != nil {
-		return err
-	}
-	d.parts.policy = policy
 	served := false
-	defer func() { d.parts.close(served) }()
+	if failed == nil {
+		defer func() { d.parts.close(served) }()
+	}
+	switch {
+	case err != nil:
+		return cfg.advise(err)
+	case failed != nil:
+		return failed
+	}
+	d.parts.introduce(cfg, state, settings)
+	d.parts.policy = policy
 	features := d.parts.features()
 	tellWeaknesses(cfg.Log, features)
 	if err := d.comeBack(ctx); err != nil {
@@ -434,28 +446,31 @@ type parts struct {
 	netns    *netns.Host
 	nat      *natrules.Host
 	policy   *policy
-	registry *registry.Registry
+	registry *registry.Registry // nil until introduce
+
+	asks   *attacher
+	bootID string
 }
 
-// introduce makes the parts and lets each know those it needs.
-func (cfg Config) introduce(o *origin, store registry.Store, settings registry.Settings) (_ *parts, err error) {
-	p := &parts{}
+// gather makes the parts that need no store, with what was kept.
+func (cfg Config) gather(o *origin) (_ *parts, err error) {
+	p := &parts{asks: &attacher{}}
 	defer func() {
 		if err != nil {
 			p.close(false)
 		}
 	}()
 	log := func(part string) *slog.Logger { return cfg.Log.With("part", part) }
-	asks := &attacher{}
 	lends := &lender{}
 	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, fmt.Errorf("%w: portd needs a whole /proc (proc(5)), to which hidepid may be set and subset=pid, systemd's ProcSubset=, not", err)
 	}
-	if p.netns, err = netns.New(strings.TrimSpace(string(bootID)), log("netns")); err != nil {
+	p.bootID = strings.TrimSpace(string(bootID))
+	if p.netns, err = netns.New(p.bootID, log("netns")); err != nil {
 		return nil, err
 	}
-	if p.pool, err = handoff.New(handoff.Config{Attacher: asks, Lender: lends, Doors: lends, Join: p.netns.Join, Enter: p.netns.Enter, Keep: o.keep, Log: log("handoff")}); err != nil {
+	if p.pool, err = handoff.New(handoff.Config{Attacher: p.asks, Lender: lends, Doors: lends, Join: p.netns.Join, Enter: p.netns.Enter, Keep: o.keep, Log: log("handoff")}); err != nil {
 		return nil, err
 	}
 	if err := binder.KeepBack(); err != nil {
@@ -475,22 +490,26 @@ func (cfg Config) introduce(o *origin, store registry.Store, settings registry.S
 		return nil, err
 	}
 	p.local = localports.New(localports.Config{
-		Record: filepath.Join(cfg.StateDir, "local-ports"), BootID: strings.TrimSpace(string(bootID)), Netns: fmt.Sprint(here),
+		Record: filepath.Join(cfg.StateDir, "local-ports"), BootID: p.bootID, Netns: fmt.Sprint(here),
 		Log: log("localports"),
 	})
 	if p.nat, err = natrules.OpenHost(p.netns.Enter); err != nil {
 		return nil, err
 	}
+	return p, nil
+}
+
+// introduce makes the registry, and lets the parts know each other.
+func (p *parts) introduce(cfg Config, store registry.Store, settings registry.Settings) {
 	p.registry = registry.New(registry.Config{
-		Store: store, Binder: p.binder, Closings: p.binder, Processes: p.pids, Netns: p.netns, Redirects: p.nat, Services: ianadb.Embedded(), Log: log("registry"),
+		Store: store, Binder: p.binder, Closings: p.binder, Processes: p.pids, Netns: p.netns, Redirects: p.nat, Services: ianadb.Embedded(), Log: cfg.Log.With("part", "registry"),
 		Policy: registry.Policy{UID: uint32(os.Geteuid()), FirstUnprivileged: p.binder.FirstUnprivileged(registry.HostNetns)},
-		BootID: strings.TrimSpace(string(bootID)), Settings: settings,
+		BootID: p.bootID, Settings: settings,
 		Ended: func(res *registry.Reservation, reason string) { p.pool.Released(res.ID, reason) },
 
 		LocalPorts: p.local, ReadOnly: cfg.whyReadOnly(),
 	})
-	asks.Registry = p.registry
-	return p, nil
+	p.asks.Registry = p.registry
 }
 
 // close puts away the parts that there are. ran says that the pool has been, by its Run.
