@@ -90,26 +90,72 @@ func (p *Pool) judge(back *pending) {
 	}
 }
 
-// decide looks again at what is in doubt, of a worker that is about to be let go, or of all that live where it is nil. It says whether some
-// is left.
-func (p *Pool) decide(dead *worker) (left bool) {
-	open := make(map[*worker]bool)
-	p.doubts = slices.DeleteFunc(p.doubts, func(d doubtful) bool {
-		var w *worker
-		for _, o := range p.workers {
-			if o.mine == d.tenant {
-				w = o
+// inDoubt says whether it is not known whose a connection is, which may be w's.
+func (p *Pool) inDoubt(w *worker) bool {
+	return slices.ContainsFunc(p.doubts, func(d doubtful) bool { return d.tenant == w.mine })
+}
+
+// withhold sends nothing to the worker of a tenant until it is known what it has: it would say of the next message that it has taken that, and
+// one before it, which it may never have been sent, would be taken for its own. So it counts as stuck, with a probe that ends its turn.
+func (p *Pool) withhold(tenant uint64) {
+	w := p.tenant(tenant)
+	if w == nil || w.stuck {
+		return
+	}
+	w.stuck, w.room = true, false
+	_ = p.out.probe(w.queue)
+}
+
+// wonder looks after some time at what is in doubt, and again, less and less often. A worker that takes its probe may be asked before its turn
+// is over, and nothing else tells of that.
+func (p *Pool) wonder(after time.Duration) {
+	time.AfterFunc(after, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.closed || len(p.doubts) == 0 {
+			return
+		}
+		if p.suspended || p.decide(nil) {
+			p.wonder(min(2*after, longestTick))
+		}
+		if p.suspended {
+			return
+		}
+		for _, w := range p.workers {
+			if w.stuck && !waiting(w.queue) && !p.inDoubt(w) {
+				p.hasRoom(w)
 			}
 		}
-		if dead != nil && dead.mine == d.tenant {
-			w = dead
-		} else if dead != nil {
+		p.wakeUp()
+	})
+}
+
+// tenant is the worker that is one; nil where it is not there any more.
+func (p *Pool) tenant(mine uint64) *worker {
+	for _, w := range p.workers {
+		if w.mine == mine {
+			return w
+		}
+	}
+	return nil
+}
+
+// decide looks again at what is in doubt, of one worker, which may be about to be let go, or of all where it is nil. It says whether some
+// is left.
+func (p *Pool) decide(of *worker) (left bool) {
+	open := make(map[*worker]bool)
+	p.doubts = slices.DeleteFunc(p.doubts, func(d doubtful) bool {
+		w := of
+		switch {
+		case of == nil:
+			w = p.tenant(d.tenant)
+		case of.mine != d.tenant:
 			return false
 		}
 		if open[w] {
 			return false
 		}
-		switch p.verdict(w, d.sequence, d.fd, w == nil || w == dead) {
+		switch p.verdict(w, d.sequence, d.fd, w == nil || w.gone) {
 		case sent:
 			if d.hand != 0 && w != nil {
 				for _, s := range w.serves {
@@ -188,6 +234,8 @@ func (p *Pool) verdict(w *worker, sequence uint64, fd int, dead bool) fate {
 
 // fateOf looks for a message in a worker's queue, and then whether the worker has taken it. In this order, for it goes from there to
 // there. One that is dead takes nothing more. A worker that says nothing of itself leaves it unknown, unless there is a descriptor of one of the connections.
+// Messages follow one another without a gap in a queue, and the message asked for is the last that the worker was sent, or has been taken out of
+// there: a sequence is left out only after a doubt, with nothing in the queue (see withhold).
 func (p *Pool) fateOf(w *worker, sequence uint64, fd int, dead bool) fate {
 	kept, done, err := w.end()
 	if err != nil {
@@ -196,12 +244,13 @@ func (p *Pool) fateOf(w *worker, sequence uint64, fd int, dead bool) fate {
 	defer done()
 	var buf [frameSize]byte
 	for {
-		before, _ := unix.IoctlGetInt(w.queue, unix.SIOCOUTQ)
+		// Not SIOCOUTQ, which counts what the worker is just receiving.
+		before, _ := unix.IoctlGetInt(kept, unix.SIOCINQ)
 		n, _, err := unix.Recvfrom(kept, buf[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
 		if err != nil || n == 0 {
 			break
 		}
-		if after, _ := unix.IoctlGetInt(w.queue, unix.SIOCOUTQ); after != before {
+		if after, _ := unix.IoctlGetInt(kept, unix.SIOCINQ); after != before {
 			continue // the worker is taking some
 		}
 		m, err := wire.Parse(buf[:n])
@@ -215,7 +264,7 @@ func (p *Pool) fateOf(w *worker, sequence uint64, fd int, dead bool) fate {
 		if f.Sequence > sequence {
 			break // it comes after
 		}
-		if last := f.Sequence + uint64((before+p.truesize/2)/p.truesize) - 1; last >= sequence {
+		if last := f.Sequence + uint64(before/frameSize) - 1; last >= sequence {
 			return sent
 		}
 		return unsent

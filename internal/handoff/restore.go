@@ -316,7 +316,7 @@ func (p *Pool) grasp(have map[uint32]int) (lost int) {
 		case g.doubt.sequence != 0:
 			p.ledger.regrip(g.at, fd)
 			p.doubts = append(p.doubts, doubtful{heldConn{fd: fd, conn: g.connection(), hand: g.at}, l, g.doubt})
-			p.startTicking()
+			p.withhold(g.doubt.tenant)
 		default:
 			p.ledger.regrip(g.at, fd)
 			p.uncount(g.at, l)
@@ -332,6 +332,9 @@ func (p *Pool) grasp(have map[uint32]int) (lost int) {
 	}
 	p.ledger.accepting(nil)
 	p.ledger.retaken()
+	if len(p.doubts) > 0 {
+		p.wonder(shortestTick)
+	}
 	return lost
 }
 

@@ -86,7 +86,6 @@ func (p *Pool) tick() {
 	var expirations [8]byte
 	_, _ = unix.Read(p.ticker, expirations[:])
 	again := p.emptyOrphans()
-	again = p.decide(nil) || again
 	for _, w := range p.workers {
 		again = p.look(w) || again
 	}
@@ -188,7 +187,10 @@ func (p *Pool) livesAgain(w *worker) bool {
 	if !w.stuck {
 		return true
 	}
-	if waiting(w.queue) {
+	if p.inDoubt(w) {
+		p.decide(w)
+	}
+	if waiting(w.queue) || p.inDoubt(w) {
 		return false
 	}
 	w.stuck, w.progress.ticks = false, 0

@@ -177,7 +177,7 @@ func (w *worker) serving(number uint32) *serving {
 
 // checkDrained sends the DRAINEDs that are due.
 func (p *Pool) checkDrained(w *worker) {
-	if w.draining == 0 {
+	if w.draining == 0 || p.inDoubt(w) {
 		return
 	}
 	empty := w.stuck || !waiting(w.queue)
