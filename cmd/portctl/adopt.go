@@ -35,10 +35,13 @@ program waits in accept, as many without an event loop do, stop it first.
 A program that stops its listener by shutdown(2) stops it for portd as well: "portctl
 close" and "portctl listen" bring it back.
 
+A reservation of yours that has lost the port to the program has it again by that.
+
 Released, the socket is the program's alone again; once it is lent to a successor, release
 stops it. The keeper has the socket over a restart of portd. Where there is none (portd
---no-keeper) the port is lost while the program runs, for nobody else has the socket then:
-portd takes it back within a second of its end, and clients are refused meanwhile.`
+--no-keeper), or portd was stopped meanwhile, the port is lost while the program runs, for
+nobody else has the socket then: adopt it again, or portd takes it back within a second of
+the program's end, and clients are refused meanwhile.`
 
 type adoptFlags struct {
 	pid                  int32

@@ -64,8 +64,24 @@ func (o *occupant) occupy(ctx context.Context, ref string) (place, error) {
 	}
 	if !recorded && slices.ContainsFunc(p.endpoints, silent) {
 		_, err = o.cl.Reservations.Listen(ctx, &pb.ListenRequest{Reservation: p.res.GetId()})
+		err = lostHint(err)
 	}
 	return p, err
+}
+
+// lostHint says how portd can have a port back that a program serves.
+func lostHint(err error) error {
+	why := (*client.Error)(nil)
+	if !errors.Is(err, client.ErrTaken) || !errors.As(err, &why) {
+		return err
+	}
+	for _, u := range why.Conflict.GetUses() {
+		h, e := u.GetHolder(), u.GetEndpoint()
+		if ps := h.GetProcesses(); len(ps) > 0 && h.GetState() == pb.SocketState_SOCKET_STATE_LISTENING && e.GetProtocol() == pb.Protocol_PROTOCOL_TCP {
+			return try(err, fmt.Sprintf("portctl adopt %s --pid %d   # portd has it again then, and %s serves on", e.GetText(), ps[0].GetPid(), oneLine(ps[0].GetCommand())))
+		}
+	}
+	return err
 }
 
 // meant is the endpoints of a reservation that ref means: all where it is not an endpoint itself.

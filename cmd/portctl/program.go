@@ -96,7 +96,7 @@ func (o *occupant) startWithSockets(path string, argv []string, at []place) erro
 		_ = p.wait()
 		return failed
 	}
-	return p.wait()
+	return p.waitGiving(o, at)
 }
 
 // withoutListen is an environment without what was meant for portctl itself (sd_listen_fds(3)).

@@ -25,6 +25,11 @@ the next run serves them. Datagrams go on queueing for five seconds, for the nex
 read; a run that starts while another one is there shares its UDP socket, or has one of its
 own where the port is held by a group of them (reserve --group).
 
+A program outlives portd, however that ends. When portd was stopped and is started again, it
+gets a TCP socket back from the program that has it, by way of run, and nobody is refused
+meanwhile; where the kernel or the policy forbids that, run says so. Of a UDP or unix
+socket, or a range of ports, there is no way back: portd has lost it until the program ends.
+
 The program can do with the socket what it likes, so only the port's owner, root and the
 user that portd runs as may run programs on it. portd neither counts its connections nor
 gives them to another program when it dies; a program that attaches for its connections

@@ -85,7 +85,8 @@ func holderTexts(holders []Holder) (texts []string) {
 }
 
 // Adopt takes a duplicate of a program's listening socket and makes it a reservation of the caller's that listens: the program
-// may go on or stop, the port stays. ErrDenied where the caller could not do the same himself, ErrUnsupported where portd may
+// may go on or stop, the port stays. A reservation of the caller's that has lost the port, and nothing else being said, has it
+// again by that. ErrDenied where the caller could not do the same himself, ErrUnsupported where portd may
 // not or the socket is of a kind that cannot be owned, ErrNotFound where the process does not run or does not listen there.
 func (r *Registry) Adopt(ctx context.Context, c Caller, req AdoptRequest) (out Adopted, err error) {
 	leave, err := r.visit(c, &req.Endpoint.Netns)
@@ -95,9 +96,17 @@ func (r *Registry) Adopt(ctx context.Context, c Caller, req AdoptRequest) (out A
 	defer leave()
 	answered, err := r.once(ctx, c, "Adopt", req.RequestID, req, func(rec *Request) error {
 		want, err := r.checkAdopt(c, req)
-		if err == nil {
-			out, err = r.adopt(ctx, c, req, want, rec)
+		if err != nil {
+			return err
 		}
+		switch back, err := r.bringBack(ctx, c, req, want, rec); {
+		case err != nil:
+			return err
+		case back != nil:
+			out = *back
+			return nil
+		}
+		out, err = r.adopt(ctx, c, req, want, rec)
 		return err
 	})
 	if answered != nil {

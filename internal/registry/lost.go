@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 )
@@ -114,7 +115,11 @@ func (r *Registry) logLost(ep Endpoint, err error) error {
 			err = taken
 		}
 	}
-	r.cfg.Log.Warn("a reserved port is lost; portd takes it again when it is free", "endpoint", ep, "err", err)
+	log := r.cfg.Log
+	if pid := taken.server(); pid != 0 {
+		log = log.With("try", fmt.Sprintf("portctl adopt %v --pid %d", ep, pid))
+	}
+	log.Warn("a reserved port is lost; portd takes it again when it is free", "endpoint", ep, "err", err)
 	if err != taken {
 		return err
 	}
@@ -123,6 +128,16 @@ func (r *Registry) logLost(ep Endpoint, err error) error {
 		public.Holders[i].Processes = nil
 	}
 	return public
+}
+
+// server is the program that listens on the port, and from which it could be adopted; 0: none.
+func (e *TakenError) server() int {
+	for _, h := range e.Holders {
+		if e.Want.Proto == TCP && h.State == SocketListening && len(h.Processes) > 0 {
+			return h.Processes[0].PID
+		}
+	}
+	return 0
 }
 
 func appendPort(rs []PortRange, p uint16) []PortRange {
