@@ -40,6 +40,7 @@ var arrows = map[string][]string{
 	"internal/paths":                      nil,
 	"internal/peercred":                   nil,
 	"internal/shortage":                   nil,
+	"internal/skew":                       nil,
 	"internal/sockdiag":                   nil,
 	"internal/wire":                       nil,
 	"internal/registry":                   {"internal/ianadb"},
