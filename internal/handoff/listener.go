@@ -221,7 +221,7 @@ func (p *Pool) dispatch(messages int) (more bool) {
 		}
 		if err != 0 {
 			if p.rest.begin() {
-				p.log.Warn("cannot hand over connections; they wait", "err", err)
+				p.log.Warn("cannot hand over connections; they wait", "err", limit(err))
 			}
 			return false
 		}

@@ -39,6 +39,9 @@ func (p *Pool) Serve(ctx context.Context, ln *net.UnixListener) error {
 		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
+	var spare spares
+	defer spare.close()
+	spare.refill()
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
 	defer cancel()
@@ -59,7 +62,10 @@ func (p *Pool) Serve(ctx context.Context, ln *net.UnixListener) error {
 		conn, err := ln.AcceptUnix()
 		switch {
 		case err == nil:
-			pause.end()
+			if pause.pause > 0 {
+				pause.end()
+				spare.refill()
+			}
 			sessions.Go(func() { p.session(ctx, conn) })
 		case ctx.Err() != nil:
 			return nil
@@ -72,7 +78,10 @@ func (p *Pool) Serve(ctx context.Context, ln *net.UnixListener) error {
 			return err
 		default:
 			if pause.begin() {
-				p.log.Warn("cannot accept workers; they wait", "err", err)
+				p.log.Warn("cannot accept workers; they wait", "err", limit(err))
+			}
+			if pause.pause == longestRest {
+				p.sendAway(ctx, ln, &spare, err, &sessions)
 			}
 			select {
 			case <-time.After(pause.pause):
@@ -110,7 +119,7 @@ func (p *Pool) attachWorker(ctx context.Context, conn *net.UnixConn) (w *worker,
 		return nil, nil
 	}
 	if !p.knock(cred.UID) {
-		p.refuse(conn, wire.CodeExhausted, "too many workers of this user are attaching at this moment; try again")
+		p.turnDown(conn, "too many workers of this user are attaching at this moment; try again")
 		return nil, nil
 	}
 	defer p.knocked(cred.UID)

@@ -140,11 +140,15 @@ func TestNoDescriptors(t *testing.T) {
 	if n := len(p.lines(t, `"level":"WARN"`)); n > 20 {
 		t.Errorf("%d warnings", n)
 	}
+	if err := <-attached; !errors.Is(err, client.ErrExhausted) || !strings.Contains(err.Error(), "RLIMIT_NOFILE") {
+		t.Errorf("who attaches is told %v; want the limit's name", err)
+	}
+	if said := strings.Join(p.lines(t, "cannot hand over connections; they wait"), "\n"); !strings.Contains(said, "RLIMIT_NOFILE") {
+		t.Errorf("the log says %q; want the limit's name", said)
+	}
 	lift()
 	wantAnswers(t, waiting)
-	if err := <-attached; err != nil {
-		t.Errorf("who waited at the hand-off socket: %v", err)
-	}
+	p.serve(t, "web", "second")
 	if _, err := reserve(t.Context(), c, "more"); err != nil {
 		t.Error(err)
 	}
