@@ -106,6 +106,7 @@ func New(cfg Config) *Server {
 		grpc.Creds(settled{}),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
+		grpc.UnknownServiceHandler(unknown(cfg.Info.Version)),
 		grpc.MaxRecvMsgSize(maxMessage+framing),
 		grpc.MaxHeaderListSize(maxHeader),
 		grpc.StaticStreamWindowSize(window),
