@@ -30,6 +30,14 @@ func rows(t testing.TB) [][]string {
 	return all[1:]
 }
 
+// long is how many of alike cases a test looks at: all with PORTD_LONG=1, else some.
+func long(all, some int) int {
+	if os.Getenv("PORTD_LONG") != "" {
+		return all
+	}
+	return some
+}
+
 type answer struct {
 	Status string
 	Names  []string

@@ -82,7 +82,7 @@ func TestNearFindsBack(t *testing.T) {
 		}
 	}
 	tried, missed := 0, 0
-	for range 300 {
+	for range long(300, 100) {
 		name := names[random.IntN(len(names))]
 		if got := d.Near(strings.ToUpper(name)); len(got) == 0 || got[0] != name {
 			t.Errorf("%s: %v, want itself first", strings.ToUpper(name), got)

@@ -146,7 +146,7 @@ func TestParseEnds(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			rest := &endless{what: tt.forever}
+			rest := &endless{what: strings.Repeat(tt.forever, 1+1<<12/len(tt.forever))}
 			_, err := ianadb.Parse(io.MultiReader(strings.NewReader(tt.begin), rest))
 			runtime.ReadMemStats(&after)
 			if err == nil || !strings.HasSuffix(err.Error(), tt.reason) || !strings.HasPrefix(err.Error(), "line ") {
