@@ -45,9 +45,15 @@ func (n inNamespace) Run() int {
 
 func TestScripts(t *testing.T) {
 	nstest.Need(t)
+	quick := quick(t)
 	testscript.Run(t, testscript.Params{
-		Dir:   "testdata",
-		Setup: setup,
+		Dir: "testdata",
+		Setup: func(env *testscript.Env) error {
+			if quick != "" {
+				env.Setenv("PATH", quick+string(filepath.ListSeparator)+env.Getenv("PATH"))
+			}
+			return setup(env)
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"start":  startCmd,
 			"expect": expectCmd,
