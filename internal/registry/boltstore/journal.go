@@ -135,8 +135,8 @@ func (j *journal) room(tail int64, n int64) int64 {
 // write makes a record durable. After an error it is nowhere, unless erase has yet to make sure of that.
 func (j *journal) write(record []byte, at int64) error {
 	err := func() error {
-		if n, err := j.file.WriteAt(record, at); err != nil {
-			if n > 0 {
+		if _, err := j.file.WriteAt(record, at); err != nil {
+			if j.has(record, at) {
 				j.doubt = at
 			}
 			return err
@@ -152,6 +152,17 @@ func (j *journal) write(record []byte, at int64) error {
 	}
 	j.head = at + int64(len(record))
 	return nil
+}
+
+// has says whether a record that could not be written is there all the same, as a whole, or may be. How much was written before the error
+// WriteAt does not say, and most of a record's last block is empty.
+func (j *journal) has(record []byte, at int64) bool {
+	there := make([]byte, len(record))
+	if _, err := j.file.ReadAt(there, at); err != nil {
+		return true
+	}
+	b, err := readRecord(there, j.id)
+	return (b != nil || err != nil) && bytes.Equal(there[:recordBytes], record[:recordBytes])
 }
 
 var noRecord [block]byte

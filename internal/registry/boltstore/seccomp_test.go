@@ -19,6 +19,7 @@ type faulty struct {
 	mu      sync.Mutex
 	at      fault // zero: nothing fails
 	lasting bool
+	rest    bool       // what a write that failed has left to write is to fail yet
 	seen    int64      // calls that at counts, since fail
 	failed  unix.Errno // what the last that failed got
 
@@ -51,7 +52,7 @@ var faultErrno = map[int32]unix.Errno{
 func (f *faulty) fail(at fault, lasting bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.at, f.lasting, f.seen, f.failed = at, lasting, 0, 0
+	f.at, f.lasting, f.rest, f.seen, f.failed = at, lasting, false, 0, 0
 }
 
 // told has tell called before each of the calls, while who makes it waits.
@@ -164,8 +165,8 @@ func (f *faulty) serve() {
 		}
 		answer.id = ask.id
 		errno, undo := f.next(ask.nr)
-		if ask.nr == unix.SYS_PWRITE64 && (errno != 0 && rand.IntN(2) == 0 || f.short && ask.args[2] > 1) {
-			answer.val = half(ask.args) // what fails, and what is killed, may have written a part
+		if ask.nr == unix.SYS_PWRITE64 {
+			answer.val, errno = f.part(ask.args, errno)
 		}
 		if f.kill && errno != 0 {
 			_ = unix.Kill(unix.Getpid(), unix.SIGKILL)
@@ -176,7 +177,7 @@ func (f *faulty) serve() {
 		}
 		switch {
 		case errno != 0:
-			answer.val, answer.error = 0, -int32(errno)
+			answer.error = -int32(errno)
 		case answer.val == 0:
 			answer.flags = unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE
 		}
@@ -184,6 +185,27 @@ func (f *faulty) serve() {
 			undo()
 		}
 	}
+}
+
+// part has a write that fails, or in which the process is killed, write a half now and then, as it is on a disk that becomes full: the write
+// says how much it was, and the next one, of the rest, fails.
+func (f *faulty) part(args [6]uint64, errno unix.Errno) (wrote int64, then unix.Errno) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.short && args[2] > 1:
+		return half(args), 0
+	case f.rest:
+		f.rest = false
+		return 0, faultErrno[unix.SYS_PWRITE64]
+	case errno == 0 || rand.IntN(2) == 0:
+		return 0, errno
+	}
+	if wrote = half(args); wrote == 0 || f.kill {
+		return 0, errno
+	}
+	f.rest = true
+	return wrote, 0
 }
 
 // half writes the first half of what pwrite64(2) with such arguments would, by a call that nobody asks about.
