@@ -45,7 +45,7 @@ func (c *ctl) upgradeCommand() *cobra.Command {
 			if errors.Is(err, client.ErrDenied) {
 				return try(err, sudo(cmd, args))
 			}
-			return err
+			return upgradeHint(err)
 		},
 	}
 	cmd.Flags().StringVar(&binary, "binary", "", "the `file` of the portd that takes over; a path that portd can reach")
@@ -81,6 +81,21 @@ func (c *ctl) upgrade(ctx context.Context, binary string) error {
 	c.say("it was started from %s, as the next one is without --binary", oneLine(did.GetBinary()))
 	c.say("connections waited for %v, changes for %v", tenths(did.GetPause().AsDuration()), tenths(did.GetFrozen().AsDuration()))
 	return nil
+}
+
+// upgradeHint says what to do about a portd that has not taken over.
+func upgradeHint(err error) error {
+	why := (*client.Error)(nil)
+	if !errors.As(err, &why) || why.Reason != "UPGRADE_FAILED" {
+		return err
+	}
+	switch why.Metadata["step"] {
+	case "prove": // nothing but the file has a part in it
+		return try(err, quote(why.Metadata["binary"])+" --version   # is it there, and a portd for this machine?")
+	case "hello", "prepared", "yours", "good":
+		return try(err, "journalctl -u portd -n 50   # or wherever the log of portd is: the new one has said why; then portctl upgrade again")
+	}
+	return try(err, "portctl upgrade   # again: nothing has changed")
 }
 
 // tenths is a duration in milliseconds, to a tenth of one.

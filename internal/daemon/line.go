@@ -47,13 +47,13 @@ type saying map[string]string
 func (l *line) hear(within time.Duration, want string) (saying, error) {
 	s, err := l.next(within)
 	if err != nil {
-		return nil, fmt.Errorf("wait for %s: %w", want, err)
+		return nil, err
 	}
 	if why, failed := s["REASON"]; failed {
 		return nil, errors.New(why)
 	}
 	if s[want] != "1" {
-		return nil, fmt.Errorf("wait for %s: it says something else", want)
+		return nil, fmt.Errorf("it says something else than %s", want)
 	}
 	return s, nil
 }
@@ -74,7 +74,7 @@ func (l *line) next(within time.Duration) (saying, error) {
 		}
 		left := time.Until(until)
 		if left <= 0 {
-			return nil, fmt.Errorf("it has not said it for %v: %w", within, os.ErrDeadlineExceeded)
+			return nil, fmt.Errorf("it has said nothing for %v: %w", within, os.ErrDeadlineExceeded)
 		}
 		fds := []unix.PollFd{{Fd: int32(l.fd), Events: unix.POLLIN}, {Fd: int32(l.other), Events: unix.POLLIN}}
 		if _, err := unix.Poll(fds, int(left.Milliseconds())+1); err != nil && err != unix.EINTR {

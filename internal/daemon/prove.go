@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -77,6 +78,7 @@ func (u *upgrade) prove() error {
 	said := &limited{most: 4096}
 	cmd.Stdout, cmd.Stderr = said, said
 	cmd.WaitDelay = time.Second
+	var started *fs.PathError
 	switch err := cmd.Run(); {
 	case u.stopping.Err() != nil:
 		return errors.New("this portd is told to stop")
@@ -84,10 +86,12 @@ func (u *upgrade) prove() error {
 		return fmt.Errorf("%s has not proved itself within %v: %s", u.out.Binary, proveFor, said)
 	case err != nil && strings.Contains(said.String(), "not defined: -prove"):
 		return fmt.Errorf("%s is a portd from before there were upgrades: stop this one and start that one", u.out.Binary)
+	case errors.As(err, &started):
+		return fmt.Errorf("%s: %w", u.out.Binary, started.Err) // without the names of Go's functions
 	case err != nil && said.Len() > 0:
-		return fmt.Errorf("%s: %w: %s", u.out.Binary, err, said)
+		return fmt.Errorf("%s, tried on a copy of what is recorded, ended with %w and said: %s", u.out.Binary, err, said)
 	case err != nil:
-		return fmt.Errorf("%s: %w", u.out.Binary, err)
+		return fmt.Errorf("%s, tried on a copy of what is recorded, ended with %w and said nothing", u.out.Binary, err)
 	case !strings.Contains(said.String(), readsIt):
 		return fmt.Errorf("%s is no portd: it does not say that it reads the store, but %q", u.out.Binary, said)
 	}

@@ -86,12 +86,12 @@ func (d *daemon) upgradeBegun(binary string) (rpc.Upgraded, error) {
 	}
 	if u.fate != nil {
 		u.cfg.Log.Error("portd ends, so that the service manager starts one", "err", err)
-		return rpc.Upgraded{}, &rpc.UpgradeError{Step: u.at, Why: err.Error()}
+		return rpc.Upgraded{}, &rpc.UpgradeError{Step: u.at, Why: err.Error(), Binary: binary}
 	}
 	d.upgrading.Unlock()
-	err = &rpc.UpgradeError{Step: u.at, Why: strings.ReplaceAll(err.Error(), "\n", "; ")}
-	d.cfg.Log.Warn("the other portd does not take over; this one goes on", "binary", binary, "step", u.at, "err", err)
-	return rpc.Upgraded{}, err
+	why := strings.ReplaceAll(err.Error(), "\n", "; ")
+	d.cfg.Log.Warn("the other portd does not take over; this one goes on", "binary", binary, "step", u.at, "err", why)
+	return rpc.Upgraded{}, &rpc.UpgradeError{Step: u.at, Why: why, Binary: binary}
 }
 
 // An upgrade is one attempt, as the predecessor sees it.
@@ -199,7 +199,7 @@ func (u *upgrade) start() error {
 		u.line.close()
 		u.line = nil
 		u.undo = nil
-		return fmt.Errorf("start %s: %w", u.out.Binary, err)
+		return fmt.Errorf("%s: %w", u.out.Binary, err)
 	}
 	u.out.NewPID = pid
 	// Nobody has waited for it yet, so the number is its own.

@@ -131,7 +131,7 @@ func explain(err error, reason string, me registry.Principal) []protoadapt.Messa
 		}
 	case errors.As(err, &upgrade):
 		info.Reason = "UPGRADE_FAILED"
-		info.Metadata["step"] = upgrade.Step
+		info.Metadata["step"], info.Metadata["binary"] = upgrade.Step, upgrade.Binary
 	case errors.As(err, &absent):
 		info.Reason = "NOT_LISTENING"
 		details = append(details, fromTaken(&registry.TakenError{Want: absent.Want, Holders: absent.Holders}, me))

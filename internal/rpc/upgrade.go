@@ -21,12 +21,25 @@ type Upgraded struct {
 
 // An UpgradeError says that the portd from before goes on, and why. It is a registry.ErrUnsupported.
 type UpgradeError struct {
-	Step string // at which it failed: see docs/ARCHITECTURE.md
-	Why  string
+	Step   string // at which it failed: see docs/ARCHITECTURE.md
+	Why    string
+	Binary string // of the new one
+}
+
+// troubles are the steps as whoever upgrades would call what went wrong at them.
+var troubles = map[string]string{
+	"hello":        "it does not start: ",
+	"frozen":       "changes cannot wait for it: ",
+	"closed-store": "it cannot be given what is recorded: ",
+	"given":        "it cannot be given what is open: ",
+	"prepared":     "it does not get ready: ",
+	"suspended":    "connections cannot wait for it: ",
+	"yours":        "it could not begin: ",
+	"good":         "it was ready and has not begun: ",
 }
 
 func (e *UpgradeError) Error() string {
-	return "the new portd does not take over, this one goes on: at " + e.Step + ": " + e.Why
+	return "the new portd does not take over, this one goes on: " + troubles[e.Step] + e.Why
 }
 func (e *UpgradeError) Is(target error) bool { return target == registry.ErrUnsupported }
 
