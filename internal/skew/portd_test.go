@@ -198,6 +198,19 @@ func (s *stage) runs(daemon, keeper *release) {
 	})
 }
 
+// alone says whether there is one daemon, which answers, and nothing is left of another one.
+func (s *stage) alone() bool {
+	s.Helper()
+	pid, daemons := s.daemon(0), 0
+	for _, some := range descendants(s.cmd.Process.Pid) {
+		comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", some))
+		if err == nil && string(comm) == "portd\n" {
+			daemons++
+		}
+	}
+	return daemons == 1 && s.daemon(0) == pid
+}
+
 // is says whether a process runs a release's portd.
 func is(pid int, r *release) bool {
 	runs, err1 := os.Stat(fmt.Sprintf("/proc/%d/exe", pid))

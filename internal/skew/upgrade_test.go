@@ -1,8 +1,14 @@
 package skew_test
 
 import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A portd is upgraded to the other release and rolled back, while workers of both serve in each language, clients connect, sessions last
@@ -48,6 +54,54 @@ func TestUpgrade(t *testing.T) {
 		if err := session.End(); err != nil {
 			t.Error(err)
 		}
+		s.finish()
+	})
+}
+
+// One of the processes that take part in an upgrade or a roll-back is killed at some moment of it: old daemon, new one, the one that proves
+// itself or a holder. Whichever release goes on, it has everything.
+func TestKilledWhileUpgraded(t *testing.T) {
+	rounds := 8
+	if os.Getenv("PORTD_LONG") != "" {
+		rounds = 40
+	}
+	directions(t, func(t *testing.T, first, second *release) {
+		s := open(t)
+		s.install(first)
+		s.start()
+		s.furnish()
+		s.populate(first, second)
+		all := s.change(first, second)
+		took := 300 * time.Millisecond
+		killed := map[string]int{}
+		for range rounds {
+			to := second
+			if is(s.daemon(0), second) {
+				to = first
+			}
+			upgrade := s.command(first, "portctl", "upgrade", "--binary", to.portd())
+			began := time.Now()
+			if err := upgrade.Start(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(rand.N(took)) // the moment
+			some := descendants(s.cmd.Process.Pid)
+			victim := some[rand.IntN(len(some))]
+			comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", victim))
+			_ = unix.Kill(victim, unix.SIGKILL) // it may have ended
+			outcome := strings.TrimSpace(string(comm)) + ", not upgraded"
+			if upgrade.Wait() == nil {
+				outcome = strings.TrimSpace(string(comm)) + ", upgraded"
+				took = time.Since(began)
+			}
+			killed[outcome]++
+			s.wait("one daemon", func() bool { return s.alone() })
+			s.same(all)
+			s.serves()
+			s.content()
+			all = s.change(first, second)
+		}
+		t.Logf("killed: %v", killed)
 		s.finish()
 	})
 }
