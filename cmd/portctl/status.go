@@ -11,10 +11,11 @@ import (
 	"github.com/spf13/cobra"
 )
 
-const statusHelp = `Status says which portd answers, who you are to it, what it has, which policy file it
-goes by and why it could not be read again, which IANA registry it answers from, with
-where and when it was imported and what portctl import --undo would bring back, and what
-this kernel lacks for it. With -q the control socket alone.`
+const statusHelp = `Status says which portd answers, who keeps its ports open should it die, since when they
+have been and how often it was restarted or upgraded, who you are to it, what it has, which
+policy file it goes by and why it could not be read again, which IANA registry it answers
+from, with where and when it was imported and what portctl import --undo would bring back,
+and what this kernel lacks for it. With -q the control socket alone.`
 
 func (c *ctl) statusCommand() *cobra.Command {
 	return &cobra.Command{
@@ -47,6 +48,7 @@ func (c *ctl) statusCommand() *cobra.Command {
 func (c *ctl) printStatus(st *pb.GetStatusResponse, socket string) error {
 	t := c.table()
 	t.row("portd", fmt.Sprintf("%s  pid %d, %s, since %s", st.GetVersion(), st.GetPid(), ownerName(fmt.Sprintf("uid:%d", st.GetUid())), full(st.GetStartTime())))
+	custodyRows(t, st.GetCustody())
 	t.row("socket", socket)
 	t.row("state", fmt.Sprintf("%s  schema %d", st.GetStateDir(), st.GetSchemaVersion()))
 	t.row("store", fmt.Sprintf("%s  revision %d, events from %d on", st.GetStoreId(), st.GetRevision(), st.GetOldestRevision()))
@@ -79,6 +81,47 @@ func (c *ctl) printStatus(st *pb.GetStatusResponse, socket string) error {
 		t.row("kernel", "lacks "+f.GetName()+": "+f.GetConsequence())
 	}
 	return t.flush()
+}
+
+// custodyRows says who has what portd has, and how often that was needed.
+func custodyRows(t table, c *pb.CustodyStatus) {
+	if c == nil {
+		return // a portd that does not say
+	}
+	var who string
+	switch {
+	case c.GetKeeperPid() != 0:
+		who = fmt.Sprintf("pid %d", c.GetKeeperPid())
+	case c.GetServiceManager():
+		who = "the service manager"
+	default:
+		who = "none: the ports close when portd dies"
+	}
+	if c.GetHolderPid() != 0 {
+		who += fmt.Sprintf(", holder pid %d", c.GetHolderPid())
+	} else {
+		who += ", no holder: connections that portd has in hand are lost then"
+	}
+	t.row("keeper", who)
+	if c.GetSince() == nil {
+		return
+	}
+	open := "since " + full(c.GetSince())
+	if n := c.GetRestarts(); n > 0 {
+		open += fmt.Sprintf(", restarted %s, last %s", times(int(n)), full(c.GetRestartTime()))
+	}
+	if n := c.GetUpgrades(); n > 0 {
+		open += ", upgraded " + times(int(n))
+	}
+	t.row("open", open)
+}
+
+// times is how often: "once", "3 times".
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
 }
 
 // handoffRow says how much was handed over, and what of it is out of the ordinary.

@@ -100,7 +100,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if before != nil {
 		cfg.step("hello")
 	}
-	d := &daemon{cfg: cfg, policy: policy, started: started}
+	d := &daemon{cfg: cfg, policy: policy, started: started, ballast: make([]byte, ballast)}
 	if d.origin, err = begin(before, cfg.Version, cfg.Log); err != nil {
 		return err
 	}
@@ -175,6 +175,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		Policy:   policy.state,
 		Upgrade:  d.upgrades(),
 		Backups:  d.backups(),
+		Custody:  d.custody,
 		Log:      cfg.Log,
 		Join:     d.parts.netns.Join,
 		Info: rpc.Info{
@@ -188,6 +189,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			return err
 		}
 	}
+	d.life = d.origin.live(started, before != nil)
 	served = true
 	return d.serve(ctx, control, attach)
 }
@@ -198,12 +200,14 @@ type daemon struct {
 	started time.Time
 	origin  *origin
 	locked  *os.File
+	ballast []byte // until it is ready
 	store   *store // nil where portd is read-only
 	parts   *parts
 	policy  *policy
 	doors   *rpc.Server
 	binary  string // the program that this is, where a predecessor has said so
 	holding *holding
+	life    *life
 	holders []fdstore.Item // of the predecessor
 
 	stopping  context.Context // ends when this portd is to stop; there is one once anybody is served
@@ -214,6 +218,10 @@ type daemon struct {
 	fate      error         // what this one ends with then
 	left      chan struct{} // closed when nothing is open any more that was given to it
 }
+
+// ballast is what the collector takes the heap to be larger by while clients wait: it would go through what is being loaded again and again,
+// on the processor that asks the kernel of the sockets. Nobody writes there, so that it is not memory.
+const ballast = 32 << 20
 
 // openStore opens the store. While it is not sure that this portd goes on, the file stays one that the portd before it reads.
 func (d *daemon) openStore() (err error) {
@@ -347,7 +355,7 @@ func (d *daemon) serve(ctx context.Context, control, attach *door) error {
 	select {
 	case <-d.leaving:
 		if d.fate == nil {
-			cfg.Log.Info("another portd has taken over")
+			cfg.Log.Info("stopped")
 		}
 		return d.fate
 	default:
@@ -378,6 +386,7 @@ func (d *daemon) announce() {
 	cfg.Log.Info("ready", "socket", cfg.Socket, "state", cfg.StateDir, "version", cfg.Version, "reservations", st.Reservations,
 		"lost", st.Lost, "listeners", st.Listeners, "policy", d.policy.loaded(), "took", time.Since(d.started).Round(time.Millisecond).String())
 	d.origin.keep.Notify(sd.SdNotifyReady)
+	d.ballast = nil
 	cfg.step("ready")
 	if cfg.Ready != nil {
 		cfg.Ready()
@@ -557,11 +566,17 @@ func (p *parts) features() []rpc.Feature {
 	})
 }
 
-// tellWeaknesses says at the start what this kernel lacks.
+// tellWeaknesses says at the start what this kernel lacks, all on one line: for an ordinary user's portd it is the usual case, and
+// portctl status says what follows.
 func tellWeaknesses(log *slog.Logger, features []rpc.Feature) {
+	var lacking []string
 	for _, f := range features {
 		if !f.Available {
-			log.Warn("the kernel, or a right of portd's, falls short", "feature", f.Name, "consequence", f.Consequence)
+			lacking = append(lacking, f.Name)
+			log.Debug("the kernel, or a right of portd's, falls short", "feature", f.Name, "consequence", f.Consequence)
 		}
+	}
+	if len(lacking) > 0 {
+		log.Info("the kernel, or a right of portd's, falls short; portctl status says what follows", "features", strings.Join(lacking, ", "))
 	}
 }

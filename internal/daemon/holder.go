@@ -35,6 +35,9 @@ const (
 // hold starts a holder. Where there is none, or none is wanted, what is between accept and hand-over is lost if portd is killed.
 func hold(keep *fdstore.Store, wanted bool, log *slog.Logger) *holding {
 	h := &holding{keep: keep, log: log, stop: make(chan struct{}), done: make(chan struct{})}
+	if wanted && !keep.Kept() {
+		log.Warn("nobody keeps what portd has: its ports close if it dies, and connections that it has in hand are lost")
+	}
 	if !wanted || !keep.Kept() { // nobody would ask it
 		close(h.done)
 		return h
@@ -102,6 +105,16 @@ func (h *holding) forget() {
 	if err := now.Close(); err != nil {
 		h.log.Error("the process that shares portd's descriptors does not end", "err", err)
 	}
+}
+
+// pid is the one that there is; 0: none.
+func (h *holding) pid() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.now == nil {
+		return 0
+	}
+	return h.now.PID()
 }
 
 // tells has f told which process it is, and which each later one is; 0: there is none.

@@ -80,7 +80,7 @@ func (o *origin) check() error {
 	var errs []error
 	for _, it := range o.items {
 		switch {
-		case it.Name == "lock", it.Name == "control", it.Name == "handoff", ofBinder(it.Name), ofHandoff(it.Name):
+		case it.Name == "lock", it.Name == "control", it.Name == "handoff", it.Name == lifeName, ofBinder(it.Name), ofHandoff(it.Name):
 		case len(it.Name) > 2 && it.Name[1] == '.':
 			o.log.Warn("a descriptor that another release of portd has kept is closed", "name", it.Name)
 			o.drop(it)

@@ -345,7 +345,7 @@ func (u *upgrade) leave() error {
 	if u.fate != nil {
 		return u.fate
 	}
-	u.cfg.Log.Info("another portd is the daemon", "pid", u.out.NewPID, "version", u.out.NewVersion, "pause", u.out.Pause.String(),
+	u.cfg.Log.Info("another portd has taken over", "pid", u.out.NewPID, "version", u.out.NewVersion, "pause", u.out.Pause.String(),
 		"frozen", u.out.Frozen.String(), "took", u.out.Took.String())
 	return nil
 }

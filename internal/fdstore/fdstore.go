@@ -8,7 +8,9 @@ package fdstore
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -150,6 +152,29 @@ func (s *Store) Keeper() (n int, there bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.keepers, s.keepers > 0 && s.link != nil && s.broken == nil
+}
+
+// KeeperPID is the pid of portd's keeper; 0 where there is none just now, or it is not known.
+func (s *Store) KeeperPID() int {
+	if s == nil {
+		return 0
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.link == nil || s.broken != nil || s.link.keeper == nil {
+		return 0
+	}
+	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", s.link.keeper.Fd()))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(info)) { // proc_pid_fdinfo(5)
+		if text, ok := strings.CutPrefix(line, "Pid:"); ok {
+			pid, _ := strconv.Atoi(strings.TrimSpace(text))
+			return max(pid, 0) // -1: it is dead
+		}
+	}
+	return 0
 }
 
 // Managed says whether a service manager keeps what is in the store.

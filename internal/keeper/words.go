@@ -100,7 +100,7 @@ func (k *keeper) becomesMain(pid int, fds []int) []int {
 		_ = unix.PidfdSendSignal(fds[0], k.asked, nil, 0) // ESRCH: it is dead
 	}
 	k.isReady()
-	k.log.Info("another process is the daemon", "pid", pid)
+	k.log.Debug("another process is the daemon", "pid", pid)
 	return nil
 }
 

@@ -180,7 +180,7 @@ func (r *Registry) retryLost(ctx context.Context) error {
 		}
 		r.mu.RUnlock()
 		for _, e := range lost {
-			if err := r.retry(ctx, e); err != nil {
+			if err := r.retry(ctx, e); err != nil && !errors.Is(err, ErrHandedOver) { // else the other portd sees to it
 				r.cfg.Log.Error("cannot record that a port is held again", "err", err)
 			}
 		}

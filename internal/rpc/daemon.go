@@ -14,6 +14,7 @@ type daemon struct {
 	workers Workers
 	policy  func() PolicyStatus
 	info    Info
+	custody func() Custody
 }
 
 func (s *daemon) GetStatus(ctx context.Context, _ *pb.GetStatusRequest) (*pb.GetStatusResponse, error) {
@@ -27,5 +28,17 @@ func (s *daemon) GetStatus(ctx context.Context, _ *pb.GetStatusRequest) (*pb.Get
 		Workers: uint32(len(s.workers.Workers())),
 		Caller:  string(me.Principal()), Admin: s.reg.Policy().Admin(me),
 		Policy: fromPolicy(s.policy()), Handoff: fromSum(s.workers.Sum()), ReadOnly: s.info.ReadOnly,
+		Custody: fromCustody(s.custody),
 	}, nil
+}
+
+func fromCustody(of func() Custody) *pb.CustodyStatus {
+	if of == nil {
+		return nil
+	}
+	c := of()
+	return &pb.CustodyStatus{
+		KeeperPid: int32(c.Keeper), ServiceManager: c.Manager, HolderPid: int32(c.Holder),
+		Since: fromTime(c.Since), Restarts: uint32(c.Restarts), RestartTime: fromTime(c.Restarted), Upgrades: uint32(c.Upgrades),
+	}
 }

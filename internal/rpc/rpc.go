@@ -27,7 +27,8 @@ type Config struct {
 	Policy   func() PolicyStatus // nil: there is no policy file
 	Backups  Backups             // nil: the state is not copied in or out
 	Info     Info
-	Log      *slog.Logger // nil: silent
+	Custody  func() Custody // nil: nothing is known of it
+	Log      *slog.Logger   // nil: silent
 	// Upgrade puts another program in this one's place, and returns when that works; the caller answers and ends. The error is an
 	// *UpgradeError where this one goes on. nil: there are no upgrades.
 	Upgrade func(ctx context.Context, binary string) (Upgraded, error)
@@ -47,6 +48,14 @@ type Info struct {
 	HandoffSocket string
 	Features      []Feature
 	ReadOnly      []string // why callers change nothing, and what is missing of the state; empty: they do
+}
+
+// Custody is who has what portd has, and how often that was needed: see the API's CustodyStatus.
+type Custody struct {
+	Keeper, Holder     int // pids; 0: there is none
+	Manager            bool
+	Since, Restarted   time.Time
+	Restarts, Upgrades int
 }
 
 // A Feature is something of the kernel that portd is better with.
@@ -137,5 +146,5 @@ func register(cfg Config, to grpc.ServiceRegistrar, hot *hot) {
 	pb.RegisterHandoffServiceServer(to, &handoffs{reg: cfg.Registry, workers: cfg.Workers})
 	pb.RegisterUpgradeServiceServer(to, &upgrades{reg: cfg.Registry, upgrade: cfg.Upgrade})
 	pb.RegisterBackupServiceServer(to, &backups{reg: cfg.Registry, is: cfg.Backups})
-	pb.RegisterDaemonServiceServer(to, &daemon{reg: cfg.Registry, workers: cfg.Workers, policy: cfg.Policy, info: cfg.Info})
+	pb.RegisterDaemonServiceServer(to, &daemon{reg: cfg.Registry, workers: cfg.Workers, policy: cfg.Policy, info: cfg.Info, custody: cfg.Custody})
 }

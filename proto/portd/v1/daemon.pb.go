@@ -91,7 +91,8 @@ type GetStatusResponse struct {
 	Policy  *PolicyStatus  `protobuf:"bytes,21,opt,name=policy,proto3" json:"policy,omitempty"`
 	Handoff *HandoffStatus `protobuf:"bytes,22,opt,name=handoff,proto3" json:"handoff,omitempty"`
 	// Why portd lets nobody change anything, in a sentence, and then what is damaged and missing of its state; empty where it does.
-	ReadOnly      []string `protobuf:"bytes,23,rep,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	ReadOnly      []string       `protobuf:"bytes,23,rep,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	Custody       *CustodyStatus `protobuf:"bytes,24,opt,name=custody,proto3" json:"custody,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -287,6 +288,112 @@ func (x *GetStatusResponse) GetReadOnly() []string {
 	return nil
 }
 
+func (x *GetStatusResponse) GetCustody() *CustodyStatus {
+	if x != nil {
+		return x.Custody
+	}
+	return nil
+}
+
+// CustodyStatus says who has what portd has, so that it outlives the process, and what that was needed for.
+type CustodyStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// portd's own keeper; 0: there is none.
+	KeeperPid int32 `protobuf:"varint,1,opt,name=keeper_pid,json=keeperPid,proto3" json:"keeper_pid,omitempty"`
+	// A service manager keeps the sockets.
+	ServiceManager bool `protobuf:"varint,2,opt,name=service_manager,json=serviceManager,proto3" json:"service_manager,omitempty"`
+	// Shares the descriptors, for connections that portd has in hand; 0: there is none.
+	HolderPid int32 `protobuf:"varint,3,opt,name=holder_pid,json=holderPid,proto3" json:"holder_pid,omitempty"`
+	// Since when the ports have been open: when the first was started of the portds that have gone on from one to the next.
+	Since *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	// How often since then another portd went on after the one before had ended, and when the last did so.
+	Restarts    uint32                 `protobuf:"varint,5,opt,name=restarts,proto3" json:"restarts,omitempty"`
+	RestartTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=restart_time,json=restartTime,proto3" json:"restart_time,omitempty"`
+	// How often one took over from another (Upgrade).
+	Upgrades      uint32 `protobuf:"varint,7,opt,name=upgrades,proto3" json:"upgrades,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CustodyStatus) Reset() {
+	*x = CustodyStatus{}
+	mi := &file_portd_v1_daemon_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CustodyStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CustodyStatus) ProtoMessage() {}
+
+func (x *CustodyStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_portd_v1_daemon_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CustodyStatus.ProtoReflect.Descriptor instead.
+func (*CustodyStatus) Descriptor() ([]byte, []int) {
+	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *CustodyStatus) GetKeeperPid() int32 {
+	if x != nil {
+		return x.KeeperPid
+	}
+	return 0
+}
+
+func (x *CustodyStatus) GetServiceManager() bool {
+	if x != nil {
+		return x.ServiceManager
+	}
+	return false
+}
+
+func (x *CustodyStatus) GetHolderPid() int32 {
+	if x != nil {
+		return x.HolderPid
+	}
+	return 0
+}
+
+func (x *CustodyStatus) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *CustodyStatus) GetRestarts() uint32 {
+	if x != nil {
+		return x.Restarts
+	}
+	return 0
+}
+
+func (x *CustodyStatus) GetRestartTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RestartTime
+	}
+	return nil
+}
+
+func (x *CustodyStatus) GetUpgrades() uint32 {
+	if x != nil {
+		return x.Upgrades
+	}
+	return 0
+}
+
 // HandoffStatus is what all listeners together count, since portd started: see Listener.
 type HandoffStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -303,7 +410,7 @@ type HandoffStatus struct {
 
 func (x *HandoffStatus) Reset() {
 	*x = HandoffStatus{}
-	mi := &file_portd_v1_daemon_proto_msgTypes[2]
+	mi := &file_portd_v1_daemon_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -315,7 +422,7 @@ func (x *HandoffStatus) String() string {
 func (*HandoffStatus) ProtoMessage() {}
 
 func (x *HandoffStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_daemon_proto_msgTypes[2]
+	mi := &file_portd_v1_daemon_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -328,7 +435,7 @@ func (x *HandoffStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandoffStatus.ProtoReflect.Descriptor instead.
 func (*HandoffStatus) Descriptor() ([]byte, []int) {
-	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{2}
+	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *HandoffStatus) GetHandedOver() uint64 {
@@ -396,7 +503,7 @@ type PolicyStatus struct {
 
 func (x *PolicyStatus) Reset() {
 	*x = PolicyStatus{}
-	mi := &file_portd_v1_daemon_proto_msgTypes[3]
+	mi := &file_portd_v1_daemon_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -408,7 +515,7 @@ func (x *PolicyStatus) String() string {
 func (*PolicyStatus) ProtoMessage() {}
 
 func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_daemon_proto_msgTypes[3]
+	mi := &file_portd_v1_daemon_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -421,7 +528,7 @@ func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatus.ProtoReflect.Descriptor instead.
 func (*PolicyStatus) Descriptor() ([]byte, []int) {
-	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{3}
+	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PolicyStatus) GetFile() string {
@@ -480,7 +587,7 @@ type ServiceRegistryStatus struct {
 
 func (x *ServiceRegistryStatus) Reset() {
 	*x = ServiceRegistryStatus{}
-	mi := &file_portd_v1_daemon_proto_msgTypes[4]
+	mi := &file_portd_v1_daemon_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -492,7 +599,7 @@ func (x *ServiceRegistryStatus) String() string {
 func (*ServiceRegistryStatus) ProtoMessage() {}
 
 func (x *ServiceRegistryStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_daemon_proto_msgTypes[4]
+	mi := &file_portd_v1_daemon_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -505,7 +612,7 @@ func (x *ServiceRegistryStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceRegistryStatus.ProtoReflect.Descriptor instead.
 func (*ServiceRegistryStatus) Descriptor() ([]byte, []int) {
-	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{4}
+	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ServiceRegistryStatus) GetDate() string {
@@ -605,7 +712,7 @@ type KernelFeature struct {
 
 func (x *KernelFeature) Reset() {
 	*x = KernelFeature{}
-	mi := &file_portd_v1_daemon_proto_msgTypes[5]
+	mi := &file_portd_v1_daemon_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -617,7 +724,7 @@ func (x *KernelFeature) String() string {
 func (*KernelFeature) ProtoMessage() {}
 
 func (x *KernelFeature) ProtoReflect() protoreflect.Message {
-	mi := &file_portd_v1_daemon_proto_msgTypes[5]
+	mi := &file_portd_v1_daemon_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -630,7 +737,7 @@ func (x *KernelFeature) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelFeature.ProtoReflect.Descriptor instead.
 func (*KernelFeature) Descriptor() ([]byte, []int) {
-	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{5}
+	return file_portd_v1_daemon_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *KernelFeature) GetName() string {
@@ -659,7 +766,7 @@ var File_portd_v1_daemon_proto protoreflect.FileDescriptor
 const file_portd_v1_daemon_proto_rawDesc = "" +
 	"\n" +
 	"\x15portd/v1/daemon.proto\x12\bportd.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xc3\x06\n" +
+	"\x10GetStatusRequest\"\xf6\x06\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x10\n" +
@@ -685,7 +792,18 @@ const file_portd_v1_daemon_proto_rawDesc = "" +
 	"\x05admin\x18\x14 \x01(\bR\x05admin\x12.\n" +
 	"\x06policy\x18\x15 \x01(\v2\x16.portd.v1.PolicyStatusR\x06policy\x121\n" +
 	"\ahandoff\x18\x16 \x01(\v2\x17.portd.v1.HandoffStatusR\ahandoff\x12\x1b\n" +
-	"\tread_only\x18\x17 \x03(\tR\breadOnly\"\xd2\x01\n" +
+	"\tread_only\x18\x17 \x03(\tR\breadOnly\x121\n" +
+	"\acustody\x18\x18 \x01(\v2\x17.portd.v1.CustodyStatusR\acustody\"\x9f\x02\n" +
+	"\rCustodyStatus\x12\x1d\n" +
+	"\n" +
+	"keeper_pid\x18\x01 \x01(\x05R\tkeeperPid\x12'\n" +
+	"\x0fservice_manager\x18\x02 \x01(\bR\x0eserviceManager\x12\x1d\n" +
+	"\n" +
+	"holder_pid\x18\x03 \x01(\x05R\tholderPid\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1a\n" +
+	"\brestarts\x18\x05 \x01(\rR\brestarts\x12=\n" +
+	"\frestart_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vrestartTime\x12\x1a\n" +
+	"\bupgrades\x18\a \x01(\rR\bupgrades\"\xd2\x01\n" +
 	"\rHandoffStatus\x12\x1f\n" +
 	"\vhanded_over\x18\x01 \x01(\x04R\n" +
 	"handedOver\x12 \n" +
@@ -739,33 +857,37 @@ func file_portd_v1_daemon_proto_rawDescGZIP() []byte {
 	return file_portd_v1_daemon_proto_rawDescData
 }
 
-var file_portd_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_portd_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_portd_v1_daemon_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),      // 0: portd.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),     // 1: portd.v1.GetStatusResponse
-	(*HandoffStatus)(nil),         // 2: portd.v1.HandoffStatus
-	(*PolicyStatus)(nil),          // 3: portd.v1.PolicyStatus
-	(*ServiceRegistryStatus)(nil), // 4: portd.v1.ServiceRegistryStatus
-	(*KernelFeature)(nil),         // 5: portd.v1.KernelFeature
-	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
+	(*CustodyStatus)(nil),         // 2: portd.v1.CustodyStatus
+	(*HandoffStatus)(nil),         // 3: portd.v1.HandoffStatus
+	(*PolicyStatus)(nil),          // 4: portd.v1.PolicyStatus
+	(*ServiceRegistryStatus)(nil), // 5: portd.v1.ServiceRegistryStatus
+	(*KernelFeature)(nil),         // 6: portd.v1.KernelFeature
+	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
 }
 var file_portd_v1_daemon_proto_depIdxs = []int32{
-	6,  // 0: portd.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
-	4,  // 1: portd.v1.GetStatusResponse.service_registry:type_name -> portd.v1.ServiceRegistryStatus
-	5,  // 2: portd.v1.GetStatusResponse.kernel_features:type_name -> portd.v1.KernelFeature
-	3,  // 3: portd.v1.GetStatusResponse.policy:type_name -> portd.v1.PolicyStatus
-	2,  // 4: portd.v1.GetStatusResponse.handoff:type_name -> portd.v1.HandoffStatus
-	6,  // 5: portd.v1.PolicyStatus.load_time:type_name -> google.protobuf.Timestamp
-	6,  // 6: portd.v1.PolicyStatus.error_time:type_name -> google.protobuf.Timestamp
-	6,  // 7: portd.v1.ServiceRegistryStatus.import_time:type_name -> google.protobuf.Timestamp
-	4,  // 8: portd.v1.ServiceRegistryStatus.previous:type_name -> portd.v1.ServiceRegistryStatus
-	0,  // 9: portd.v1.DaemonService.GetStatus:input_type -> portd.v1.GetStatusRequest
-	1,  // 10: portd.v1.DaemonService.GetStatus:output_type -> portd.v1.GetStatusResponse
-	10, // [10:11] is the sub-list for method output_type
-	9,  // [9:10] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	7,  // 0: portd.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
+	5,  // 1: portd.v1.GetStatusResponse.service_registry:type_name -> portd.v1.ServiceRegistryStatus
+	6,  // 2: portd.v1.GetStatusResponse.kernel_features:type_name -> portd.v1.KernelFeature
+	4,  // 3: portd.v1.GetStatusResponse.policy:type_name -> portd.v1.PolicyStatus
+	3,  // 4: portd.v1.GetStatusResponse.handoff:type_name -> portd.v1.HandoffStatus
+	2,  // 5: portd.v1.GetStatusResponse.custody:type_name -> portd.v1.CustodyStatus
+	7,  // 6: portd.v1.CustodyStatus.since:type_name -> google.protobuf.Timestamp
+	7,  // 7: portd.v1.CustodyStatus.restart_time:type_name -> google.protobuf.Timestamp
+	7,  // 8: portd.v1.PolicyStatus.load_time:type_name -> google.protobuf.Timestamp
+	7,  // 9: portd.v1.PolicyStatus.error_time:type_name -> google.protobuf.Timestamp
+	7,  // 10: portd.v1.ServiceRegistryStatus.import_time:type_name -> google.protobuf.Timestamp
+	5,  // 11: portd.v1.ServiceRegistryStatus.previous:type_name -> portd.v1.ServiceRegistryStatus
+	0,  // 12: portd.v1.DaemonService.GetStatus:input_type -> portd.v1.GetStatusRequest
+	1,  // 13: portd.v1.DaemonService.GetStatus:output_type -> portd.v1.GetStatusResponse
+	13, // [13:14] is the sub-list for method output_type
+	12, // [12:13] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_portd_v1_daemon_proto_init() }
@@ -779,7 +901,7 @@ func file_portd_v1_daemon_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_portd_v1_daemon_proto_rawDesc), len(file_portd_v1_daemon_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
