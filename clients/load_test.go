@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// A load makes short connections, so many at a time: 64 bytes there, 64 bytes back.
+// A load makes short connections, so many at a time: 64 bytes there, 64 bytes back. It begins at most one in each pace, for a worker
+// that starts meanwhile needs the processor too.
 type load struct {
 	h    *host
 	stop chan struct{}
@@ -23,13 +24,15 @@ type load struct {
 
 func (h *host) load(atATime int) *load {
 	l := &load{h: h, stop: make(chan struct{}), made: map[string]int{}, failed: map[string]error{}}
+	ticks := time.NewTicker(pace)
+	h.Cleanup(ticks.Stop)
 	for range atATime {
 		l.wg.Go(func() {
 			for {
 				select {
 				case <-l.stop:
 					return
-				default:
+				case <-ticks.C:
 				}
 				port, err := h.ask()
 				l.mu.Lock()
@@ -45,6 +48,8 @@ func (h *host) load(atATime int) *load {
 	h.Cleanup(l.end)
 	return l
 }
+
+const pace = 2 * time.Millisecond
 
 // ask makes one connection and returns its local port.
 func (h *host) ask() (string, error) {

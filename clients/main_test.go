@@ -4,9 +4,8 @@ package clients_test
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"fmt"
-	"log/slog"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,15 +18,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/portd/portd/client"
-	"github.com/portd/portd/internal/daemon"
 	"github.com/portd/portd/internal/nstest"
 	pb "github.com/portd/portd/proto/portd/v1"
 )
 
-// envPortd makes the test binary a portd with its files in this directory.
-const envPortd = "CLIENTS_TEST_PORTD"
-
-// built is where programs in C go, until the tests are over.
+// built is where portd and programs in C go, until the tests are over.
 var built string
 
 type actor struct{ *testing.M }
@@ -35,9 +30,6 @@ type actor struct{ *testing.M }
 func TestMain(m *testing.M) { nstest.Main(actor{m}) }
 
 func (a actor) Run() int {
-	if dir := os.Getenv(envPortd); dir != "" {
-		return runPortd(dir)
-	}
 	dir, err := os.MkdirTemp("", "portd")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -48,20 +40,21 @@ func (a actor) Run() int {
 	return a.M.Run()
 }
 
-func runPortd(dir string) int {
-	err := daemon.Run(context.Background(), daemon.Config{
-		Socket: filepath.Join(dir, "portd.sock"), StateDir: filepath.Join(dir, "state"), Policy: filepath.Join(dir, "policy.yaml"),
-		Version: "test", Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Ready: func() { fmt.Println("ready") },
-	})
-	fmt.Fprintln(os.Stderr, err)
-	return 1
-}
+// portd is the real one, built once, without the race detector: what is tested here is its workers.
+var portd = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(built, "portd")
+	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", path, "../cmd/portd").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build portd: %w: %s", err, out)
+	}
+	return path, nil
+})
 
 // A host has a portd that listens on one port, and workers there.
 type host struct {
 	*testing.T
 	dir, socket, addr, endpoint string
 	portd                       *exec.Cmd
+	logged                      chan struct{} // closed when portd's log is complete
 	client                      *client.Client
 }
 
@@ -114,24 +107,44 @@ func (h *host) listen(opt *pb.ListenOptions) {
 
 func (h *host) startPortd() {
 	h.Helper()
-	h.portd = exec.Command("/proc/self/exe")
-	h.portd.Env = append(os.Environ(), envPortd+"="+h.dir)
+	path, err := portd()
+	if err != nil {
+		h.Fatal(err)
+	}
+	h.portd = exec.Command(path, "--no-keeper", "--socket", h.socket,
+		"--state", filepath.Join(h.dir, "state"), "--policy", filepath.Join(h.dir, "policy.yaml"))
 	h.portd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	h.portd.Stderr = h.Output()
-	out, err := h.portd.StdoutPipe()
+	out, err := h.portd.StderrPipe()
 	if err != nil {
 		h.Fatal(err)
 	}
 	if err := h.portd.Start(); err != nil {
 		h.Fatal(err)
 	}
-	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
-		h.Fatalf("portd did not start: %q, %v", line, err)
+	ready, logged := make(chan struct{}), make(chan struct{})
+	h.logged = logged
+	go func() {
+		defer close(logged)
+		lines := bufio.NewReader(io.TeeReader(out, h.Output()))
+		for line := ""; !strings.Contains(line, `"msg":"ready"`); {
+			var err error
+			if line, err = lines.ReadString('\n'); err != nil {
+				return
+			}
+		}
+		close(ready)
+		_, _ = io.Copy(io.Discard, lines)
+	}()
+	select {
+	case <-ready:
+	case <-logged:
+		h.Fatal("portd did not start")
 	}
 }
 
 func (h *host) killPortd() {
 	_ = h.portd.Process.Kill()
+	<-h.logged
 	_ = h.portd.Wait()
 }
 
