@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -57,7 +59,7 @@ func connect(ctx context.Context, path string) (*net.UnixConn, error) {
 		return nil, &os.PathError{Op: "stat", Path: filepath.Dir(path), Err: err}
 	}
 	if !trusted(dir.Uid) {
-		return nil, fmt.Errorf("%w: %s belongs to uid %d, neither to root nor to you", ErrUntrusted, filepath.Dir(path), dir.Uid)
+		return nil, untrusted(dir.Uid, "%s belongs to uid %d, neither to root nor to you", filepath.Dir(path), dir.Uid)
 	}
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", path)
@@ -67,13 +69,20 @@ func connect(ctx context.Context, path string) (*net.UnixConn, error) {
 	conn := c.(*net.UnixConn)
 	server, err := peercred.Of(conn)
 	if err == nil && !trusted(server.UID) {
-		err = fmt.Errorf("%w: %s is served by uid %d, neither root nor you", ErrUntrusted, path, server.UID)
+		err = untrusted(server.UID, "%s is served by uid %d, neither root nor you", path, server.UID)
 	}
 	if err != nil {
 		_ = conn.Close()
 		return nil, err
 	}
 	return conn, nil
+}
+
+// untrusted is the refusal of what somebody else could have put there.
+func untrusted(uid uint32, format string, args ...any) error {
+	e := &Error{text: ErrUntrusted.Error() + ": " + fmt.Sprintf(format, args...), is: []error{ErrUntrusted}, Metadata: map[string]string{"uid": fmt.Sprint(uid)}}
+	e.status = status.New(codes.PermissionDenied, e.text)
+	return e
 }
 
 func trusted(uid uint32) bool { return uid == 0 || int(uid) == os.Geteuid() }

@@ -38,7 +38,7 @@ type Error struct {
 	// is not portd's own.
 	Reason string
 	// Metadata are the facts that go with the reason, such as field, rule, owner, pid. With ErrNoAnswer: pid, and state (stopped), where
-	// they are known.
+	// they are known; with ErrUntrusted: uid.
 	Metadata map[string]string
 	// Conflict says what stands in the way of a port or name that is taken; else it is nil.
 	Conflict *pb.PortConflict

@@ -34,7 +34,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		}
 		err = try(err, help+" --help")
 	}
-	err = c.unreached(err)
+	err = c.unreached(err, args)
 	if flushErr := c.out.Flush(); err == nil {
 		err = flushErr
 	}

@@ -13,10 +13,12 @@ import (
 	"github.com/portd/portd/internal/paths"
 )
 
-// unreached adds the next step to an error of there being no portd, or one that does not answer.
-func (c *ctl) unreached(err error) error {
+// unreached adds the next step to an error of there being no portd, or one that does not answer or is somebody else's.
+func (c *ctl) unreached(err error, args []string) error {
 	var e *client.Error
 	switch {
+	case errors.Is(err, client.ErrUntrusted) && errors.As(err, &e) && os.Geteuid() == 0:
+		return try(err, c.asUser(e.Metadata["uid"], args))
 	case !errors.Is(err, client.ErrNoDaemon):
 		return err
 	case !errors.Is(err, client.ErrNoAnswer) || !errors.As(err, &e):
@@ -32,6 +34,18 @@ func (c *ctl) unreached(err error) error {
 		return try(err, asOwner(pid, fmt.Sprintf("kill -CONT %d", pid)))
 	}
 	return try(err, asOwner(pid, fmt.Sprintf("kill -9 %d", pid))+"   # "+c.afterKill(pid))
+}
+
+// asUser is the command line once more, as the user whose portd it is to ask.
+func (c *ctl) asUser(uid string, args []string) string {
+	line := "sudo -u '#" + uid + "' portctl"
+	if c.socket == "" { // else it is among the arguments, and sudo takes it from the environment
+		line += c.socketFlag()
+	}
+	for _, a := range args {
+		line += " " + quote(a)
+	}
+	return line
 }
 
 // socketFlag is what portd or portctl is to be given where another socket than theirs was meant.
