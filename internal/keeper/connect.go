@@ -6,7 +6,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -30,7 +32,8 @@ func Become(level slog.Level) error {
 	if err != nil {
 		return err
 	}
-	env := append(os.Environ(), envRole+"=keeper", envBinary+"="+path, envLevel+"="+level.String())
+	env := slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, envLevel+"=") })
+	env = append(env, envRole+"=keeper", envBinary+"="+path, envLevel+"="+level.String())
 	return fmt.Errorf("start the keeper: %w", syscall.Exec("/proc/self/exe", os.Args, env))
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/portd/portd/internal/fdpass"
 	"github.com/portd/portd/internal/fdstore"
 	"github.com/portd/portd/internal/keeper"
 )
@@ -39,13 +40,24 @@ const (
 )
 
 // daemon is the process. Files in its directory make it misbehave: "exit" ends it with the code in it before it is ready, "late" afterwards,
-// "young" has it hear no signal, "deaf" has it hear that it is asked to stop, and go on.
+// "dies" has it killed that many times before it is ready, "blind" once, when it has put something and read nothing of what it gets, "young" has
+// it hear no signal, "deaf" has it hear that it is asked to stop, and go on.
 func daemon() int {
 	f := &fake{dir: os.Getenv(envDir), open: map[string]int{}}
 	log := slog.New(slog.NewJSONHandler(os.Stderr, nil))
 	if _, young := f.says("young"); young {
 		_ = os.WriteFile(filepath.Join(f.dir, "is young"), nil, 0o600)
 		time.Sleep(time.Hour)
+	}
+	if n, dies := f.says("dies"); dies {
+		_ = os.WriteFile(filepath.Join(f.dir, "dies"), []byte(strconv.Itoa(n-1)), 0o600)
+		if n > 0 {
+			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+		}
+	}
+	if _, blind := f.says("blind"); blind {
+		_ = os.Remove(filepath.Join(f.dir, "blind"))
+		f.blind()
 	}
 	asked := make(chan os.Signal, 8)
 	signal.Notify(asked, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR2)
@@ -121,6 +133,29 @@ func bind(path string) (int, error) {
 		err = unix.Listen(fd, 100)
 	}
 	return fd, err
+}
+
+// blind puts something before it has read anything, and dies, while the keeper is stopped and hears of both at once.
+func (f *fake) blind() {
+	_ = unix.Kill(os.Getppid(), unix.SIGSTOP)
+	for !stopped(os.Getppid()) {
+		time.Sleep(time.Millisecond)
+	}
+	conn, _ := strconv.Atoi(os.Getenv(keeper.EnvKeeper))
+	fd, err := unix.MemfdCreate("thing", unix.MFD_CLOEXEC)
+	if err == nil {
+		err = new(fdpass.Sender).Send(conn, []byte("FDSTORE=1\nFDNAME=x.blind"), []int{fd})
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+}
+
+// stopped says whether a process is, by a signal (proc_pid_stat(5)).
+func stopped(pid int) bool {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return strings.Contains(string(text), ") T ")
 }
 
 func (f *fake) says(name string) (int, bool) {

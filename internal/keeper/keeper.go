@@ -22,6 +22,8 @@ const (
 	orphaned = 5 * farewell
 	// hopeless is how long a daemon may be down until clients, whose connections its holder has, are not left hanging any more.
 	hopeless = 10 * time.Second
+	// stillborn is how many daemons may be killed before any has been ready. One that ends by itself then is the last.
+	stillborn = 5
 	// holder begins the names of items whose closing ends a process that keeps a dead daemon's connections.
 	holder = "holder"
 )
@@ -240,6 +242,9 @@ func (k *keeper) died(now time.Time) (code int, ended bool) {
 		return exitCode(status), true
 	case !k.wasReady && status != nil && status.Exited(): // it has said why
 		return exitCode(status), true
+	case !k.wasReady && k.failures+1 == stillborn: // whoever starts portd is waiting to hear whether it runs
+		k.log.Error("the daemon has died each time before it was ready for the first time; portd ends", "times", stillborn, "pid", pid, "reason", reason(status))
+		return max(exitCode(status), 1), true
 	}
 	lived := now.Sub(k.since)
 	switch {

@@ -25,7 +25,7 @@ const (
 	envOf     = "PORTD_KEEPER_OF"    // pid of the daemon that has started it; its socket is descriptor 3, its pidfd 4
 	envState  = "PORTD_KEEPER_STATE" // descriptor of what the keeper that became this one knew
 	envBinary = "PORTD_BINARY"       // the daemon's file
-	envLevel  = "PORTD_KEEPER_LOG"   // the daemon's log level
+	envLevel  = "PORTD_KEEPER_LOG"   // the daemon's log level; the daemon has it too, for the keepers that it starts
 )
 
 // A keeper is the same binary as the daemon. It runs before the packages of gRPC and protobuf are initialised, which take several times
@@ -133,7 +133,7 @@ func daemonEnv(env []string) []string {
 	var all []string
 	for _, e := range env {
 		switch name, _, _ := strings.Cut(e, "="); name {
-		case EnvKeeper, envPredecessor, envRole, envOf, envState, envBinary, envLevel, "NOTIFY_SOCKET", "FDSTORE", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES":
+		case EnvKeeper, envPredecessor, envRole, envOf, envState, envBinary, "NOTIFY_SOCKET", "FDSTORE", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES":
 		default:
 			all = append(all, e)
 		}

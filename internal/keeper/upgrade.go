@@ -50,10 +50,8 @@ func (k *keeper) exec(path string) error {
 		}
 	}
 	env := append(k.program.env[:len(k.program.env):len(k.program.env)], envRole+"=keeper", envState+"="+strconv.Itoa(fd))
-	for _, name := range []string{envLevel, "NOTIFY_SOCKET"} {
-		if value, ok := os.LookupEnv(name); ok {
-			env = append(env, name+"="+value)
-		}
+	if socket, ok := os.LookupEnv("NOTIFY_SOCKET"); ok {
+		env = append(env, "NOTIFY_SOCKET="+socket)
 	}
 	err = syscall.Exec(path, k.program.args, env)
 	for _, fd := range stays {

@@ -11,13 +11,22 @@ import (
 	"github.com/portd/portd/internal/fdstore"
 )
 
+// mostAtOnce is how many messages are done until the keeper looks at what else there is. It is more than a socket holds, so that all
+// is done that a dead daemon has said.
+const mostAtOnce = 4096
+
 // drain does what the daemon has said.
 func (k *keeper) drain() {
-	for k.conn >= 0 {
+	for range mostAtOnce {
+		if k.conn < 0 {
+			return
+		}
 		n, fds, err := k.receive.Recv(k.conn, k.words[:])
 		switch {
 		case errors.Is(err, unix.EAGAIN):
 			return
+		case errors.Is(err, unix.ECONNRESET): // it had not read all; what it had said is there still
+			continue
 		case errors.Is(err, io.EOF), err != nil && n == 0:
 			if k.closed.IsZero() {
 				k.closed = time.Now()
