@@ -252,6 +252,7 @@ func (p *Pool) takeBackIn(r *returner) {
 	case r.why != "":
 		p.detach(w, leaveQueue, r.why)
 	default:
+		p.expect(w) // what lies in its queue may have done so for long
 		p.log.Debug("worker is back", "worker", w.id, "pid", w.caller.PID)
 	}
 }

@@ -260,6 +260,7 @@ func (p *Pool) recover() {
 			}
 		}
 		p.checkDrained(w)
+		p.expect(w)
 	}
 }
 

@@ -253,7 +253,21 @@ func answerError(ctx context.Context, mux *runtime.ServeMux, m runtime.Marshaler
 		}
 		err = refusal(0, st.Code(), "INVALID_ARGUMENT", text)
 	}
+	if reasonOf(err) == "HANDED_OVER" { // it is the next portd that answers, and not on this connection
+		w.Header().Set("Connection", "close")
+		w.Header().Set("Retry-After", "0")
+	}
 	runtime.DefaultHTTPErrorHandler(ctx, mux, m, w, r, err)
+}
+
+// reasonOf is the word for programs that an answer has.
+func reasonOf(err error) string {
+	for _, d := range status.Convert(err).Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			return info.GetReason()
+		}
+	}
+	return ""
 }
 
 func answerNoRoute(ctx context.Context, mux *runtime.ServeMux, m runtime.Marshaler, w http.ResponseWriter, r *http.Request, httpCode int) {
