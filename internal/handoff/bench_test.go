@@ -185,7 +185,7 @@ func servePortd(socket string) error {
 		}
 		defer h.Close()
 	}
-	pool, err := handoff.New(handoff.Config{Attacher: everybody{res}, Keep: fdstore.New(nil)})
+	pool, err := handoff.New(handoff.Config{Attacher: everybody{res}, Keep: fdstore.New(nil), Acceptors: acceptors()})
 	if err != nil {
 		return err
 	}

@@ -103,7 +103,7 @@ func (p *Pool) withhold(tenant uint64) {
 		return
 	}
 	w.stuck, w.room = true, false
-	_ = p.out.probe(w.queue)
+	_ = p.engines[0].out.probe(w.queue)
 }
 
 // wonder looks after some time at what is in doubt, and again, less and less often. A worker that takes its probe may be asked before its turn

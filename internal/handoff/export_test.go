@@ -53,15 +53,25 @@ func (p *Pool) SetReady(key registry.SocketKey) {
 	}
 }
 
-// Thread is the engine's, 0 before it has taken over.
-func (p *Pool) Thread() int {
+// Threads are the engines', that first which is told first of connections to a listener; none before all have begun.
+func (p *Pool) Threads(key registry.SocketKey) (all []int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.begun {
-		return 0
+	for i := range p.engines {
+		e := p.engines[(int(p.listeners[key].sockets[0].slot)+i)%len(p.engines)]
+		if !p.begun || e.tid == 0 {
+			return nil
+		}
+		all = append(all, e.tid)
 	}
-	return p.guard.tid
+	return all
 }
+
+// SkipSlots leaves out so many places for what is watched, so that another engine is the first of those that come after.
+func (p *Pool) SkipSlots(n int) { p.slots = append(p.slots, make([]slot, n)...) }
+
+// MostEngines is how many there may be.
+const MostEngines = mostEngines
 
 // SetRecord makes the record one of size connections, a power of two. It must be called before Run.
 func (p *Pool) SetRecord(size int) { p.record = newRecord(size) }

@@ -21,6 +21,9 @@ func (q *fifo[T]) push(v T) {
 
 func (q *fifo[T]) peek() T { return q.ring[q.head] }
 
+// at is what peek gives after i pops.
+func (q *fifo[T]) at(i int) T { return q.ring[(q.head+i)%len(q.ring)] }
+
 // first is a pointer to what peek gives, good until the next push or pop.
 func (q *fifo[T]) first() *T { return &q.ring[q.head] }
 

@@ -59,7 +59,10 @@ func (l *ledger) doubts(at uint32, tenant, sequence uint64) {
 func (l *ledger) reach(fd int, of *listener, c *wire.Connection, d doubt) (at uint32) {
 	again := *c
 	again.Flags |= wire.Redelivered | counted
-	return l.note(fd, of.place, &again, d)
+	if at = l.vacant(); at != 0 {
+		l.note(at, fd, of.place, &again, d)
+	}
+	return at
 }
 
 // counted is, in a hand's flags, of a connection that is still counted as sent to the tenant of its doubt.

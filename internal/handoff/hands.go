@@ -8,7 +8,7 @@ import (
 )
 
 // Connections that portd has accepted and not sent are in its hands, each in a place of the ledger. Which message is in flight stands in the
-// journal from before it is sent until its descriptors are closed, so that a successor can tell what became of each
+// journal of its engine from before it is sent until its descriptors are closed, so that a successor can tell what became of each
 // connection. Nothing here waits or makes a system call.
 
 // A hand is a place for one connection.
@@ -28,7 +28,8 @@ type hand struct {
 // journal is the message in flight.
 type journal struct {
 	sequence uint64 // 0: none is. It is written last.
-	// What is counted where it has been sent, as it was before.
+	// What is counted where it has been sent, as it was before. Of its listener's counts nobody knows that beforehand where several engines
+	// add to them.
 	sent, servingSent, handedOver, redelivered uint64
 
 	worker   uint64 // tenant of its place; 0 where it is not in the ledger
@@ -38,18 +39,67 @@ type journal struct {
 	listener uint32 // place of the listener plus one
 	n        uint32
 	hands    [perMessage]uint32
-	_        uint32
+	open     uint32 // 1: handedOver and redelivered are still to be known
 }
 
-// accepting notes that a connection is about to come into portd's hands; it is undone by hold, or by nil where none has come.
-func (l *ledger) accepting(from *socket) {
+// base says how much its listener had counted before the message, from then on until it is settled by the only one who adds to that.
+func (j *journal) base(c *counts) {
+	if j.open != 0 {
+		j.handedOver, j.redelivered = c.handedOver, c.redelivered
+		atomic.StoreUint32(&j.open, 0)
+	}
+}
+
+// A seat is where an engine writes down what it is about to do.
+type seat struct {
+	*ledger
+	accepting     *uint32 // place plus one of the listener that a connection is just being accepted from
+	acceptingFrom *uint64 // incarnation, and descriptor plus one of the socket
+	journal       *journal
+	open          uint32 // 1: there are others
+}
+
+// seat is the engine's of that number, of so many; others have been, and will be, where there are fewer now.
+func (l *ledger) seat(number, of int) seat {
+	if l == nil {
+		return seat{}
+	}
+	s := seat{ledger: l, accepting: &l.head.accepting, acceptingFrom: &l.head.acceptingFrom, journal: &l.head.journal}
+	if number > 0 {
+		o := &l.head.others[number-1]
+		s.accepting, s.acceptingFrom, s.journal = &o.accepting, &o.acceptingFrom, &o.journal
+	}
+	if of > 1 {
+		s.open = 1
+	}
+	return s
+}
+
+// seats are all that there may be.
+func (l *ledger) seats() (all [mostEngines]seat) {
+	for i := range all {
+		all[i] = l.seat(i, 1)
+	}
+	return all
+}
+
+// accepts notes that a connection is about to come into portd's hands; it is undone by holds, or by nil where none has come.
+func (s *seat) accepts(from *socket) {
 	switch {
-	case l == nil:
+	case s.ledger == nil:
 	case from == nil:
-		atomic.StoreUint32(&l.head.accepting, 0)
+		atomic.StoreUint32(s.accepting, 0)
 	default:
-		l.head.acceptingFrom = uint64(l.incarnation)<<32 | uint64(from.fd+1)
-		atomic.StoreUint32(&l.head.accepting, from.of.place)
+		*s.acceptingFrom = uint64(s.incarnation)<<32 | uint64(from.fd+1)
+		atomic.StoreUint32(s.accepting, from.of.place)
+	}
+}
+
+// holds notes that fd is in portd's hands, at a place that was reserved, unless that is 0.
+func (s *seat) holds(at uint32, fd int, of *listener, c *wire.Connection) {
+	if at != 0 {
+		s.note(at, fd, of.place, c, doubt{})
+		atomic.StoreUint32(s.accepting, 0)
 	}
 }
 
@@ -58,24 +108,49 @@ func (l *ledger) hold(fd int, of *listener, c *wire.Connection) (at uint32) {
 	if l == nil {
 		return 0
 	}
-	return l.note(fd, of.place, c, doubt{})
+	if at = l.vacant(); at != 0 {
+		l.note(at, fd, of.place, c, doubt{})
+	}
+	return at
 }
 
-// note is hold by the place of a listener plus one.
-func (l *ledger) note(fd int, of uint32, c *wire.Connection, d doubt) (at uint32) {
+// vacant is a place that is nobody's, or 0.
+func (l *ledger) vacant() (at uint32) {
 	if n := len(l.freeHands); n > 0 {
 		at, l.freeHands = l.freeHands[n-1], l.freeHands[:n-1]
-	} else if at = l.head.hands + 1; at < mostHands {
-		l.head.hands++
-	} else {
+		return at
+	}
+	if at = l.head.hands + 1; at >= mostHands {
 		return 0
 	}
+	l.head.hands++
+	return at
+}
+
+// reserve fills places with those that are nobody's, or 0.
+func (l *ledger) reserve(places []uint32) {
+	for i := range places {
+		if places[i] = 0; l != nil {
+			places[i] = l.vacant()
+		}
+	}
+}
+
+// unreserve gives back what was not used.
+func (l *ledger) unreserve(places []uint32) {
+	for _, at := range places {
+		if at != 0 {
+			l.freeHands = append(l.freeHands, at)
+		}
+	}
+}
+
+// note notes that fd, of the listener whose place plus one it is, is in our hands.
+func (l *ledger) note(at uint32, fd int, of uint32, c *wire.Connection, d doubt) {
 	h := &l.hands[at]
 	h.listener, h.flags, h.accepted, h.doubt = of, c.Flags, c.Accepted, d
 	h.peer, h.scope, h.port, h.family = c.Peer.IP, c.Peer.Scope, c.Peer.Port, c.Peer.Family
 	atomic.StoreUint64(&h.owner, uint64(l.incarnation)<<32|uint64(fd+1))
-	atomic.StoreUint32(&l.head.accepting, 0)
-	return at
 }
 
 // let notes that the connection at a place is not in portd's hands any more.
@@ -87,16 +162,26 @@ func (l *ledger) let(at uint32) {
 }
 
 // intend notes the message that is about to be sent: the first n of hands.
-func (l *ledger) intend(of *listener, to *serving, n int, hands *[perMessage]uint32) {
+func (s *seat) intend(of *listener, to *serving, n int, hands *[perMessage]uint32) {
 	w := to.worker
-	if l == nil {
+	if s.ledger == nil {
 		return
 	}
-	j := &l.head.journal
-	j.sent, j.servingSent, j.handedOver, j.redelivered = w.sent, to.sent, of.handedOver, of.redelivered
+	j := s.journal
+	j.sent, j.servingSent, j.open = w.sent, to.sent, s.open
+	if s.open == 0 {
+		j.handedOver, j.redelivered = of.handedOver, of.redelivered
+	}
 	j.worker, j.at, j.serves, j.serving, j.listener = w.tenant, uint32(w.at), uint32(len(w.serves)), to.number, of.place
 	j.n, j.hands = uint32(n), *hands
 	atomic.StoreUint64(&j.sequence, w.sequence+1)
+}
+
+// landed notes that the message has been sent, and is about to be counted.
+func (s *seat) landed(of *listener) {
+	if s.ledger != nil {
+		s.journal.base(of.counts)
+	}
 }
 
 // regrip notes that a connection is in our hands now, as fd.
@@ -110,14 +195,14 @@ func (l *ledger) has(at uint32, fd int) bool {
 }
 
 // settled notes that there is no message in flight any more. What was sent is not in portd's hands.
-func (l *ledger) settled(sent int, hands *[perMessage]uint32) {
-	if l == nil {
+func (s *seat) settled(sent int, hands *[perMessage]uint32) {
+	if s.ledger == nil {
 		return
 	}
 	for _, at := range hands[:sent] {
-		l.let(at)
+		s.let(at)
 	}
-	atomic.StoreUint64(&l.head.journal.sequence, 0)
+	atomic.StoreUint64(&s.journal.sequence, 0)
 }
 
 // recount finds the places that are free.
@@ -142,9 +227,11 @@ type grip struct {
 // inHand is what the ledger says was in hand. It changes nothing.
 func (l *ledger) inHand() (all []grip) {
 	flying := map[uint32]bool{}
-	if j := &l.head.journal; j.sequence != 0 {
-		for _, at := range j.hands[:min(j.n, perMessage)] {
-			flying[at] = true
+	for _, s := range l.seats() {
+		if j := s.journal; j.sequence != 0 {
+			for _, at := range j.hands[:min(j.n, perMessage)] {
+				flying[at] = true
+			}
 		}
 	}
 	for at := uint32(1); at <= min(l.head.hands, mostHands-1); at++ {

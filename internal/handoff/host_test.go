@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
 
@@ -72,6 +73,7 @@ func (h *host) start(cfg handoff.Config) {
 func (h *host) startWith(cfg handoff.Config, prepare func(*handoff.Pool)) {
 	h.t.Helper()
 	cfg.Attacher, cfg.Lender = h, h
+	cfg.Acceptors = acceptors()
 	if cfg.Log == nil && testing.Verbose() {
 		cfg.Log = slog.New(slog.NewTextHandler(h.t.Output(), nil))
 	}
@@ -106,6 +108,14 @@ func (h *host) startWith(cfg handoff.Config, prepare func(*handoff.Pool)) {
 		running.Wait()
 	})
 	h.t.Cleanup(h.stop)
+}
+
+// envAcceptors is how many acceptors each portd has, also in processes that a test starts.
+const envAcceptors = "HANDOFF_ACCEPTORS"
+
+func acceptors() int {
+	n, _ := strconv.Atoi(os.Getenv(envAcceptors))
+	return n
 }
 
 // reserve makes a reservation of one endpoint at addr with a socket of its own, which listens where the protocol does.

@@ -1,6 +1,7 @@
 package handoff_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/portd/portd/internal/handoff"
 	"github.com/portd/portd/internal/nstest"
 	"github.com/portd/portd/internal/registry"
 )
@@ -30,6 +32,7 @@ func TestKilledAtInstruction(t *testing.T) {
 			kills := repeat(5, 300)
 			after := map[string]int{}
 			for range kills {
+				d.skip = rand.IntN(handoff.MostEngines)
 				last, err := d.killAfter(t, rand.IntN(1200))
 				if err != nil {
 					t.Fatal(err)
@@ -62,15 +65,20 @@ var errUntraced = errors.New("needs ptrace(2)")
 
 // traced calls f with the engine's thread of the portd that there is, which stands still, and kills that portd.
 func (d *dynasty) traced(f func(tid int) error) error {
-	tid := 0
-	for tid == 0 {
-		if _, err := io.WriteString(d.reign.in, "thread\n"); err != nil {
+	var tids []int
+	for len(tids) == 0 {
+		if _, err := io.WriteString(d.reign.in, "threads\n"); err != nil {
 			return err
 		}
-		if _, err := fmt.Fscanln(d.reign.out, &tid); err != nil {
+		line, err := d.reign.out.ReadBytes('\n')
+		if err == nil {
+			err = json.Unmarshal(line, &tids)
+		}
+		if err != nil {
 			return err
 		}
 	}
+	tid := tids[0]
 	runtime.LockOSThread() // who traces is a thread
 	defer runtime.UnlockOSThread()
 	if err := unix.PtraceSeize(tid); err != nil {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -38,6 +39,8 @@ type dynasty struct {
 	mu    sync.Mutex
 	items map[string]int
 	reign *reign
+
+	skip int // see Pool.SkipSlots
 }
 
 // A reign is one portd.
@@ -198,7 +201,7 @@ func (d *dynasty) start(env ...string) *reign {
 	defer theirs.Close()
 	cmd := exec.Command("/proc/self/exe")
 	options, _ := json.Marshal(d.options)
-	cmd.Env = append(os.Environ(), envAct+"=heir", "HANDOFF_OPTIONS="+string(options))
+	cmd.Env = append(os.Environ(), envAct+"=heir", "HANDOFF_OPTIONS="+string(options), "HANDOFF_SKIP="+strconv.Itoa(d.skip))
 	cmd.Env = append(cmd.Env, env...)
 	if d.holders {
 		cmd.Env = append(cmd.Env, "HANDOFF_HOLDER=1")
@@ -272,6 +275,7 @@ func (d *dynasty) end() {
 func (r *reign) end() {
 	_ = r.in.Close()
 	_ = r.Wait()
+	_ = r.Process.Release() // who traced it may have waited for it
 	_ = unix.Shutdown(r.conn, unix.SHUT_RD) // a holder may have the other end
 	<-r.kept
 	_ = unix.Close(r.conn)
@@ -380,8 +384,8 @@ func serveHeir() error {
 		case "abandon":
 			pool.Abandon()
 			fmt.Println("done")
-		case "thread":
-			fmt.Println(pool.Thread())
+		case "threads":
+			_ = json.NewEncoder(os.Stdout).Encode(pool.Threads(dynastyKey))
 		case "release":
 			pool.Released(dynastyID, "released")
 			fmt.Println("done")
@@ -419,9 +423,12 @@ func heirs(store *fdstore.Store, log *slog.Logger) (*handoff.Pool, *net.UnixList
 	if os.Getenv("HANDOFF_RELEASED") != "" {
 		attacher = nobody{}
 	}
-	pool, err := handoff.New(handoff.Config{Attacher: attacher, Keep: store, Log: log, Doors: doors})
+	pool, err := handoff.New(handoff.Config{Attacher: attacher, Keep: store, Log: log, Doors: doors, Acceptors: acceptors()})
 	if err != nil {
 		return nil, nil, err
+	}
+	if skip, err := strconv.Atoi(os.Getenv("HANDOFF_SKIP")); err == nil {
+		pool.SkipSlots(skip)
 	}
 	if os.Getenv("HANDOFF_RELEASED") == "" {
 		pool.Listening(dynastyKey, []registry.Socket{{Endpoint: e, FD: 5}}, o)

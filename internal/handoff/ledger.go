@@ -21,6 +21,8 @@ const (
 	ledgerSize    = 64 << 20
 	ledgerMagic   = 0x6c647270 // "prdl"
 	ledgerVersion = 1
+	// One that several engines write to, which a portd that knows of one only would misread.
+	ledgerOfSeveral = 2
 
 	mostListeners = 1 << 16
 	mostHands     = 1 << 16
@@ -38,13 +40,22 @@ type ledgerHead struct {
 	incarnation    uint32 // goes up with each portd that has it
 	hands          uint32 // so many places for connections were ever used
 	listeners      uint32 // likewise
-	accepting      uint32 // place plus one of the listener that a connection is just being accepted from
+	accepting      uint32 // of the first engine's seat, as journal and acceptingFrom
 	journal        journal
 	past           counts
-	acceptingFrom  uint64     // incarnation, and descriptor plus one of the socket
+	acceptingFrom  uint64
 	holders        [8]holding // of the last incarnations, by their remainders
 	retaking       uint64     // incarnation that is just taking a message back from a worker's queue; 0: none is
 	retakingFrom   uint64     // tenant
+	others         [mostEngines - 1]otherSeat
+}
+
+// otherSeat is what of the first engine's seat stands in the head.
+type otherSeat struct {
+	acceptingFrom uint64
+	accepting     uint32
+	_             uint32
+	journal       journal
 }
 
 // counts are what Totals are made of.
@@ -143,10 +154,18 @@ func openLedger(fd int) (*ledger, error) {
 }
 
 func (l *ledger) check() error {
-	if l.head.magic != ledgerMagic || l.head.version != ledgerVersion || l.head.size != ledgerSize {
-		return fmt.Errorf("the ledger is of version %d, and this portd knows version %d", l.head.version, ledgerVersion)
+	if l.head.magic != ledgerMagic || l.head.version < ledgerVersion || l.head.version > ledgerOfSeveral || l.head.size != ledgerSize {
+		return fmt.Errorf("the ledger is of version %d, and this portd knows versions %d and %d", l.head.version, ledgerVersion, ledgerOfSeveral)
 	}
 	return nil
+}
+
+// writtenBy says how many engines are about to write to it. What others wrote has been settled.
+func (l *ledger) writtenBy(engines int) {
+	l.head.version = ledgerVersion
+	if engines > 1 {
+		l.head.version = ledgerOfSeveral
+	}
 }
 
 func ledgerIn(fd int, mem []byte) *ledger {

@@ -57,6 +57,7 @@ type socket struct {
 	adopted    bool      // a program had it first, which may block in accept
 	acceptable bool      // is in the listener's ready
 	gone       bool
+	edges      uint64 // there were, that told of connections
 
 	// What waiting in accept has cost lately, and when: see acceptShared.
 	debt    time.Duration
@@ -208,14 +209,15 @@ func (p *Pool) enqueue(l *listener) {
 }
 
 // dispatch hands over what it can, message by message, at most so many, and says whether there is more to do.
-func (p *Pool) dispatch(messages int) (more bool) {
+func (e *engine) dispatch(messages int) (more bool) {
+	p := e.pool
 	if !p.rest.over() {
 		return false
 	}
 	for ; p.work.n > 0 && messages > 0; messages-- {
 		l := p.work.pop()
 		l.queued = false
-		moved, err := p.handOverSome(l)
+		moved, err := e.handOverSome(l)
 		if moved || err != 0 {
 			p.enqueue(l)
 		}
@@ -231,9 +233,9 @@ func (p *Pool) dispatch(messages int) (more bool) {
 
 // handOverSome hands over a message, where the client's address decides a few, and says whether anything has happened. Where not, no
 // worker has room.
-func (p *Pool) handOverSome(l *listener) (moved bool, out syscall.Errno) {
+func (e *engine) handOverSome(l *listener) (moved bool, out syscall.Errno) {
 	if l.sticky() {
-		return p.assign(l)
+		return e.assign(l)
 	}
 	if l.ready.n+l.held.n == 0 {
 		return false, 0
@@ -242,7 +244,7 @@ func (p *Pool) handOverSome(l *listener) (moved bool, out syscall.Errno) {
 	if to == nil {
 		return false, 0
 	}
-	out = p.handOver(l, to)
+	out = e.handOver(l, to)
 	l.turn()
 	return true, out
 }
@@ -256,10 +258,9 @@ func (l *listener) turn() {
 
 // handOver fills one message for a worker that has room, and sends it. The error is one that will not go away at once, such as
 // EMFILE.
-func (p *Pool) handOver(l *listener, to *serving) syscall.Errno {
-	o, w := &p.out, to.worker
-	frame := wire.BeginFrame(o.frame[:0], w.sequence+1)
-	conns := o.conns[:]
+func (e *engine) handOver(l *listener, to *serving) syscall.Errno {
+	p, o, w := e.pool, &e.out, to.worker
+	o.message = wire.BeginFrame(o.frame[:0], w.sequence+1)
 	n, most := 0, perMessage-w.fewer
 	o.begin(p.began)
 	sticky := l.sticky()
@@ -270,60 +271,92 @@ func (p *Pool) handOver(l *listener, to *serving) syscall.Errno {
 	}
 	for ; n < most && held.n > 0; n++ {
 		h := held.pop()
-		o.fds[n], conns[n], o.hands[n] = h.fd, h.conn, h.hand
-		conns[n].Listener = to.number
-		frame = wire.AppendConnection(frame, &conns[n])
+		o.fds[n], o.conns[n], o.hands[n] = h.fd, h.conn, h.hand
+		o.conns[n].Listener = to.number
+		o.message = wire.AppendConnection(o.message, &o.conns[n])
 		o.at[n] = l.endpointOf(&h)
 	}
-	var out syscall.Errno
-	for n < most && l.ready.n > 0 && out == 0 && !sticky {
-		s := l.ready.peek()
-		var c *wire.Connection
-		if c, out = p.acceptOne(s, &conns[n], n); c == nil {
-			continue
-		}
-		c.Listener = to.number
-		frame = wire.AppendConnection(frame, c)
-		o.at[n] = &s.endpoint
-		n++
+	if sticky {
+		most = n
 	}
-	if n == 0 {
-		return out
+	p.ledger.reserve(o.hands[n:most])
+	var out syscall.Errno
+	e.from = e.from[:0]
+	switch {
+	case n == most:
+	case p.several() && !l.shared:
+		for i := range min(l.ready.n, most-n) {
+			s := l.ready.at(i)
+			e.from = append(e.from, origin{socket: s, edges: s.edges})
+		}
+	default:
+		n, out = e.acceptAll(l, to, n, most)
+	}
+	asked := l.sampler.due(&l.rate)
+
+	e.depart(w)
+	for i := range e.from {
+		if n == most || out != 0 {
+			break
+		}
+		n, e.from[i].dry, out = e.acceptSome(e.from[i].socket, to, n, most)
 	}
 	var waited time.Duration
-	sampled := l.sampler.due(&l.rate)
-	if sampled { // before the worker can send anything
-		waited, sampled = p.info.waited(o.fds[0])
+	var err error
+	sampled, room := asked, w.room
+	if n > 0 {
+		if sampled { // before the worker can send anything
+			waited, sampled = e.info.waited(o.fds[0])
+		}
+		e.seat.intend(l, to, n, &o.hands)
+		if err = o.send(w.queue, wire.EndFrame(o.message), n); err == nil {
+			o.closeAll(n)
+			room = w.allowed > 1 && writable(w.queue)
+		}
 	}
-	p.ledger.intend(l, to, n, &o.hands)
-	err := o.send(w.queue, wire.EndFrame(frame), n)
-	if err != nil {
-		p.ledger.settled(0, &o.hands)
+	e.land(w)
+
+	p.ledger.unreserve(o.hands[n:most])
+	for _, f := range e.from {
+		if f.dry {
+			p.dry(f.socket, f.edges)
+		}
+	}
+	if n == 0 {
+		if asked {
+			l.sampler.skip = 0
+		}
+		e.landed(w)
+		return out
 	}
 	switch err {
 	case nil:
-		o.closeAll(n)
-		p.sent(l, to, conns[:n])
-		p.ledger.settled(n, &o.hands)
+		e.seat.landed(l)
+		w.room = room
+		e.sent(l, to, n)
+		e.seat.settled(n, &o.hands)
 		if sampled {
 			l.sampler.waits.add(waited)
 		}
 		if out == 0 {
 			p.rest.end()
 		}
-		return out
 	case unix.EAGAIN:
+		e.seat.settled(0, &o.hands)
 		w.room = false
-		p.hold(l, conns[:n])
-		return out
+		e.hold(l, n)
 	case unix.ETOOMANYREFS, unix.ENOBUFS, unix.ENOMEM:
-		p.hold(l, conns[:n])
-		return err.(syscall.Errno)
+		e.seat.settled(0, &o.hands)
+		e.hold(l, n)
+		out = err.(syscall.Errno)
 	default:
-		p.hold(l, conns[:n])
-		p.detach(w, redeliver, "its queue: "+err.Error())
-		return out
+		e.seat.settled(0, &o.hands)
+		w.room = false
+		e.hold(l, n)
+		e.broken = append(e.broken, breakage{w, err})
 	}
+	e.landed(w)
+	return out
 }
 
 // endpointOf is that of the port that a connection in portd's hands came to.
@@ -345,48 +378,71 @@ func (l *listener) endpointOf(h *heldConn) *registry.Endpoint {
 	return &e
 }
 
-// acceptOne accepts the connection whose place in the message is n. Without one the socket is no longer acceptable, or there was
-// a connection that had ended already, or the error says what the kernel is out of.
-func (p *Pool) acceptOne(s *socket, c *wire.Connection, n int) (*wire.Connection, syscall.Errno) {
-	o := &p.out
-	var fd int
-	var errno syscall.Errno
-	p.ledger.accepting(s)
+// acceptAll accepts for a message that has n connections, from all sockets of l that have some, until it has as many as it may have, and says
+// how many it has then.
+func (e *engine) acceptAll(l *listener, to *serving, n, most int) (int, syscall.Errno) {
+	var out syscall.Errno
+	for n < most && l.ready.n > 0 && out == 0 {
+		var dry bool
+		s := l.ready.peek()
+		if n, dry, out = e.acceptSome(s, to, n, most); dry {
+			e.pool.dry(s, s.edges)
+		}
+	}
+	return n, out
+}
+
+// acceptSome accepts from one socket, until there is nothing more.
+func (e *engine) acceptSome(s *socket, to *serving, n, most int) (_ int, dry bool, out syscall.Errno) {
+	o := &e.out
+	for n < most && !dry && out == 0 && !s.gone {
+		c := &o.conns[n]
+		if o.fds[n], dry, out = e.acceptOne(s, c, o.hands[n]); o.fds[n] < 0 {
+			continue
+		}
+		c.Listener = to.number
+		o.message = wire.AppendConnection(o.message, c)
+		o.at[n] = &s.endpoint
+		n++
+	}
+	return n, dry, out
+}
+
+// acceptOne accepts a connection, which is to have a place in the ledger. Without one, which is -1, s is dry, or there was a connection that
+// had ended already, or the error says what the kernel is out of.
+func (e *engine) acceptOne(s *socket, c *wire.Connection, hand uint32) (fd int, dry bool, errno syscall.Errno) {
+	o := &e.out
+	e.seat.accepts(s)
 	if s.of.shared {
-		fd, errno = p.acceptShared(s)
+		fd, errno = e.acceptShared(s)
 	} else {
 		fd, errno = accept(s.fd, &o.from, false)
 	}
-	switch errno {
-	case 0:
-		o.fds[n] = fd
+	if errno == 0 {
 		*c = wire.Connection{Accepted: o.now.UnixNano(), Peer: peerAddr(&o.from), Local: s.local}
-		o.hands[n] = p.ledger.hold(fd, s.of, c)
-		return c, 0
+		e.seat.holds(hand, fd, s.of, c)
+		return fd, false, 0
 	}
-	p.ledger.accepting(nil)
+	e.seat.accepts(nil)
 	switch errno {
 	case unix.EINTR, unix.ECONNABORTED, unix.EPROTO, unix.ENOPROTOOPT, unix.ENETDOWN, unix.ENETUNREACH, unix.EHOSTDOWN,
 		unix.EHOSTUNREACH, unix.ENONET, unix.EPERM:
 		// accept(2): errors that are pending on the new connection come up here, and concern it alone.
-		return nil, 0
+		return -1, false, 0
 	case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
-		return nil, errno
+		return -1, false, errno
 	case unix.EAGAIN:
 	default:
-		p.log.Error("a listening socket does not accept", "endpoint", s.endpoint, "err", errno)
+		e.pool.log.Error("a listening socket does not accept", "endpoint", s.endpoint, "err", errno)
 	}
-	if !s.gone {
-		s.of.ready.pop()
-		s.acceptable = false
-	}
-	return nil, 0
+	return -1, true, 0
 }
 
-// hold takes the message's connections back into portd's hands; they are the first to be handed over.
-func (p *Pool) hold(l *listener, conns []wire.Connection) {
-	for i := range conns {
-		l.held.push(heldConn{p.out.fds[i], conns[i], p.out.at[i], p.out.hands[i]})
+// hold takes the message's n connections back into portd's hands; they are the first to be handed over.
+func (e *engine) hold(l *listener, n int) {
+	o := &e.out
+	for i := range n {
+		l.held.push(heldConn{o.fds[i], o.conns[i], o.at[i], o.hands[i]})
 	}
-	p.enqueue(l)
+	e.pool.enqueue(l)
 }

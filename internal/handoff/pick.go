@@ -23,9 +23,10 @@ const turnOf = 1 << 24
 type level struct {
 	priority uint8
 	members  int         // with room or not
+	flying   int         // of them
 	heap     []candidate // have room, as far as is known
 	next     int         // whose page is read next
-	now      uint64      // turn of the last one chosen
+	now      uint64      // turn of the last one that was sent something
 	slots    *slots      // of those that are ready, where the client's address decides
 }
 
@@ -50,13 +51,16 @@ func (s *serving) active() uint64 {
 }
 
 // takes says whether s gets connections now.
-func (s *serving) takes() bool { return s.worker.room && s.ready() }
+func (s *serving) takes() bool { return s.worker.room && !s.worker.flying && s.ready() }
 
 // pick chooses the worker for the next message: of the highest priority that has one with room.
 func (l *listener) pick() *serving {
 	for _, v := range l.levels {
 		if s := v.pick(l.options.Strategy != registry.RoundRobin); s != nil {
 			return s
+		}
+		if v.flying > 0 {
+			return nil // it may have room when it has landed
 		}
 	}
 	return nil
@@ -68,8 +72,9 @@ func (v *level) pick(byActive bool) *serving {
 			v.refresh()
 		}
 		if s := v.heap[0].serving; s.takes() {
-			v.now = v.heap[0].turn
 			return s
+		} else if s.worker.flying {
+			s.flew = true
 		}
 		v.remove(v.heap[0].serving)
 	}
@@ -130,7 +135,7 @@ func (l *listener) offer(s *serving) {
 		return
 	}
 	// Who was away does not catch up on what it missed.
-	if int64(v.now-s.turn) > 0 {
+	if int64(v.now-s.turn) > 0 && !s.flew {
 		s.turn = v.now
 	}
 	c := candidate{turn: s.turn, serving: s}
@@ -153,8 +158,11 @@ func (p *Pool) offer(s *serving) {
 
 // charge counts n connections that s was sent.
 func (l *listener) charge(s *serving, n int) {
-	s.turn += uint64(n) * (turnOf / uint64(s.weight))
 	v := s.level
+	if v != nil {
+		v.now = s.turn
+	}
+	s.turn += uint64(n) * (turnOf / uint64(s.weight))
 	if v == nil || s.at < 0 {
 		return
 	}

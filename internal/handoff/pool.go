@@ -7,8 +7,8 @@
 package handoff
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -57,6 +57,8 @@ type Config struct {
 	MaxPerUser int
 	// Keep is what outlives portd: with it, workers go on when portd dies. nil: they attach again.
 	Keep *fdstore.Store
+	// Acceptors is how many threads accept connections and hand them over, 8 at most; 0: one for each four processors.
+	Acceptors int
 }
 
 // spareDescriptors are for everything but workers, where root's workers take what they can.
@@ -68,18 +70,18 @@ type Pool struct {
 	log  *slog.Logger
 	self uint32 // portd's own uid
 
-	epoll, wake int
-	nofile      uint64 // RLIMIT_NOFILE
-	mostOwn     int    // attachments of root and portd's own user
-	silent      bool   // the engine may wait without a word to Go's scheduler
-	ticker      int    // a timer: see stuck.go
-	guard       *guard
-	ring        *ring         // for adopted sockets; nil where none was needed yet, or there is none
-	ringless    bool          // there is none
-	patience    time.Duration // with a handshake
-	truesize    int           // what one padded frame counts for in its sender's buffer
-	began       time.Time     // what rates count seconds from
-	surveys     surveys
+	engines  []*engine // one at least
+	rooms    int       // an epoll set of the queues, where there are several; -1: it is the only engine's own
+	nofile   uint64    // RLIMIT_NOFILE
+	mostOwn  int       // attachments of root and portd's own user
+	ticker   int       // a timer: see stuck.go
+	guard    *guard
+	ring     *ring         // for adopted sockets; nil where none was needed yet, or there is none
+	ringless bool          // there is none
+	patience time.Duration // with a handshake
+	truesize int           // what one padded frame counts for in its sender's buffer
+	began    time.Time     // what rates count seconds from
+	surveys  surveys
 
 	// doors is held by who turns one, and is taken before mu.
 	doors sync.Mutex
@@ -92,8 +94,10 @@ type Pool struct {
 	talk sync.RWMutex
 
 	// mu guards everything below. The engine holds it between two waits and never blocks under it, so the others wait for
-	// microseconds; whoever has it knows that the engine uses no descriptor.
-	mu        sync.Mutex
+	// microseconds; whoever has it knows that the engine uses no descriptor. Where there are several they share it, and turn is
+	// theirs to write to what is below, with some exceptions: see engine.
+	mu        sync.RWMutex
+	turn      sync.Mutex
 	closed    bool
 	listeners map[registry.SocketKey]*listener
 	callers   map[registry.SocketKey]struct{} // of the doorman
@@ -106,7 +110,6 @@ type Pool struct {
 	freeSlots []int32
 	work      fifo[*listener] // have something to hand over
 	rest      rest
-	out       outgoing
 	in        incoming
 	record    record
 	past      *counts                       // of listeners that are not there any more
@@ -120,7 +123,6 @@ type Pool struct {
 	discarded []item
 	unwanted  []loan
 	pause
-	info     tcpInfo
 	doubts   []doubtful    // connections of which it is not known whose they are
 	orphans  []*worker     // gone, with connections in their queues that portd has no descriptors for
 	interval time.Duration // of the ticker
@@ -135,7 +137,7 @@ type tally struct{ attached, knocking int }
 func New(cfg Config) (*Pool, error) {
 	p := &Pool{
 		cfg: cfg, log: cfg.Log, self: uint32(os.Geteuid()),
-		epoll: -1, wake: -1, ticker: -1, interval: longestTick, guard: newGuard(), patience: firstMessage,
+		rooms: -1, ticker: -1, interval: longestTick, guard: newGuard(), patience: firstMessage,
 		listeners: make(map[registry.SocketKey]*listener),
 		callers:   make(map[registry.SocketKey]struct{}), bell: make(chan struct{}, 1),
 		workers: make(map[string]*worker),
@@ -168,13 +170,12 @@ func (p *Pool) open() (err error) {
 	if p.truesize, err = measureFrame(); err != nil {
 		return err
 	}
-	if p.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
-		return err
+	for range max(1, min(cmp.Or(p.cfg.Acceptors, engines()), mostEngines)) {
+		if err := p.newEngine(); err != nil {
+			return err
+		}
 	}
-	if p.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		return err
-	}
-	if _, err = p.watch(p.wake, unix.EPOLLIN, slot{}); err != nil {
+	if err := p.shareRooms(); err != nil {
 		return err
 	}
 	if p.ticker, err = unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK); err != nil {
@@ -189,12 +190,15 @@ func (p *Pool) shut() {
 		p.forget(w)
 	}
 	p.orphans = nil
-	for _, fd := range []int{p.epoll, p.wake, p.ticker} {
+	for _, e := range p.engines {
+		e.close()
+	}
+	for _, fd := range []int{p.rooms, p.ticker} {
 		if fd >= 0 {
 			_ = unix.Close(fd)
 		}
 	}
-	p.epoll, p.wake, p.ticker = -1, -1, -1
+	p.rooms, p.ticker = -1, -1
 	if p.ledger != nil {
 		last := *p.past
 		p.past = &last
@@ -216,17 +220,8 @@ func (p *Pool) shut() {
 
 // Run hands over connections until ctx ends, then lets go of all workers: what lies in their queues is theirs.
 func (p *Pool) Run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.wakeUp()
-		p.resumed.Broadcast()
-	})
-	defer stop()
-	// Its own thread, so that waiting in epoll does not wake another one up each time.
-	runtime.LockOSThread()
+	p.engines[0].start()
 	defer runtime.UnlockOSThread()
-	p.guard.tid, p.silent = unix.Gettid(), mayBeSilent()
 	p.mu.Lock()
 	if ctx.Err() == nil {
 		p.takeOver()
@@ -237,7 +232,7 @@ func (p *Pool) Run(ctx context.Context) error {
 	others.Go(func() { p.undertaker(beside) })
 	others.Go(func() { p.sweeper(beside) })
 	others.Go(func() { p.doorman(beside) })
-	err := p.engine(ctx)
+	err := p.runAll(ctx)
 	end()
 	others.Wait()
 	p.letGo()
@@ -267,102 +262,8 @@ func (p *Pool) letGo() {
 	p.shut()
 }
 
-// wakeUp ends the engine's wait.
-func (p *Pool) wakeUp() {
-	if p.wake >= 0 {
-		_, _ = unix.Write(p.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // EAGAIN: it is awake already
-	}
-}
-
-func (p *Pool) engine(ctx context.Context) error {
-	var events [64]unix.EpollEvent
-	more := false
-	for ctx.Err() == nil {
-		timeout := p.rest.timeout()
-		if more && timeout < 0 {
-			timeout = 0
-		}
-		n, err := p.wait(events[:], timeout)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("hand-off: epoll_wait: %w", err)
-		}
-		p.mu.Lock()
-		if !p.mayGoOn(ctx) {
-			p.mu.Unlock()
-			break
-		}
-		for i := range max(n, 0) {
-			p.happened(&events[i])
-		}
-		more = p.dispatch(64)
-		p.mu.Unlock()
-	}
-	return nil
-}
-
-// happened notes that a listener has connections or that a queue has room. Both are edges: the flag stays until a system call
-// says otherwise, so that nothing is asked of epoll per message.
-func (p *Pool) happened(e *unix.EpollEvent) {
-	s := &p.slots[e.Fd]
-	switch {
-	case s.generation != e.Pad: // removed while the engine waited for the lock
-	case s.socket != nil:
-		p.acceptable(s.socket)
-	case s.worker != nil:
-		if e.Events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
-			p.detach(s.worker, redeliver, "it shut its queue")
-			return
-		}
-		p.hasRoom(s.worker)
-	case s.ticker:
-		p.tick()
-	default:
-		var count [8]byte
-		_, _ = unix.Read(p.wake, count[:])
-	}
-}
-
-// A slot is what an epoll event points to.
-type slot struct {
-	generation int32 // tells an event of an earlier tenant
-	socket     *socket
-	worker     *worker
-	ticker     bool
-}
-
-// watch adds fd to the engine's epoll set, by edges.
-func (p *Pool) watch(fd int, events uint32, s slot) (int32, error) {
-	var at int32
-	if n := len(p.freeSlots); n > 0 {
-		at, p.freeSlots = p.freeSlots[n-1], p.freeSlots[:n-1]
-	} else {
-		at = int32(len(p.slots))
-		p.slots = append(p.slots, slot{})
-	}
-	s.generation = p.slots[at].generation
-	p.slots[at] = s
-	err := unix.EpollCtl(p.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events | unix.EPOLLET, Fd: at, Pad: s.generation})
-	if err != nil {
-		p.free(at)
-		return -1, fmt.Errorf("epoll_ctl: %w", err)
-	}
-	return at, nil
-}
-
-// unwatch undoes watch. It must come before the descriptor is closed: others may hold the same description, which would
-// then go on firing. It is nothing where watch failed.
-func (p *Pool) unwatch(fd int, at int32) {
-	if at < 0 {
-		return
-	}
-	_ = unix.EpollCtl(p.epoll, unix.EPOLL_CTL_DEL, fd, nil)
-	p.free(at)
-}
-
-func (p *Pool) free(at int32) {
-	p.slots[at] = slot{generation: p.slots[at].generation + 1}
-	p.freeSlots = append(p.freeSlots, at)
-}
+// wakeUp has an engine look for work.
+func (p *Pool) wakeUp() { p.engines[0].wakeUp() }
 
 // rest is a pause after the kernel ran out of something.
 type rest struct {

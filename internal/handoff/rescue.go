@@ -160,19 +160,20 @@ func (h *hand) is(fd int) bool {
 	return peer.Family == h.family && peer.IP == h.peer && peer.Port == h.port
 }
 
-// accepted finds the connection that was accepted and not written down.
+// accepted finds the connections that were accepted and not written down.
 func (r *rescue) accepted() {
-	l := r.ledger
-	listener, from := l.head.accepting, l.head.acceptingFrom
-	rest := r.rest(uint32(from >> 32))
-	if listener == 0 || rest == nil {
-		return
+	for _, s := range r.ledger.seats() {
+		listener, from := *s.accepting, *s.acceptingFrom
+		rest := r.rest(uint32(from >> 32))
+		if listener == 0 || rest == nil {
+			continue
+		}
+		if err := r.find(rest, int(uint32(from))-1, listener); err != nil {
+			r.log.Error("a connection that portd was accepting may be lost", "err", err)
+			continue
+		}
+		s.accepts(nil)
 	}
-	if err := r.find(rest, int(uint32(from))-1, listener); err != nil {
-		r.log.Error("a connection that portd was accepting may be lost", "err", err)
-		return
-	}
-	l.accepting(nil)
 }
 
 func (r *rescue) find(rest *holder.Rest, number int, listener uint32) error {
@@ -266,11 +267,12 @@ func (r *rescue) write(fd int, listener, flags uint32, d doubt) bool {
 	if peerOf(fd, &from) {
 		c.Peer = peerAddr(&from)
 	}
-	at := r.ledger.note(fd, listener, &c, d)
+	at := r.ledger.vacant()
 	if at == 0 {
 		r.log.Error("a connection that portd had accepted is lost: the ledger is full")
 		return false
 	}
+	r.ledger.note(at, fd, listener, &c, d)
 	r.cookies[cookie(fd)] = at
 	r.items = append(r.items, fdstore.Item{Name: "c." + strconv.FormatUint(uint64(at), 36), FD: fd})
 	return true

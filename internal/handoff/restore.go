@@ -187,8 +187,9 @@ func (p *Pool) takeOver() {
 		}
 		return nil
 	}
-	p.settleMessage(of, back.inHand)
+	p.settleMessages(of, back.inHand)
 	p.judge(back)
+	p.seatEngines()
 
 	p.ledger.head.past.add(p.past)
 	p.past = &p.ledger.head.past
@@ -327,11 +328,13 @@ func (p *Pool) grasp(have map[uint32]int) (lost int) {
 	for _, fd := range have { // nobody's any more
 		closeRaw(fd)
 	}
-	if at := p.ledger.head.accepting; at > 0 && at <= mostListeners { // it may have had one, and not yet written down
-		p.ledger.listeners[at-1].lost++
-		lost++
+	for _, s := range p.ledger.seats() {
+		if at := *s.accepting; at > 0 && at <= mostListeners { // it may have had one, and not yet written down
+			p.ledger.listeners[at-1].lost++
+			lost++
+		}
+		s.accepts(nil)
 	}
-	p.ledger.accepting(nil)
 	p.ledger.retaken()
 	if len(p.doubts) > 0 {
 		p.wonder(shortestTick)
@@ -367,14 +370,31 @@ func (p *Pool) take(l *listener, h heldConn) {
 	p.enqueue(l)
 }
 
-// settleMessage finds out what became of the message in flight. Where it was sent, it is counted; where it was not, its connections are still in hand.
+// settleMessages finds out what became of each engine's message. The one that was just being counted comes first, since the others' counts
+// follow from its.
+func (p *Pool) settleMessages(of func(tenant uint64) *worker, have map[uint32]int) {
+	for _, open := range []bool{false, true} {
+		for _, s := range p.ledger.seats() {
+			if s.journal.sequence != 0 && (s.journal.open != 0) == open {
+				p.settleMessage(&s, of, have)
+			}
+		}
+	}
+}
+
+// seatEngines gives the engines their places in the ledger.
+func (p *Pool) seatEngines() {
+	p.ledger.writtenBy(len(p.engines))
+	for _, e := range p.engines {
+		e.seat = p.ledger.seat(e.number, len(p.engines))
+	}
+}
+
+// settleMessage finds out what became of a message in flight. Where it was sent, it is counted; where it was not, its connections are still in hand.
 // Where that cannot be told its sequence is not used again, and its connections are not sent again, unless it is told later: of those in
 // have there are descriptors.
-func (p *Pool) settleMessage(of func(tenant uint64) *worker, have map[uint32]int) {
-	j := &p.ledger.head.journal
-	if j.sequence == 0 {
-		return
-	}
+func (p *Pool) settleMessage(s *seat, of func(tenant uint64) *worker, have map[uint32]int) {
+	j := s.journal
 	n := min(int(j.n), perMessage)
 	var w *worker
 	if j.worker != 0 {
@@ -399,6 +419,7 @@ func (p *Pool) settleMessage(of func(tenant uint64) *worker, have map[uint32]int
 	}
 	switch fate {
 	case sent:
+		j.base(total)
 		w.sent = j.sent + uint64(n)
 		if int(j.serving) < len(w.serves) {
 			w.serves[j.serving].sent = j.servingSent + uint64(n)
@@ -426,7 +447,7 @@ func (p *Pool) settleMessage(of func(tenant uint64) *worker, have map[uint32]int
 			hands[i] = 0 // that far the portd before had come, or it is in doubt
 		}
 	}
-	p.ledger.settled(n, &hands)
+	s.settled(n, &hands)
 }
 
 // account gives l its place in the ledger.

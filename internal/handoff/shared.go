@@ -22,10 +22,10 @@ const (
 // A guard ends waits in accept.
 type guard struct {
 	timer *time.Timer
-	tid   int // of the engine's thread
 
-	mu sync.Mutex
-	fd int // that is being accepted from, or -1
+	mu  sync.Mutex
+	fd  int // that is being accepted from, or -1
+	tid int // of the engine's thread
 }
 
 func newGuard() *guard {
@@ -35,10 +35,10 @@ func newGuard() *guard {
 	return g
 }
 
-func (g *guard) begin(fd int) {
+func (g *guard) begin(fd, tid int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.fd = fd
+	g.fd, g.tid = fd, tid
 	g.timer.Reset(acceptPatience)
 }
 
@@ -64,17 +64,18 @@ func (g *guard) pull() {
 }
 
 // acceptShared accepts from a socket that a program has too. Where that has cost too much, s is gone when it returns.
-func (p *Pool) acceptShared(s *socket) (int, syscall.Errno) {
+func (e *engine) acceptShared(s *socket) (int, syscall.Errno) {
+	p := e.pool
 	blocks := s.adopted && blocking(s.fd)
 	if blocks && p.hasRing() {
-		return p.ring.accept(s.fd, &p.out.from)
+		return p.ring.accept(s.fd, &e.out.from)
 	}
 	var before, after unix.Rusage
 	_ = unix.Getrusage(unix.RUSAGE_THREAD, &before)
 	start := time.Now()
-	p.guard.begin(s.fd)
+	p.guard.begin(s.fd, e.tid)
 	_ = unix.SetNonblock(s.fd, true)
-	fd, errno := accept(s.fd, &p.out.from, true)
+	fd, errno := accept(s.fd, &e.out.from, true)
 	p.guard.end()
 	if blocks {
 		// If the program calls accept just now it is told EAGAIN; if it waits in accept already it goes on waiting.

@@ -18,16 +18,16 @@ const (
 
 // assign hands over what it can of the connections of a listener whose clients have a worker each, a few messages at most. It says whether
 // anything has happened: if not, the next room brings the listener back.
-func (p *Pool) assign(l *listener) (moved bool, out syscall.Errno) {
-	moved, out = p.stage(l)
-	for n := l.due.n; n > 0; n-- {
+func (e *engine) assign(l *listener) (moved bool, out syscall.Errno) {
+	moved, out = e.stage(l)
+	for n := l.due.n; n > 0 && l.due.n > 0; n-- { // other engines may be at it
 		to := l.due.pop()
 		to.due = false
 		if to.staged.n == 0 || !to.takes() {
 			continue
 		}
 		moved = true
-		err := p.handOver(l, to)
+		err := e.handOver(l, to)
 		l.expect(to)
 		if err != 0 {
 			return true, err
@@ -37,7 +37,7 @@ func (p *Pool) assign(l *listener) (moved bool, out syscall.Errno) {
 }
 
 // stage accepts connections, and gives each to its worker to be sent.
-func (p *Pool) stage(l *listener) (moved bool, out syscall.Errno) {
+func (e *engine) stage(l *listener) (moved bool, out syscall.Errno) {
 	for n := 0; n < stagedOnce && l.held.n > 0; n++ {
 		to := l.target(&l.held.first().conn.Peer)
 		if to == nil {
@@ -49,15 +49,24 @@ func (p *Pool) stage(l *listener) (moved bool, out syscall.Errno) {
 	if l.held.n > 0 || l.ready.n == 0 || l.pick() == nil {
 		return moved, 0
 	}
-	p.out.begin(p.began)
+	o := &e.out
+	o.begin(e.pool.began)
 	for n := 0; n < stagedOnce && l.ready.n > 0 && l.staged < mostStaged && out == 0; n++ {
 		s := l.ready.peek()
-		var c *wire.Connection
-		if c, out = p.acceptOne(s, &p.out.conns[0], 0); c == nil {
+		hand := o.hands[:1]
+		e.pool.ledger.reserve(hand)
+		var c wire.Connection
+		var fd int
+		var dry bool
+		if fd, dry, out = e.acceptOne(s, &c, hand[0]); fd < 0 {
+			e.pool.ledger.unreserve(hand)
+			if dry {
+				e.pool.dry(s, s.edges)
+			}
 			continue
 		}
 		moved = true
-		h := heldConn{p.out.fds[0], *c, &s.endpoint, p.out.hands[0]}
+		h := heldConn{fd, c, &s.endpoint, hand[0]}
 		if to := l.target(&c.Peer); to != nil {
 			l.put(to, h)
 		} else {

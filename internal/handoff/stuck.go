@@ -152,7 +152,7 @@ func (p *Pool) unload(w *worker, why string) (done bool) {
 		p.unstage(s)
 	}
 	p.checkDrained(w)
-	if err := p.out.probe(w.queue); err != nil {
+	if err := p.engines[0].out.probe(w.queue); err != nil {
 		p.detach(w, redeliver, "its queue: "+err.Error())
 		return true
 	}

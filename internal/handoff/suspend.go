@@ -194,7 +194,7 @@ func (p *Pool) Resume() {
 
 // recover goes on with a ledger that another portd may have had meanwhile.
 func (p *Pool) recover() {
-	p.settleMessage(func(tenant uint64) *worker {
+	p.settleMessages(func(tenant uint64) *worker {
 		for _, w := range p.workers {
 			if w.tenant == tenant {
 				return w
@@ -202,6 +202,7 @@ func (p *Pool) recover() {
 		}
 		return nil
 	}, nil)
+	p.ledger.writtenBy(len(p.engines))
 	p.past = &p.ledger.head.past
 	for _, l := range p.listeners {
 		if l.place != 0 && p.ledger.listeners[l.place-1].key() != l.key { // it was given up there

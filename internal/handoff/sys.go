@@ -45,15 +45,16 @@ func accept(fd int, from *unix.RawSockaddrInet6, mayBlock bool) (int, syscall.Er
 
 // outgoing is the memory of one message.
 type outgoing struct {
-	sender fdpass.Sender
-	frame  [frameSize]byte
-	fds    [perMessage]int
-	conns  [perMessage]wire.Connection
-	at     [perMessage]*registry.Endpoint
-	hands  [perMessage]uint32 // their places in the ledger
-	from   unix.RawSockaddrInet6
-	now    time.Time     // when the message was begun
-	since  time.Duration // the same since the pool began
+	sender  fdpass.Sender
+	frame   [frameSize]byte
+	message []byte // what of frame is written
+	fds     [perMessage]int
+	conns   [perMessage]wire.Connection
+	at      [perMessage]*registry.Endpoint
+	hands   [perMessage]uint32 // their places in the ledger
+	from    unix.RawSockaddrInet6
+	now     time.Time     // when the message was begun
+	since   time.Duration // the same since the pool began
 }
 
 // begin notes when a message is begun: the time is asked for once.

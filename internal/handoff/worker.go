@@ -35,6 +35,8 @@ type worker struct {
 	page        wire.Page
 	allowed     int  // messages that may wait
 	room        bool // for one message at least
+	flying      bool // one of several engines hands something over to it
+	heard       bool // of its queue, meanwhile
 
 	rate rate // of connections sent
 
@@ -62,6 +64,7 @@ type serving struct {
 	at       int    // in the level's heap; -1: not there
 	turn     uint64
 	placed   bool           // in the level's slots
+	flew     bool           // it was not there since its worker was in flight
 	staged   fifo[heldConn] // wait for it
 	due      bool           // is in the listener's due
 }
@@ -77,36 +80,35 @@ const (
 
 // hasRoom notes that w's queue takes a message.
 func (p *Pool) hasRoom(w *worker) {
+	if w.flying {
+		w.heard = true
+		return
+	}
 	if !p.livesAgain(w) {
 		return
 	}
 	w.room = true
-	for _, s := range w.serves {
-		if s.state == Ready {
-			p.offer(s)
-		}
-	}
+	p.offerAll(w)
 	p.checkDrained(w)
 }
 
-// sent counts a message that is on its way.
-func (p *Pool) sent(l *listener, to *serving, conns []wire.Connection) {
-	w, n := to.worker, uint64(len(conns))
+// sent counts a message of n connections that is on its way.
+func (e *engine) sent(l *listener, to *serving, n int) {
+	p, o, w := e.pool, &e.out, to.worker
 	w.sequence++
-	w.sent += n
-	to.sent += n
+	w.sent += uint64(n)
+	to.sent += uint64(n)
 	w.fewer = max(0, w.fewer-1)
 	w.page.Sent(w.sent, w.sequence)
-	w.room = w.allowed > 1 && writable(w.queue)
-	l.charge(to, len(conns))
-	l.handedOver += n
-	l.rate.add(p.out.since, len(conns))
-	w.rate.add(p.out.since, len(conns))
-	for i := range conns {
-		if conns[i].Flags&wire.Redelivered != 0 {
+	l.charge(to, n)
+	l.handedOver += uint64(n)
+	l.rate.add(o.since, n)
+	w.rate.add(o.since, n)
+	for i := range n {
+		if o.conns[i].Flags&wire.Redelivered != 0 {
 			l.redelivered++
 		}
-		p.record.add(p.out.at[i], l, w, &conns[i])
+		p.record.add(o.at[i], l, w, &o.conns[i])
 	}
 	p.record.due()
 	p.expect(w)
