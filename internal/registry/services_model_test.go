@@ -32,7 +32,7 @@ func TestServicesAsStored(t *testing.T) {
 		e.Last = e.First + uint16(rnd.IntN(2))
 	}
 	proto := func() ianadb.Protocol { return ianadb.TCP + ianadb.Protocol(rnd.IntN(2)) }
-	for step := range 500 {
+	for step := range long(500, 150) {
 		var fail error
 		if rnd.IntN(10) == 0 {
 			fail = full

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -11,6 +12,14 @@ import (
 	"github.com/portd/portd/internal/ianadb"
 	"github.com/portd/portd/internal/registry"
 )
+
+// long is how many of alike things a test does: all with PORTD_LONG=1, else some.
+func long(all, some int) int {
+	if os.Getenv("PORTD_LONG") != "" {
+		return all
+	}
+	return some
+}
 
 // The stand-ins of this file exist for time's sake: under testing/synctest the clock moves only while every goroutine
 // waits, which one in a real system call does not. Whatever does not wait for a clock is tested on the real ones.

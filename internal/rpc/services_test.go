@@ -7,13 +7,11 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"github.com/portd/portd/internal/services"
@@ -302,7 +300,7 @@ func TestHotAnswers(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if diff := cmp.Diff(want, got.GetLookup(), protocmp.Transform()); diff != "" || len(got.ProtoReflect().GetUnknown()) > 0 {
+				if diff := differ(want, got.GetLookup()); diff != "" || len(got.ProtoReflect().GetUnknown()) > 0 {
 					t.Fatalf("%s, %v: %s", what, req, diff)
 				}
 			}
