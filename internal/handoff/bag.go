@@ -126,10 +126,13 @@ func (f *facts) worker() *worker {
 // keep gives the keeper all that there is of w, before w is told that it is attached. Without a keeper, or where a bag cannot be had, w is lost
 // when portd dies, and attaches again.
 func (p *Pool) keep(w *worker, parts []part, page int) {
-	if p.cfg.Keep == nil || w.at == 0 {
+	if p.cfg.Keep == nil {
 		return
 	}
 	payload, err := json.Marshal(factsOf(w, parts))
+	if w.at == 0 {
+		err = errors.New("the ledger has no place for it")
+	}
 	if err == nil {
 		err = control(w.conn, func(conn int) (err error) {
 			w.bag, err = fdbag.Pack([]int{bagQueue: w.queue, bagKept: w.kept, bagPage: page, bagConn: conn}, payload)

@@ -92,3 +92,14 @@ func (p *Pool) Taken(worker string) (received uint64, known bool) {
 	}
 	return received, known
 }
+
+// Crowd makes the ledger seem as full as may be, or not any more.
+func (p *Pool) Crowd(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if on {
+		p.ledger.freeHands, p.ledger.head.hands = nil, mostHands-1-keptPlaces
+	} else {
+		p.ledger.recount()
+	}
+}

@@ -97,10 +97,13 @@ func (s *seat) accepts(from *socket) {
 
 // holds notes that fd is in portd's hands, at a place that was reserved, unless that is 0.
 func (s *seat) holds(at uint32, fd int, of *listener, c *wire.Connection) {
+	if s.ledger == nil {
+		return
+	}
 	if at != 0 {
 		s.note(at, fd, of.place, c, doubt{})
-		atomic.StoreUint32(s.accepting, 0)
 	}
+	atomic.StoreUint32(s.accepting, 0) // or one without a place would be looked for when it is a worker's
 }
 
 // hold notes that fd is in portd's hands, and where; 0 where there is no room for that, or no ledger.
@@ -151,6 +154,14 @@ func (l *ledger) note(at uint32, fd int, of uint32, c *wire.Connection, d doubt)
 	h.listener, h.flags, h.accepted, h.doubt = of, c.Flags, c.Accepted, d
 	h.peer, h.scope, h.port, h.family = c.Peer.IP, c.Peer.Scope, c.Peer.Port, c.Peer.Family
 	atomic.StoreUint64(&h.owner, uint64(l.incarnation)<<32|uint64(fd+1))
+}
+
+// keptPlaces of those for connections are left for what clients bring: nobody's clients wait because others' have no worker.
+const keptPlaces = mostHands / 16
+
+// scarce says whether no more than those are free.
+func (l *ledger) scarce() bool {
+	return l != nil && mostHands-1-int(l.head.hands)+len(l.freeHands) <= keptPlaces
 }
 
 // let notes that the connection at a place is not in portd's hands any more.

@@ -275,7 +275,7 @@ func (d *dynasty) end() {
 func (r *reign) end() {
 	_ = r.in.Close()
 	_ = r.Wait()
-	_ = r.Process.Release() // who traced it may have waited for it
+	_ = r.Process.Release()                 // who traced it may have waited for it
 	_ = unix.Shutdown(r.conn, unix.SHUT_RD) // a holder may have the other end
 	<-r.kept
 	_ = unix.Close(r.conn)
@@ -386,6 +386,9 @@ func serveHeir() error {
 			fmt.Println("done")
 		case "threads":
 			_ = json.NewEncoder(os.Stdout).Encode(pool.Threads(dynastyKey))
+		case "crowd", "relax":
+			pool.Crowd(lines.Text() == "crowd")
+			fmt.Println("done")
 		case "release":
 			pool.Released(dynastyID, "released")
 			fmt.Println("done")

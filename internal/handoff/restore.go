@@ -439,6 +439,11 @@ func (p *Pool) settleMessage(s *seat, of func(tenant uint64) *worker, have map[u
 		}
 	}
 	if fate == unsent {
+		for _, at := range j.hands[:n] {
+			if at == 0 { // the ledger had no place for it
+				total.lost++
+			}
+		}
 		n = 0
 	}
 	hands := j.hands

@@ -51,7 +51,11 @@ func (e *engine) stage(l *listener) (moved bool, out syscall.Errno) {
 	}
 	o := &e.out
 	o.begin(e.pool.began)
-	for n := 0; n < stagedOnce && l.ready.n > 0 && l.staged < mostStaged && out == 0; n++ {
+	most := mostStaged
+	if e.pool.ledger.scarce() {
+		most = perMessage
+	}
+	for n := 0; n < stagedOnce && l.ready.n > 0 && l.staged < most && out == 0; n++ {
 		s := l.ready.peek()
 		hand := o.hands[:1]
 		e.pool.ledger.reserve(hand)

@@ -3,6 +3,9 @@ package handoff
 import (
 	"bytes"
 	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/portd/portd/internal/fdpass"
 	"github.com/portd/portd/internal/wire"
@@ -26,6 +29,10 @@ func (p *Pool) takeBack(w *worker) (messages, conns int, whole bool) {
 	}
 	defer done()
 	for {
+		if p.ledger.scarce() {
+			left, _ := unix.IoctlGetInt(kept, unix.SIOCINQ)
+			return messages, conns, left == 0
+		}
 		// A message whose descriptors do not fit is not taken, since it would lose them. That is known beforehand only by looking.
 		size, fds, err := in.receiver.Peek(kept, in.peeked[:])
 		in.duplicates = append(in.duplicates[:0], fds...)
@@ -141,6 +148,14 @@ func (p *Pool) takeFrame(w *worker, packet []byte, fds []int, hands []uint32) (n
 		p.wakeUp()
 	}
 	return n
+}
+
+// missing says why takeBack has left something.
+func (p *Pool) missing() error {
+	if p.ledger.scarce() {
+		return fmt.Errorf("%d connections are in portd's hands, and it keeps account of no more", mostHands-keptPlaces)
+	}
+	return limit(unix.EMFILE)
 }
 
 // An orphan is the queue of a worker that is gone, which portd had no descriptors to empty. What lies there is open and nobody's.

@@ -148,7 +148,7 @@ func (p *Pool) detach(w *worker, takeBack bool, why string) {
 	if whole {
 		p.forget(w)
 	} else {
-		p.log.Error("out of descriptors while taking connections back from a dead worker; they wait", "worker", w.id)
+		p.log.Error("cannot take all connections back from a worker that is gone; they wait", "worker", w.id, "err", p.missing())
 		p.adoptOrphan(w)
 	}
 	_ = unix.Munmap(w.mem)
