@@ -190,6 +190,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		}
 	}
 	d.life = d.origin.live(started, before != nil)
+	defer d.life.close()
 	served = true
 	return d.serve(ctx, control, attach)
 }

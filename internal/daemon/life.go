@@ -70,6 +70,13 @@ func (l *life) write() error {
 	return err
 }
 
+// close leaves it to who keeps it.
+func (l *life) close() {
+	if l.file != nil {
+		_ = l.file.Close()
+	}
+}
+
 // custody is who has what this portd has.
 func (d *daemon) custody() rpc.Custody {
 	c := rpc.Custody{Keeper: d.origin.keep.KeeperPID(), Manager: d.origin.keep.Managed(), Holder: d.holding.pid()}
