@@ -11,6 +11,9 @@ TESTFLAGS =
 BENCH = .
 FUZZTIME = 1m
 
+# Under the race detector a process stays for a second after its end, in case a report is still being written. Tests start hundreds.
+export GORACE ?= atexit_sleep_ms=50
+
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
