@@ -52,61 +52,64 @@ func backupBuckets(schema uint32) [][]byte { return append(bucketsOfRecords(sche
 // cannot be read: a backup is whole or it is none.
 func (s *Store) Backup(ctx context.Context, w io.Writer) (info BackupInfo, err error) {
 	err = s.view(func(v view) error {
-		h, err := s.survey(ctx, v)
+		m, err := readMeta(v.tx)
 		if err != nil {
 			return err
 		}
-		raw, err := proto.Marshal(h)
+		schema, err := schemaOf(v.tx)
 		if err != nil {
 			return err
 		}
-		info = infoOf(h, len(raw))
-		sum := sha256.New()
-		out := bufio.NewWriterSize(io.MultiWriter(w, sum), 256<<10)
-		head := binary.BigEndian.AppendUint32([]byte(backupMagic), uint32(len(raw)))
-		head = binary.BigEndian.AppendUint32(head, crc32.Checksum(raw, castagnoli))
-		if _, err := out.Write(append(head, raw...)); err != nil {
+		if err := wholeBuckets(ctx, v.tx, m, schema); err != nil {
 			return err
 		}
-		var b []byte
-		if err := v.each(ctx, h.GetSchema(), registry.Revision(h.GetOldest()), func(o op) error {
-			b = appendOp(b[:0], o)
-			_, err := out.Write(b)
-			return err
-		}); err != nil {
-			return err
-		}
-		if err := out.Flush(); err != nil {
-			return err
-		}
-		_, err = w.Write(sum.Sum(nil))
+		h := &storepb.Backup{StoreId: m.GetStoreId(), Revision: int64(v.rev), Oldest: int64(v.oldest), Schema: closed(schema)}
+		info, err = writeBackup(w, h, func(yield func(op) error) error { return v.each(ctx, schema, v.oldest, yield) })
 		return err
 	})
 	return info, err
 }
 
-// survey reads what a backup is to have, and makes sure that all of it is there and whole.
-func (s *Store) survey(ctx context.Context, v view) (*storepb.Backup, error) {
-	m, err := readMeta(v.tx)
+// writeBackup writes what each yields, twice the same, with a header of which survey fills in the rest.
+func writeBackup(w io.Writer, h *storepb.Backup, each func(yield func(op) error) error) (info BackupInfo, err error) {
+	if err := survey(h, each); err != nil {
+		return info, err
+	}
+	raw, err := proto.Marshal(h)
 	if err != nil {
-		return nil, err
+		return info, err
 	}
-	schema, err := schemaOf(v.tx)
-	if err != nil {
-		return nil, err
+	info = infoOf(h, len(raw))
+	sum := sha256.New()
+	out := bufio.NewWriterSize(io.MultiWriter(w, sum), 256<<10)
+	head := binary.BigEndian.AppendUint32([]byte(backupMagic), uint32(len(raw)))
+	head = binary.BigEndian.AppendUint32(head, crc32.Checksum(raw, castagnoli))
+	if _, err := out.Write(append(head, raw...)); err != nil {
+		return info, err
 	}
-	if err := wholeBuckets(ctx, v.tx, m, schema); err != nil {
-		return nil, err
+	var b []byte
+	if err := each(func(o op) error {
+		b = appendOp(b[:0], o)
+		_, err := out.Write(b)
+		return err
+	}); err != nil {
+		return info, err
 	}
-	h := &storepb.Backup{
-		StoreId: m.GetStoreId(), Revision: int64(v.rev), Oldest: int64(v.oldest), Schema: closed(schema), Records: map[string]int64{},
-		Time: timestamppb.Now(),
+	if err := out.Flush(); err != nil {
+		return info, err
 	}
-	for _, name := range bucketsOfRecords(schema) {
+	_, err = w.Write(sum.Sum(nil))
+	return info, err
+}
+
+// survey counts what a backup is to have, and makes sure that all of it is there and whole.
+func survey(h *storepb.Backup, each func(yield func(op) error) error) error {
+	h.Time, h.Records = timestamppb.Now(), map[string]int64{}
+	for _, name := range bucketsOfRecords(h.GetSchema()) {
 		h.Records[string(name)] = 0
 	}
-	next := v.oldest
-	err = v.each(ctx, schema, v.oldest, func(o op) error {
+	next := registry.Revision(h.GetOldest())
+	err := each(func(o op) error {
 		if err := checkSealed(o.key, o.value); err != nil {
 			return fmt.Errorf("%s %q: %w", o.bucket, o.key, err)
 		}
@@ -121,10 +124,10 @@ func (s *Store) survey(ctx context.Context, v view) (*storepb.Backup, error) {
 		next++
 		return nil
 	})
-	if err == nil && next != v.rev+1 {
+	if err == nil && next != registry.Revision(h.GetRevision())+1 {
 		err = fmt.Errorf("%w: revision %d is missing", ErrDamaged, next)
 	}
-	return h, err
+	return err
 }
 
 // wholeBuckets makes sure that no record of the file is missing, which bbolt would not notice.

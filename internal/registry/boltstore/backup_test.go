@@ -195,7 +195,7 @@ func TestTrial(t *testing.T) {
 		t.Fatal(err)
 	}
 	st, err := s.Load(t.Context())
-	if err != nil || len(st.Formers) != 1 || len(st.Namespaces) != 1 || st.Schema != newest(migrations) {
+	if err != nil || len(st.Formers) != 1 || len(st.Namespaces) != 1 || st.Schema != closed(newest(migrations)) {
 		t.Errorf("after it: %+v (%v)", st, err)
 	}
 	if err := s.Close(); err != nil {

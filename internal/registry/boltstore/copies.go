@@ -46,15 +46,30 @@ func NewestCopy(ctx context.Context, path string) (file string, info BackupInfo,
 	if err != nil {
 		return "", info, err
 	}
-	why := []error{fmt.Errorf("%w: no copy of %s that is whole", fs.ErrNotExist, path)}
+	none := &noCopyError{path: path}
 	for _, file := range all {
 		info, err := checkBackupFile(ctx, file)
 		if err == nil {
 			return file, info, nil
 		}
-		why = append(why, err)
+		none.why = append(none.why, err.Error())
 	}
-	return "", info, errors.Join(why...)
+	return "", info, none
+}
+
+// A noCopyError is that there is no copy that is whole.
+type noCopyError struct {
+	path string
+	why  []string // of each that there is
+}
+
+func (e *noCopyError) Is(target error) bool { return target == fs.ErrNotExist }
+
+func (e *noCopyError) Error() string {
+	if len(e.why) == 0 {
+		return "there is no copy of " + e.path + " that portd has made by itself"
+	}
+	return fmt.Sprintf("no copy of %s is whole: %s", e.path, strings.Join(e.why, "; "))
 }
 
 func checkBackupFile(ctx context.Context, path string) (BackupInfo, error) {

@@ -489,7 +489,7 @@ func TestMigrateOlder(t *testing.T) {
 	}
 	state := func(s registry.LeaseSpec) *registry.State {
 		return &registry.State{
-			Schema: newest(migrations), Revision: 2, Oldest: 1, Boot: &registry.Boot{ID: "that one"},
+			Schema: closed(newest(migrations)), Revision: 2, Oldest: 1, Boot: &registry.Boot{ID: "that one"},
 			Reservations: []*registry.Reservation{web},
 			Leases:       []*registry.Lease{{ID: "lse_1", Owner: "uid:1000", Spec: s, Created: at, CreateRevision: 1}},
 		}

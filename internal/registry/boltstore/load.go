@@ -16,7 +16,7 @@ import (
 func (s *Store) Load(ctx context.Context) (*registry.State, error) {
 	st := &registry.State{}
 	err := s.whatIs(func(tx *bolt.Tx, schema uint32) error {
-		st.Schema = schema
+		st.Schema = closed(schema)
 		return loadState(ctx, tx, st)
 	})
 	if err != nil {

@@ -5,10 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +22,7 @@ import (
 // A ReadOnly is a registry.Store of what is whole in a file that may be damaged. Nothing is ever written to that: what is committed is
 // in memory, and gone with it.
 type ReadOnly struct {
+	path   string
 	file   *os.File // locked, so that nobody writes to it meanwhile
 	damage []error
 
@@ -46,21 +49,69 @@ func OpenReadOnly(path string) (_ *ReadOnly, err error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
 		return nil, fmt.Errorf("%w: another portd has %s open", ErrInUse, path)
 	}
-	info, err := f.Stat()
+	s := &ReadOnly{path: path, file: f}
+	w, err := s.salvage()
 	if err != nil {
 		return nil, err
 	}
-	s := &ReadOnly{file: f}
-	w := salvage{ReadOnly: s, records: map[string]op{}, schema: newest(migrations)}
-	if err := walk(f, info.Size(), w.take, w.wrong); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	if w.schema > newest(migrations) {
-		return nil, fmt.Errorf("%s: %w", path, &SchemaError{Have: w.schema, Reads: newest(migrations)})
-	}
-	w.journal(path)
 	w.build()
 	return s, nil
+}
+
+// salvage reads the file and its journal.
+func (s *ReadOnly) salvage() (*salvage, error) {
+	info, err := s.file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	w := &salvage{ReadOnly: s, records: map[string]op{}, schema: newest(migrations)}
+	if err := walk(s.file, info.Size(), w.take, w.wrong); err != nil {
+		return nil, fmt.Errorf("%s: %w", s.path, err)
+	}
+	if w.schema > newest(migrations) {
+		return nil, fmt.Errorf("%s: %w", s.path, &SchemaError{Have: w.schema, Reads: newest(migrations)})
+	}
+	w.count()
+	w.journal(s.path)
+	return w, nil
+}
+
+// Backup is that of a Store, of the files as they are: what was committed since, in memory, is not in it.
+func (s *ReadOnly) Backup(ctx context.Context, w io.Writer) (BackupInfo, error) {
+	all, err := (&ReadOnly{path: s.path, file: s.file}).salvage()
+	switch {
+	case err != nil:
+		return BackupInfo{}, err
+	case len(all.damage) > 0:
+		if first := all.damage[0]; errors.Is(first, ErrDamaged) {
+			return BackupInfo{}, fmt.Errorf("%s: %w", s.path, first)
+		}
+		return BackupInfo{}, fmt.Errorf("%s: %w: %w", s.path, ErrDamaged, all.damage[0])
+	}
+	m := all.meta
+	h := &storepb.Backup{StoreId: m.GetStoreId(), Revision: m.GetRevision(), Oldest: m.GetOldest(), Schema: closed(all.schema)}
+	keys := slices.Sorted(maps.Keys(all.records))
+	return writeBackup(w, h, func(yield func(op) error) error {
+		for _, bucket := range backupBuckets(h.GetSchema()) {
+			from := string(bucket) + "\x00"
+			if string(bucket) == string(bucketEvent) {
+				from += string(eventKey(registry.Revision(h.GetOldest())))
+			}
+			first, _ := slices.BinarySearch(keys, from)
+			for _, k := range keys[first:] {
+				if !strings.HasPrefix(k, string(bucket)+"\x00") {
+					break
+				}
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
+				if err := yield(all.records[k]); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
 }
 
 // Damage is what is missing for being damaged, a reason each; none where all is whole.
@@ -161,6 +212,20 @@ func (w *salvage) take(bucket, key, value []byte) error {
 	return nil
 }
 
+// count compares how many records there are with what the file says: one that is missing as a whole nobody would notice.
+func (w *salvage) count() {
+	counts := map[string]int64{}
+	for k := range w.records {
+		bucket, _, _ := strings.Cut(k, "\x00")
+		counts[bucket]++
+	}
+	for _, name := range bucketsOfRecords(w.schema) {
+		if n, want := counts[string(name)], w.meta.GetRecords()[string(name)]; n < want {
+			_ = w.wrong(fmt.Errorf("%w: of %d records of kind %s there are %d", ErrDamaged, want, name, n))
+		}
+	}
+}
+
 // journal adds what is in the journal that the file names.
 func (w *salvage) journal(path string) {
 	if w.meta == nil {
@@ -193,7 +258,7 @@ func (w *salvage) journal(path string) {
 // build makes the state of the records.
 func (w *salvage) build() {
 	st := &w.state
-	st.Schema, st.StoreID = w.schema, w.meta.GetStoreId()
+	st.Schema, st.StoreID = closed(w.schema), w.meta.GetStoreId()
 	if st.StoreID == "" {
 		st.StoreID = newStoreID() // nobody is to take it for the one that it was
 	}
@@ -232,13 +297,6 @@ func (w *salvage) build() {
 	}
 	for _, r := range st.Reservations { // a revision is never given twice
 		st.Revision = max(st.Revision, r.Revision)
-	}
-	for kind, n := range map[string]int{
-		string(bucketReservation): len(st.Reservations), string(bucketLease): len(st.Leases), string(bucketService): len(st.Services),
-	} {
-		if want := w.meta.GetRecords()[kind]; int64(n) < want && len(w.damage) > 0 {
-			_ = w.wrong(fmt.Errorf("%w: of %d records of kind %s there are %d", ErrDamaged, want, kind, n))
-		}
 	}
 	// What is kept of the history goes back to the first gap.
 	st.Oldest = st.Revision + 1
