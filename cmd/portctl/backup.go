@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,6 +43,9 @@ func (c *ctl) backup(ctx context.Context, file string) error {
 	}
 	if file == "-" && c.json() {
 		return usagef("-o json: the backup itself is on standard output; name a file")
+	}
+	if f, ok := c.stdout.(*os.File); ok && file == "-" && isTerminal(f) {
+		return try(errors.New("a backup is not for a terminal to show"), "portctl backup portd.backup")
 	}
 	cl, err := c.dial(ctx)
 	if err != nil {
@@ -91,6 +95,9 @@ func wholeFile(path string, write func(io.Writer) error) (err error) {
 		return errors.Join(write(f), f.Close())
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // mode 0600
+	if e := (*fs.PathError)(nil); errors.As(err, &e) {
+		return fmt.Errorf("write %s: %w", path, e.Err) // and not what it is called until it is whole
+	}
 	if err != nil {
 		return err
 	}

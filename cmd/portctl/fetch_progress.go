@@ -13,10 +13,7 @@ import (
 // not known. Close takes the bar away.
 func (c *ctl) progress(size int64) io.WriteCloser {
 	f, ok := c.stderr.(*os.File)
-	if !ok || c.quiet {
-		return nothing{}
-	}
-	if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
+	if !ok || c.quiet || !isTerminal(f) {
 		return nothing{}
 	}
 	return progressbar.NewOptions64(size,
@@ -30,6 +27,11 @@ func (c *ctl) progress(size int64) io.WriteCloser {
 		progressbar.OptionThrottle(100*time.Millisecond),
 		progressbar.OptionClearOnFinish(),
 	)
+}
+
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
 }
 
 type nothing struct{}

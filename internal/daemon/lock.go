@@ -71,6 +71,29 @@ func holderOf(f *os.File) string {
 	return fmt.Sprintf(" (pid %d)", pid)
 }
 
+// flockedBy is who has locked a file, for a message: " (pid 812)", or nothing where that cannot be seen (proc_locks(5)).
+func flockedBy(path string) string {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return ""
+	}
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		return ""
+	}
+	where := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+	for line := range strings.Lines(string(locks)) {
+		f := strings.Fields(line)
+		if len(f) < 6 || f[1] != "FLOCK" || f[5] != where {
+			continue
+		}
+		if pid, err := strconv.Atoi(f[4]); err == nil && pid > 0 && unix.Kill(pid, 0) != unix.ESRCH {
+			return fmt.Sprintf(" (pid %d)", pid)
+		}
+	}
+	return ""
+}
+
 // writePID says who the daemon is, to who is refused.
 func writePID(f *os.File) error {
 	err := f.Truncate(0)

@@ -62,7 +62,7 @@ func TestGivesWay(t *testing.T) {
 		},
 		"another socket": {
 			daemon.Config{Socket: filepath.Join(d.Dir, "other", "portd.sock"), StateDir: d.State},
-			[]string{"another portd", paths.Paths{State: d.State}.Store()},
+			[]string{"another portd", paths.Paths{State: d.State}.Store(), "(" + pid + ")", "--state"},
 		},
 	} {
 		err := daemon.Run(t.Context(), tt.cfg)

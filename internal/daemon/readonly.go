@@ -45,6 +45,8 @@ func (d *daemon) openState() (registry.Store, error) {
 // advise adds to what keeps portd from its state what can be done.
 func (cfg Config) advise(err error) error {
 	switch {
+	case errors.Is(err, boltstore.ErrInUse):
+		return fmt.Errorf("%w%s; stop that one first, or give this one a --state of its own", err, flockedBy(paths.Paths{State: cfg.StateDir}.Store()))
 	case errors.Is(err, boltstore.ErrDamaged), errors.Is(err, boltstore.ErrForeign):
 	case errors.Is(err, unix.EROFS) && !cfg.ReadOnly:
 		return fmt.Errorf("%w; portd --read-only serves what is there, and holds its ports", err)

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -53,32 +54,54 @@ func (p Process) Place() string {
 
 // String says who does what: "nginx (pid 812, user www-data, nginx.service) is listening on 0.0.0.0:8080".
 func (h Holder) String() string {
-	who := "a process of " + UserName(h.UID)
+	who, several := "a process of "+UserName(h.UID), false
 	switch {
 	case h.State == SocketLeftover:
 		who = "a closed connection that the kernel still remembers"
 	case len(h.Processes) > 0:
-		p := h.Processes[0]
-		who = fmt.Sprintf("%s (pid %d, %s", p.Command, p.PID, UserName(p.UID))
+		p, command, more := h.first()
+		who = fmt.Sprintf("%s (pid %d, %s", command, p.PID, UserName(p.UID))
 		if place := p.Place(); place != "" {
 			who += ", " + place
 		}
 		who += ")"
-		if n := len(h.Processes) - 1; n > 0 {
-			who += fmt.Sprintf(" and %d more", n)
+		if several = more > 0; several {
+			who += fmt.Sprintf(" and %d more", more)
 		}
 	}
-	return fmt.Sprintf("%s %s %s", who, h.does(), h.where())
+	return fmt.Sprintf("%s %s %s", who, h.does(several), h.where())
 }
 
-func (h Holder) does() string {
-	switch h.State {
-	case SocketListening:
+// first is the process to name, by what, and how many others there are. The processes that a portd consists of are one.
+func (h Holder) first() (p Process, command string, more int) {
+	if !slices.ContainsFunc(h.Processes, func(p Process) bool { return p.Command == "portd-keeper" }) {
+		return h.Processes[0], h.Processes[0].Command, len(h.Processes) - 1
+	}
+	for _, other := range h.Processes {
+		switch {
+		case other.Command == "portd" || other.Command == "portd-keeper" && p.PID == 0:
+			p = other
+		case other.Command != "portd-keeper" && other.Command != "portd-holder":
+			more++
+		}
+	}
+	return p, "another portd", more
+}
+
+func (h Holder) does(several bool) string {
+	switch {
+	case h.State == SocketListening && several:
+		return "are listening on"
+	case h.State == SocketListening:
 		return "is listening on"
-	case SocketConnected:
+	case h.State == SocketConnected && several:
+		return "have a connection from"
+	case h.State == SocketConnected:
 		return "has a connection from"
-	case SocketLeftover:
+	case h.State == SocketLeftover:
 		return "is on"
+	case several:
+		return "are bound to"
 	}
 	return "is bound to"
 }

@@ -30,7 +30,15 @@ func TestHolderString(t *testing.T) {
 		{[]registry.Process{in("session-3.scope", "")}, "nginx (pid 812, uid 4294967294) is listening on [::]:8080"},
 		{
 			[]registry.Process{in("docker-"+id+".scope", id), nginx},
-			"nginx (pid 812, uid 4294967294, container 3f2a91c03f2a) and 1 more is listening on [::]:8080",
+			"nginx (pid 812, uid 4294967294, container 3f2a91c03f2a) and 1 more are listening on [::]:8080",
+		},
+		{
+			[]registry.Process{{PID: 5, UID: nobody, Command: "portd-keeper"}, {PID: 7, UID: nobody, Command: "portd"}},
+			"another portd (pid 7, uid 4294967294) is listening on [::]:8080",
+		},
+		{
+			[]registry.Process{{PID: 5, UID: nobody, Command: "portd-keeper"}, nginx},
+			"another portd (pid 5, uid 4294967294) and 1 more are listening on [::]:8080",
 		},
 	} {
 		h := registry.Holder{Endpoint: ep, State: registry.SocketListening, UID: nobody, Processes: tt.processes}
