@@ -26,6 +26,8 @@ type commit struct {
 	doubtful []Endpoint
 }
 
+var errStopping = failed(ErrUnavailable, "portd is stopping")
+
 func (c *commit) done() chan error {
 	if c.result == nil {
 		c.result = make(chan error, 1)
@@ -61,7 +63,7 @@ func (r *Registry) commit(c *commit) error {
 		case err := <-done:
 			return err
 		default:
-			return failed(ErrUnavailable, "portd is stopping")
+			return errStopping
 		}
 	}
 }

@@ -90,11 +90,31 @@ func TestRecallDamaged(t *testing.T) {
 	damaged := errors.New("damaged")
 	bad := &forgetful{memory: store}
 	bad.cannot.Store(&damaged)
+	_, stop := start(t, store, pegs, registry.Config{}) // so that there is nothing to be written by the next one
+	stop()
+	before := store.state.Revision
 	r := registry.New(registry.Config{Store: bad, Binder: pegs, Services: ianadb.Embedded(), BootID: "boot"})
-	if err := r.Start(t.Context()); !errors.Is(err, damaged) { // which writes down the boot
+	if err := r.Start(t.Context()); err != nil { // nothing is to be written
 		t.Fatal(err)
+	}
+	changed := make(chan error, 2)
+	for _, req := range []registry.ReserveRequest{
+		{Spec: spec(t, "tcp/8080")}, {Spec: spec(t, "tcp/8081"), RequestID: "1"},
+	} {
+		go func() {
+			_, err := r.Reserve(t.Context(), alice, req)
+			changed <- err
+		}()
 	}
 	if err := r.Run(t.Context()); !errors.Is(err, damaged) {
 		t.Errorf("Run ends with %v", err)
+	}
+	for range 2 {
+		if err := <-changed; !errors.Is(err, registry.ErrUnavailable) {
+			t.Errorf("a change: %v", err)
+		}
+	}
+	if store.state.Revision != before {
+		t.Errorf("the store is at revision %d", store.state.Revision)
 	}
 }

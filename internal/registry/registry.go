@@ -220,14 +220,18 @@ func (r *Registry) Run(ctx context.Context) error {
 	})
 	committer := make(chan struct{})
 	stop := make(chan struct{})
-	recalled := make(chan struct{})
+	recalled := make(chan error, 1)
 	keepers.Go(func() error {
-		defer close(recalled)
-		return r.recallAll(kctx)
+		err := r.recallAll(kctx)
+		recalled <- err
+		return err
 	})
 	go func() {
 		defer close(committer)
-		<-recalled
+		if <-recalled != nil {
+			close(r.stopped)
+			return
+		}
 		r.commitLoop(stop)
 	}()
 	// The keepers may be in the middle of a change: let them finish it before the committer goes.

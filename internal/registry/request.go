@@ -39,8 +39,12 @@ func (r *Registry) once(ctx context.Context, c Caller, method, id string, conten
 	}
 	rec := &Request{Caller: c.Principal(), Method: method, ID: id, Digest: sha256.Sum256(text)}
 	key := rec.Key()
-	if err := wait(ctx, r.recalled); err != nil {
-		return nil, err
+	select {
+	case <-r.recalled:
+	case <-r.stopped:
+		return nil, errStopping
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 	for {
 		r.mu.Lock()
