@@ -131,6 +131,8 @@ func (d *dynasty) begin(env ...string) {
 // prepare starts a portd that is to succeed one that is there, and returns when it has restored the workers. They are not its own yet.
 func (d *dynasty) prepare() *reign {
 	d.t.Helper()
+	workers := len(d.reign.ask(d.t).Workers)
+	until(d.t, "the keeper has read what it was told", func() bool { return d.names("w.") >= workers })
 	r := d.start(envUpgrade + "=1")
 	r.says(d.t, "prepared")
 	return r
