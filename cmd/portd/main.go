@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/portd/portd/internal/daemon"
+	"github.com/portd/portd/internal/handoff"
 	"github.com/portd/portd/internal/keeper"
 )
 
@@ -38,7 +39,7 @@ func listen(cfg *daemon.Config) context.Context {
 }
 
 const usage = `usage: portd [--socket PATH] [--state DIR] [--policy FILE] [--no-keeper]
-             [--no-holder] [--read-only] [--log-level LEVEL]
+             [--no-holder] [--acceptors N] [--read-only] [--log-level LEVEL]
        portd --check [--policy FILE]
        portd --restore FILE | --restore-newest [--state DIR]
 
@@ -64,6 +65,8 @@ and starts that again when it dies: no port closes meanwhile.
                      (FDSTORE in the environment; systemd's FileDescriptorStoreMax=)
   --no-holder        do without the process that shares portd's descriptors, with which
                      a kill of portd loses no connection that it has just accepted
+  --acceptors N      accept connections and hand them over by so many threads, 1 to 8
+                     (default: one for each four processors)
   --read-only        serve what is whole of reservations that are damaged: their ports
                      are held, and nobody changes anything
   --check            read the policy file, say what is wrong with it, and exit
@@ -90,6 +93,7 @@ func run(cfg daemon.Config, args []string, stdout, stderr io.Writer) int {
 	prove := flags.String("prove", "", "")
 	flags.BoolVar(&cfg.ReadOnly, "read-only", false, "")
 	flags.BoolVar(&cfg.NoHolder, "no-holder", false, "")
+	flags.IntVar(&cfg.Acceptors, "acceptors", 0, "")
 	restore, restoreNewest := flags.String("restore", "", ""), flags.Bool("restore-newest", false, "")
 	flags.StringVar(&cfg.Socket, "socket", "", "")
 	flags.StringVar(&cfg.StateDir, "state", "", "")
@@ -102,6 +106,8 @@ func run(cfg daemon.Config, args []string, stdout, stderr io.Writer) int {
 		return 0
 	case err == nil && flags.NArg() > 0:
 		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	case err == nil && (cfg.Acceptors < 0 || cfg.Acceptors > handoff.MostAcceptors):
+		err = fmt.Errorf("--acceptors %d: it is from 1 to %d, or 0 for one for each four processors", cfg.Acceptors, handoff.MostAcceptors)
 	case err == nil && *restore != "" && *restoreNewest:
 		err = errors.New("--restore and --restore-newest say where from; say it once")
 	}

@@ -253,12 +253,14 @@ func TestFails(t *testing.T) {
 	if code := second.ends(t); code != 1 || !strings.Contains(second.log.String(), fmt.Sprintf("pid %d", first.status(t).GetPid())) {
 		t.Errorf("a second portd exits with %d", code)
 	}
-	wrong := prepare(t, "--nonsense")
-	if err := wrong.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if code := wrong.ends(t); code != 2 {
-		t.Errorf("wrong usage exits with %d", code)
+	for _, arg := range []string{"--nonsense", "--acceptors=9"} {
+		wrong := prepare(t, arg)
+		if err := wrong.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if code := wrong.ends(t); code != 2 {
+			t.Errorf("%s: wrong usage exits with %d", arg, code)
+		}
 	}
 }
 

@@ -50,6 +50,9 @@ type Config struct {
 	// NoHolder: no process shares portd's descriptors. What it has in hand when it is killed is lost then, some connections at most.
 	NoHolder bool
 
+	// Acceptors is how many threads hand over connections, handoff.MostAcceptors at most; 0: one for each four processors.
+	Acceptors int
+
 	// Args are what a successor is started with, the program's name first; nil: there are no upgrades.
 	Args    []string
 	Upgrade <-chan os.Signal // at each another portd takes over, as by the API; nil: never
@@ -480,7 +483,7 @@ func (cfg Config) gather(o *origin) (_ *parts, err error) {
 	if p.netns, err = netns.New(p.bootID, log("netns")); err != nil {
 		return nil, err
 	}
-	if p.pool, err = handoff.New(handoff.Config{Attacher: p.asks, Lender: lends, Doors: lends, Join: p.netns.Join, Enter: p.netns.Enter, Keep: o.keep, Log: log("handoff")}); err != nil {
+	if p.pool, err = handoff.New(handoff.Config{Attacher: p.asks, Lender: lends, Doors: lends, Join: p.netns.Join, Enter: p.netns.Enter, Keep: o.keep, Log: log("handoff"), Acceptors: cfg.Acceptors}); err != nil {
 		return nil, err
 	}
 	if err := binder.KeepBack(); err != nil {

@@ -44,13 +44,19 @@ type breakage struct {
 	err    error
 }
 
-const (
-	mostEngines = 8
-	perEngine   = 4 // processors, of which the workers are to have most
-)
+// MostAcceptors is how many threads may hand over connections.
+const MostAcceptors = 8
 
-// engines is how many there are where nobody says.
-func engines() int { return min(max(1, runtime.GOMAXPROCS(0)/perEngine), mostEngines) }
+// perAcceptor is how many processors there are for each where nobody says how many there are to be: the workers are to have most.
+const perAcceptor = 4
+
+// acceptors is how many there are where so many are asked for.
+func acceptors(asked int) int {
+	if asked <= 0 {
+		asked = max(1, runtime.GOMAXPROCS(0)/perAcceptor)
+	}
+	return min(asked, MostAcceptors)
+}
 
 // several says whether there is more than one engine. It never changes.
 func (p *Pool) several() bool { return len(p.engines) > 1 }

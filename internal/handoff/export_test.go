@@ -70,9 +70,6 @@ func (p *Pool) Threads(key registry.SocketKey) (all []int) {
 // SkipSlots leaves out so many places for what is watched, so that another engine is the first of those that come after.
 func (p *Pool) SkipSlots(n int) { p.slots = append(p.slots, make([]slot, n)...) }
 
-// MostEngines is how many there may be.
-const MostEngines = mostEngines
-
 // SetRecord makes the record one of size connections, a power of two. It must be called before Run.
 func (p *Pool) SetRecord(size int) { p.record = newRecord(size) }
 

@@ -76,7 +76,7 @@ func (l *ledger) seat(number, of int) seat {
 }
 
 // seats are all that there may be.
-func (l *ledger) seats() (all [mostEngines]seat) {
+func (l *ledger) seats() (all [MostAcceptors]seat) {
 	for i := range all {
 		all[i] = l.seat(i, 1)
 	}

@@ -16,8 +16,8 @@ import (
 	"github.com/portd/portd/internal/registry"
 )
 
-// portd is killed a number of instructions after it has accepted a connection: from before that is written down until the message
-// is sent, closed and counted, and beyond. Nothing is lost, nothing comes twice.
+// portd is killed a number of instructions after it has accepted a connection, or sent some: from before that is written down until the
+// message is closed and counted, and beyond. Nothing is lost, nothing comes twice.
 func TestKilledAtInstruction(t *testing.T) {
 	for _, strategy := range []registry.HandoffStrategy{0, registry.ClientAddress} {
 		t.Run(fmt.Sprint(strategy), func(t *testing.T) {
@@ -32,7 +32,7 @@ func TestKilledAtInstruction(t *testing.T) {
 			kills := repeat(5, 300)
 			after := map[string]int{}
 			for range kills {
-				d.skip = rand.IntN(handoff.MostEngines)
+				d.skip = rand.IntN(handoff.MostAcceptors)
 				last, err := d.killAfter(t, rand.IntN(1200))
 				if err != nil {
 					t.Fatal(err)
@@ -47,8 +47,8 @@ func TestKilledAtInstruction(t *testing.T) {
 	}
 }
 
-// killAfter kills the portd that there is so many instructions after its engine has accepted a connection, and says which system call
-// was the last.
+// killAfter kills the portd that there is so many instructions after its engine has accepted a connection, or sent some, and says which
+// system call was the last.
 func (d *dynasty) killAfter(t *testing.T, steps int) (last string, err error) {
 	t.Helper()
 	err = d.traced(func(tid int) (err error) {
@@ -105,13 +105,17 @@ func (d *dynasty) traced(f func(tid int) error) error {
 	return f(tid)
 }
 
-// instructions lets a thread go on until it has accepted a connection, and for so many more instructions.
+// instructions lets a thread go on until it has accepted a connection, or sent some, and for so many more instructions.
 func instructions(tid, steps int) (last string, err error) {
 	var regs unix.PtraceRegs
-	if err := call(tid, &regs, unix.SYS_ACCEPT4, func() bool { return true }, nil); err != nil {
+	from := uint64(unix.SYS_ACCEPT4)
+	if rand.IntN(2) == 0 {
+		from = unix.SYS_SENDMSG
+	}
+	if err := call(tid, &regs, from, func() bool { return true }, nil); err != nil {
 		return "", err
 	}
-	last = "accept"
+	last = calls[from]
 	for range steps {
 		if err := unix.PtraceSingleStep(tid); err != nil {
 			return "", err

@@ -47,7 +47,7 @@ type ledgerHead struct {
 	holders        [8]holding // of the last incarnations, by their remainders
 	retaking       uint64     // incarnation that is just taking a message back from a worker's queue; 0: none is
 	retakingFrom   uint64     // tenant
-	others         [mostEngines - 1]otherSeat
+	others         [MostAcceptors - 1]otherSeat
 }
 
 // otherSeat is what of the first engine's seat stands in the head.

@@ -7,7 +7,6 @@
 package handoff
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -57,7 +56,7 @@ type Config struct {
 	MaxPerUser int
 	// Keep is what outlives portd: with it, workers go on when portd dies. nil: they attach again.
 	Keep *fdstore.Store
-	// Acceptors is how many threads accept connections and hand them over, 8 at most; 0: one for each four processors.
+	// Acceptors is how many threads accept connections and hand them over, MostAcceptors at most; 0: one for each four processors.
 	Acceptors int
 }
 
@@ -170,7 +169,7 @@ func (p *Pool) open() (err error) {
 	if p.truesize, err = measureFrame(); err != nil {
 		return err
 	}
-	for range max(1, min(cmp.Or(p.cfg.Acceptors, engines()), mostEngines)) {
+	for range acceptors(p.cfg.Acceptors) {
 		if err := p.newEngine(); err != nil {
 			return err
 		}
