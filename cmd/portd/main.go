@@ -142,6 +142,9 @@ func run(cfg daemon.Config, args []string, stdout, stderr io.Writer) int {
 	switch {
 	case err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled): // asked to stop while it started
 		cfg.Log.Info("stopped", "err", err)
+	case err != nil && ctx.Err() != nil:
+		cfg.Log.Error("portd has stopped, and something of that failed", "err", err)
+		return 1
 	case err != nil:
 		cfg.Log.Error("portd cannot go on", "err", err)
 		return 1
