@@ -290,7 +290,7 @@ func records(all []byte, id journalID, beyond registry.Revision) ([]*batch, erro
 	for i, b := range found {
 		switch {
 		case b.base > at:
-			return nil, fmt.Errorf("%w: the changes of revisions %d to %d are missing, and later ones are there", ErrDamaged, at+1, b.base)
+			return nil, fmt.Errorf("%w: %s missing, and later ones are there", ErrDamaged, changesOf(at+1, b.base))
 		case b.base < at:
 			return nil, fmt.Errorf("%w: of revision %d there are two", ErrDamaged, b.base+1)
 		case i > 0 && b.at != found[i-1].at+found[i-1].size() && b.at != block:
@@ -299,6 +299,14 @@ func records(all []byte, id journalID, beyond registry.Revision) ([]*batch, erro
 		at = b.last
 	}
 	return found, nil
+}
+
+// changesOf names the changes from one revision to another, as the subject of a sentence.
+func changesOf(first, last registry.Revision) string {
+	if first == last {
+		return fmt.Sprintf("the change of revision %d is", first)
+	}
+	return fmt.Sprintf("the changes of revisions %d to %d are", first, last)
 }
 
 // openJournal opens what a portd that died has left beside its database, and reads what goes beyond that.
