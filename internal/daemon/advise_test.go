@@ -1,8 +1,11 @@
 package daemon
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"strings"
 	"testing"
 
@@ -20,8 +23,9 @@ func TestAdviceOfTheSystemsErrors(t *testing.T) {
 		"there with --read-only": {Config{ReadOnly: true}.advise(fmt.Errorf("open: %w", unix.EROFS)), unix.EROFS, ""},
 		"another user's":         {Config{StateDir: "/state"}.advise(fmt.Errorf("open: %w", unix.EACCES)), unix.EACCES, "the state in /state"},
 		"input and output":       {Config{}.advise(fmt.Errorf("open: %w", unix.EIO)), unix.EIO, ""},
-		"stopped on a full disk": {unwritten(fmt.Errorf("write: %w", unix.ENOSPC)), unix.ENOSPC, "the next start has them"},
-		"stopped on a bad disk":  {unwritten(fmt.Errorf("write: %w", unix.EIO)), unix.EIO, ""},
+		"a full disk":            {Config{StateDir: "/"}.advise(fmt.Errorf("start: %w", unix.ENOSPC)), unix.ENOSPC, "the disk at /, which has the state in /, is full: "},
+		"a quota":                {Config{StateDir: "/"}.advise(fmt.Errorf("start: %w", unix.EDQUOT)), unix.EDQUOT, "may take no more of the disk at /"},
+		"no state, --read-only":  {Config{ReadOnly: true, StateDir: "/none"}.advise(fmt.Errorf("open: %w", unix.ENOENT)), unix.ENOENT, "there is no state in /none"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			text := tt.said.Error()
@@ -31,7 +35,18 @@ func TestAdviceOfTheSystemsErrors(t *testing.T) {
 			}
 		})
 	}
-	if err := unwritten(nil); err != nil {
-		t.Errorf("a store that was closed: %v", err)
+}
+
+// A stop on a full disk is one at which nothing is lost, which is said; on a bad disk it is not.
+func TestStopOnFullDisk(t *testing.T) {
+	var log bytes.Buffer
+	cfg := Config{StateDir: "/state", Log: slog.New(slog.NewTextHandler(&log, nil))}
+	for _, err := range []error{nil, unix.EIO} {
+		if got := cfg.unwritten(err); got != err || log.Len() > 0 {
+			t.Errorf("%v: %v, and it says %s", err, got, &log)
+		}
+	}
+	if err := cfg.unwritten(&fs.PathError{Op: "write", Path: "/state/portd.db", Err: unix.ENOSPC}); err != nil || !strings.Contains(log.String(), "the next start has them") {
+		t.Errorf("%v, and it says %s", err, &log)
 	}
 }

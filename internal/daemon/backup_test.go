@@ -107,13 +107,15 @@ func TestReadOnlyStart(t *testing.T) {
 			_, err := c.Reservations.Release(t.Context(), &pb.ReleaseRequest{Reservation: "whole"})
 			return err
 		},
-		"backup":  func() error { _, err := c.Backup(t.Context(), io.Discard); return err },
 		"restore": func() error { _, err := c.Restore(t.Context(), strings.NewReader("x"), nil); return err },
 		"upgrade": func() error { _, err := upgrade(t, c, ""); return err },
 	} {
 		if err := try(); err == nil || !strings.Contains(err.Error(), "read-only") {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	if _, err := c.Backup(t.Context(), io.Discard); err == nil || !strings.Contains(err.Error(), "a backup is whole or it is none") {
+		t.Errorf("backup: %v", err)
 	}
 	k.stop(t)
 	if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, file) {

@@ -143,7 +143,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	state, err := d.openState()
 	failed := <-gathered
 	if err == nil {
-		defer func() { err = errors.Join(err, unwritten(state.Close())) }()
+		defer func() { err = errors.Join(err, cfg.unwritten(state.Close())) }()
 	}
 	served := false
 	if failed == nil {
@@ -200,19 +200,20 @@ func Run(ctx context.Context, cfg Config) (err error) {
 
 // A daemon is a portd that runs.
 type daemon struct {
-	cfg     Config
-	started time.Time
-	origin  *origin
-	locked  *os.File
-	ballast []byte // until it is ready
-	store   *store // nil where portd is read-only
-	parts   *parts
-	policy  *policy
-	doors   *rpc.Server
-	binary  string // the program that this is, where a predecessor has said so
-	holding *holding
-	life    *life
-	holders []fdstore.Item // of the predecessor
+	cfg      Config
+	started  time.Time
+	origin   *origin
+	locked   *os.File
+	ballast  []byte              // until it is ready
+	store    *store              // nil where portd is read-only
+	salvaged *boltstore.ReadOnly // nil where it is not
+	parts    *parts
+	policy   *policy
+	doors    *rpc.Server
+	binary   string // the program that this is, where a predecessor has said so
+	holding  *holding
+	life     *life
+	holders  []fdstore.Item // of the predecessor
 
 	stopping  context.Context // ends when this portd is to stop; there is one once anybody is served
 	upgrading sync.Mutex
@@ -427,8 +428,8 @@ func (cfg *Config) settle() error {
 // makeDirs makes the state directory, which is portd's alone, and that of the sockets, which others may reach if portd
 // is the system's.
 func (cfg Config) makeDirs() error {
-	if err := makeDir(cfg.StateDir, 0o700); err != nil {
-		return fmt.Errorf("state directory: %w", err)
+	if err := cfg.makeStateDir(); err != nil {
+		return err
 	}
 	if err := makeDir(filepath.Dir(cfg.Socket), dirMode()); err != nil {
 		return fmt.Errorf("socket directory: %w", err)
@@ -503,7 +504,7 @@ func (cfg Config) gather(o *origin) (_ *parts, err error) {
 		return nil, err
 	}
 	p.local = localports.New(localports.Config{
-		Record: filepath.Join(cfg.StateDir, "local-ports"), BootID: p.bootID, Netns: fmt.Sprint(here),
+		Record: cfg.localPorts(), BootID: p.bootID, Netns: fmt.Sprint(here),
 		Log: log("localports"),
 	})
 	if p.nat, err = natrules.OpenHost(p.netns.Enter); err != nil {

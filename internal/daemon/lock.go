@@ -43,6 +43,13 @@ func isAt(f *os.File, path string) bool {
 	return err == nil && os.SameFile(is, at)
 }
 
+// A runningError is that another portd is the daemon of a socket directory.
+type runningError struct{ by, lock string }
+
+func (e *runningError) Error() string {
+	return fmt.Sprintf("portd is already running here%s: it holds %s; use another --socket for a second one", e.by, e.lock)
+}
+
 // lock makes this process the daemon of a socket directory until the file is closed. The kernel drops the lock with
 // the process, however that ends; the file stays, so that no two processes ever lock different files of one name.
 func lock(path string) (*os.File, error) {
@@ -53,7 +60,7 @@ func lock(path string) (*os.File, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		defer f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("portd is already running here%s: it holds %s; use another --socket for a second one", holderOf(f), path)
+			return nil, &runningError{by: holderOf(f), lock: path}
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
@@ -100,7 +107,7 @@ func writePID(f *os.File) error {
 	if err == nil {
 		_, err = f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
 	}
-	if err != nil {
+	if err != nil && !noRoom(err) { // the message does without
 		return fmt.Errorf("write %s: %w", f.Name(), err)
 	}
 	return nil

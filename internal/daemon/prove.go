@@ -111,6 +111,9 @@ func (u *upgrade) copyStore(ctx context.Context, path string) (err error) {
 
 // removeTrials removes what a portd has left that died while another one proved itself. The caller has the lock.
 func (cfg Config) removeTrials() {
+	if cfg.ReadOnly {
+		return
+	}
 	dirs, _ := filepath.Glob(filepath.Join(cfg.StateDir, trialDirs))
 	for _, dir := range dirs {
 		if err := os.RemoveAll(dir); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/portd/portd/internal/paths"
@@ -22,6 +23,26 @@ func (cfg Config) whyReadOnly() string {
 	return "portd was started with --read-only, to serve what is whole of its state"
 }
 
+// localPorts is where portd remembers what it has added to a sysctl, which read-only it does where the sockets are.
+func (cfg Config) localPorts() string {
+	if cfg.ReadOnly {
+		return filepath.Join(filepath.Dir(cfg.Socket), "local-ports")
+	}
+	return filepath.Join(cfg.StateDir, "local-ports")
+}
+
+func (cfg Config) makeStateDir() error {
+	if cfg.ReadOnly {
+		if _, err := os.Stat(cfg.StateDir); err != nil {
+			return cfg.advise(err)
+		}
+	}
+	if err := makeDir(cfg.StateDir, 0o700); err != nil { // read-only it looks whose the directory is
+		return fmt.Errorf("state directory: %w", err)
+	}
+	return nil
+}
+
 // openState opens the store, or reads what is whole of it. Who closes it is the caller.
 func (d *daemon) openState() (registry.Store, error) {
 	if !d.cfg.ReadOnly {
@@ -33,6 +54,7 @@ func (d *daemon) openState() (registry.Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	d.salvaged = s
 	d.readOnly = []string{d.cfg.whyReadOnly()}
 	for _, is := range s.Damage() {
 		d.readOnly = append(d.readOnly, is.Error())
@@ -50,6 +72,11 @@ func (cfg Config) advise(err error) error {
 	case errors.Is(err, boltstore.ErrDamaged), errors.Is(err, boltstore.ErrForeign):
 	case errors.Is(err, unix.EROFS) && !cfg.ReadOnly:
 		return fmt.Errorf("%w; portd --read-only serves what is there, and holds its ports", err)
+	case errors.Is(err, fs.ErrNotExist) && cfg.ReadOnly:
+		return fmt.Errorf("there is no state in %s that --read-only could serve, and it makes none: %w; name the directory with --state, "+
+			"or start portd without --read-only", cfg.StateDir, plain(err))
+	case noRoom(err):
+		return cfg.full(err)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("uid %d may not use the state in %s: %w; start portd as the user whose it is, or name another directory with --state",
 			os.Geteuid(), cfg.StateDir, err)

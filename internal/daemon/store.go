@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -10,7 +9,6 @@ import (
 
 	"github.com/portd/portd/internal/registry"
 	"github.com/portd/portd/internal/registry/boltstore"
-	"golang.org/x/sys/unix"
 )
 
 // A store is a registry.Store that can be closed under its users, for another process to have the file, and opened again. While it is
@@ -138,14 +136,6 @@ func (s *store) Close() error {
 	}
 	err := s.now.Close()
 	s.now = nil
-	return err
-}
-
-// unwritten says of a store that could not be closed for want of room that nothing is lost.
-func unwritten(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fmt.Errorf("the last changes stay in the journal beside the database, and the next start has them; leave the two together: %w", err)
-	}
 	return err
 }
 

@@ -86,8 +86,12 @@ func (r *record) save(path string) error {
 		return nil
 	}
 	next := path + ".new"
-	if err := os.WriteFile(next, []byte(r.String()), 0o600); err != nil {
-		return err
+	err := os.WriteFile(next, []byte(r.String()), 0o600)
+	if err == nil {
+		err = os.Rename(next, path)
 	}
-	return os.Rename(next, path)
+	if err != nil {
+		_ = os.Remove(next) // it may be that there is nothing
+	}
+	return err
 }

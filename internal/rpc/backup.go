@@ -45,8 +45,7 @@ func (s *backups) here(ctx context.Context, act string) error {
 		return err
 	}
 	if s.is == nil {
-		return &registry.UnsupportedError{What: act, Why: "this portd does not have its state open, or serves only what is whole of it (--read-only): " +
-			"copy its state directory; to bring back a backup stop it, and portd --restore FILE"}
+		return &registry.UnsupportedError{What: act, Why: "this portd keeps no state that could be copied"}
 	}
 	return nil
 }
