@@ -2,6 +2,7 @@ package daemon_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -48,7 +49,7 @@ func TestKilled(t *testing.T) {
 	t.Logf("%d kills, %d reservations answered", rounds, answered)
 }
 
-// reserveUntilKilled reserves from several sides, some of them releasing too, and kills portd at a random moment. It
+// reserveUntilKilled reserves from several sides, some of them releasing too, and kills portd at a random moment after some answer. It
 // returns the reservations that were answered, by their ids, with their ports.
 func reserveUntilKilled(t *testing.T, d *portdtest.Daemon, p *process) map[string]uint32 {
 	t.Helper()
@@ -56,6 +57,7 @@ func reserveUntilKilled(t *testing.T, d *portdtest.Daemon, p *process) map[strin
 	defer cancel()
 	var mu sync.Mutex
 	got := map[string]uint32{}
+	left, enough := 1+rand.IntN(30), make(chan struct{})
 	var asking sync.WaitGroup
 	for side := range 8 {
 		c, err := client.Dial(ctx, client.Options{Socket: d.Socket})
@@ -67,12 +69,18 @@ func reserveUntilKilled(t *testing.T, d *portdtest.Daemon, p *process) map[strin
 			for i := 0; ; i++ {
 				port := uint32(20000 + side*500 + i%500)
 				res, err := c.Reservations.Reserve(ctx, &pb.ReserveRequest{Spec: spec(t, fmt.Sprintf("tcp/%d", port))})
+				if errors.Is(err, client.ErrTaken) { // since an earlier round
+					continue
+				}
 				if err != nil {
 					return
 				}
 				id := res.GetReservation().GetId()
 				mu.Lock()
 				got[id] = port
+				if left--; left == 0 {
+					close(enough)
+				}
 				mu.Unlock()
 				if i%3 != 2 {
 					continue
@@ -86,7 +94,12 @@ func reserveUntilKilled(t *testing.T, d *portdtest.Daemon, p *process) map[strin
 			}
 		})
 	}
-	time.Sleep(time.Duration(rand.IntN(100_000)) * time.Microsecond) // the random moment
+	select {
+	case <-enough:
+	case <-time.After(30 * time.Second):
+		t.Error("nobody is answered")
+	}
+	time.Sleep(time.Duration(rand.IntN(5_000)) * time.Microsecond) // the random moment
 	if err := p.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}

@@ -218,7 +218,7 @@ func TestLookupsWhileImporting(t *testing.T) {
 		})
 	}
 	c := d.Client(t)
-	for i := range 6 {
+	for i := range 3 {
 		if _, err := c.ImportServices(t.Context(), bytes.NewReader(files[i%2]), nil); err != nil {
 			t.Error(err)
 		}
@@ -229,10 +229,10 @@ func TestLookupsWhileImporting(t *testing.T) {
 	for _, n := range looked {
 		all += n
 	}
-	if all < 1000 {
-		t.Errorf("%d look-ups in 6 imports: they prove nothing", all)
+	if all < 500 {
+		t.Errorf("%d look-ups in 3 imports: they prove nothing", all)
 	}
-	t.Logf("%d look-ups in 6 imports", all)
+	t.Logf("%d look-ups in 3 imports", all)
 }
 
 // A range is looked at as a whole, and what has its ports is told in their order.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"runtime"
@@ -21,16 +22,16 @@ import (
 )
 
 // portd is killed before each system call of a reservation of several endpoints, one after the other, and likewise of its
-// release. When it is back either all of it is there and held, or nothing is; while it is away it has no port.
+// release: some of them, others each time, or all with PORTD_LONG=1. When it is back either all of it is there and held, or nothing
+// is; while it is away it has no port.
 func TestKilledAtEveryStep(t *testing.T) {
 	nstest.Need(t)
 	clean(t)
 	for _, act := range []string{"reserve", "release"} {
 		t.Run(act, func(t *testing.T) {
 			d := portdtest.New(t)
-			var there, gone, step int
-			for killed := true; killed && !t.Failed(); {
-				step++
+			var there, gone, kills int
+			for step, killed := 1, true; killed && !t.Failed(); step = stepAfter(step) {
 				p, calls := stepped(t, d)
 				c, err := client.Dial(t.Context(), client.Options{Socket: d.Socket})
 				if err != nil {
@@ -50,7 +51,9 @@ func TestKilledAtEveryStep(t *testing.T) {
 				}
 				killed = calls.killAt(0)
 				cancel()
-				if !killed { // it has come to its end before that step
+				if killed {
+					kills++
+				} else { // it has come to its end before that step
 					if err != nil {
 						t.Errorf("%s: %v", act, err)
 					}
@@ -66,12 +69,20 @@ func TestKilledAtEveryStep(t *testing.T) {
 					gone++
 				}
 			}
-			t.Logf("killed at %d steps; then it was there %d times, and gone %d times", step-1, there, gone)
+			t.Logf("killed at %d steps; then it was there %d times, and gone %d times", kills, there, gone)
 			if there < 1 || gone < 1 { // the step that decides may be the last one
 				t.Error("that proves nothing")
 			}
 		})
 	}
+}
+
+// stepAfter is the step of the next kill after one: about every third, by chance, or with PORTD_LONG=1 each.
+func stepAfter(step int) int {
+	if os.Getenv("PORTD_LONG") != "" {
+		return step + 1
+	}
+	return step + 1 + rand.IntN(5)
 }
 
 // several are the endpoints, on these ports of all addresses and of 127.0.0.1.
