@@ -79,7 +79,7 @@ func (g *giver) look(ctx context.Context) {
 			}
 			if err := g.give(ctx, a); err != nil && ctx.Err() == nil && !errors.Is(err, client.ErrUnavailable) {
 				g.said[text] = true
-				g.say("portd was restarted and has lost %s, which %s serves on; clients are refused for a moment when that ends: %v", text, g.prog, err)
+				g.say("portd was restarted and has lost %s: %s has it alone until it ends, and no other run can join it: %v", text, g.prog, err)
 				if errors.Is(err, client.ErrDenied) {
 					g.say("try: sudo portctl%s adopt %s --pid %d", g.socketFlag(), text, g.pid)
 				}
