@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/portd/portd/internal/daemon"
 	"github.com/portd/portd/internal/nstest"
 	"github.com/portd/portd/internal/portdtest"
 	pb "github.com/portd/portd/proto/portd/v1"
@@ -121,6 +123,55 @@ func TestReadOnlyStart(t *testing.T) {
 	if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, file) {
 		t.Errorf("the file is changed (%v)", err)
 	}
+}
+
+// A portd that is read-only writes nothing to its state, also where there are ports that it keeps from others by a sysctl. What is whole can be backed up.
+func TestReadOnlyWritesNothing(t *testing.T) {
+	nstest.Need(t)
+	d := portdtest.Start(t)
+	reserve(t, d.Client(t), "web", "tcp/8080")
+	record(t, d.Client(t), "recorded", "tcp/40001")
+	d.Stop(t)
+	before := snapshot(t, d.State)
+	k := &kept{Cmd: exec.Command(binary(t), "--socket", d.Socket, "--state", d.State, "--policy", d.Policy, "--read-only"), d: d, log: &buffer{}}
+	k.Stderr = k.log
+	if err := k.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { k.stop(t) })
+	k.pid(t, 0)
+	c := d.Client(t)
+	var file bytes.Buffer
+	info, err := c.Backup(t.Context(), &file)
+	if err != nil || info.GetReservations() != 2 || info.GetSchemaVersion() != k.status().GetSchemaVersion() {
+		t.Errorf("backup: %v (%v); schema %d", info, err, k.status().GetSchemaVersion())
+	}
+	if now := snapshot(t, d.State); now != before {
+		t.Errorf("while it runs there is\n%s\nand there was\n%s", now, before)
+	}
+	k.stop(t)
+	if now := snapshot(t, d.State); now != before {
+		t.Errorf("there is\n%s\nand there was\n%s", now, before)
+	}
+	other := daemon.Config{Socket: filepath.Join(d.Dir, "other", "portd.sock"), StateDir: filepath.Join(d.Dir, "other-state")}
+	if said, err := daemon.Restore(t.Context(), other, "-", &file); err != nil || !strings.Contains(said, "2 reservations as of revision") {
+		t.Errorf("%s (%v)", said, err)
+	}
+}
+
+// snapshot is a directory and when what in it was changed.
+func snapshot(t *testing.T, dir string) string {
+	t.Helper()
+	var all strings.Builder
+	if err := filepath.Walk(dir, func(path string, info os.FileInfo, err error) error {
+		if err == nil {
+			fmt.Fprintln(&all, path, info.Mode(), info.Size(), info.ModTime())
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return all.String()
 }
 
 // A backup comes over REST as well, in pieces of JSON, and goes back the same way.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -245,6 +246,49 @@ func TestReadOnly(t *testing.T) {
 	}
 	if now, _ := os.ReadFile(path); !bytes.Equal(now, file) {
 		t.Error("it has changed the file")
+	}
+}
+
+// What is served read-only is backed up with what is in the journal alone; where a record or a page is damaged there is no backup.
+func TestReadOnlyBackup(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "portd.db")
+	m := leave(t, path)
+	s, err := OpenReadOnly(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := list(t, filepath.Dir(path))
+	var file bytes.Buffer
+	info, err := s.Backup(t.Context(), &file)
+	if err != nil || info.Revision != m.Revision || info.Size != int64(file.Len()) {
+		t.Fatalf("%+v, %d bytes (%v)", info, file.Len(), err)
+	}
+	if got := list(t, filepath.Dir(path)); !slices.Equal(got, before) {
+		t.Errorf("there is %v, and there was %v", got, before)
+	}
+	s.Close()
+	other := filepath.Join(t.TempDir(), "portd.db")
+	if _, _, err := Restore(t.Context(), other, &file); err != nil {
+		t.Fatal(err)
+	}
+	restored := mustOpen(t, other)
+	defer restored.Close()
+	m.Check(t, restored)
+
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	damaged := bytes.Clone(whole)
+	copy(damaged[pageOfReservations(t, path, whole)+256:], bytes.Repeat([]byte("x"), 1024))
+	write(t, path, damaged)
+	if s, err = OpenReadOnly(path); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	file.Reset()
+	if _, err := s.Backup(t.Context(), &file); !errors.Is(err, ErrDamaged) || file.Len() > 0 {
+		t.Errorf("%d bytes are written of what is damaged: %v", file.Len(), err)
 	}
 }
 
