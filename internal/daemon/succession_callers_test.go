@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync"
 	"testing"
 	"time"
 
@@ -147,6 +148,31 @@ var callerScenes = []scene{
 				c.Close()
 			}
 		}
+	}},
+
+	{"workers that attach", func(s *succession) (func(), func(*testing.T)) {
+		s.listens("attach", "tcp/8089", &pb.HandoffOptions{})
+		config := client.AttachConfig{Socket: s.k.d.Handoff(), Wishes: []client.Wish{{Reference: "attach", NotReady: true}}}
+		return func() {
+				var all sync.WaitGroup
+				for i := range 20 {
+					all.Go(func() {
+						time.Sleep(time.Duration(i) * 3 * time.Millisecond) // over all of the succession
+						a, err := client.Attach(s.Context(), config)
+						if s.how == "killed" && (errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) || errors.Is(err, io.EOF)) {
+							return // it was at the door of the one that was killed
+						}
+						if err != nil {
+							s.Errorf("a worker that attaches: %v", err)
+							return
+						}
+						a.Close()
+					})
+				}
+				all.Wait()
+			}, func(t *testing.T) {
+				waitFor(t, "end of all of them", func() bool { return len(s.workers("attach")) == 0 })
+			}
 	}},
 
 	{"a session that is followed", func(s *succession) (func(), func(*testing.T)) {

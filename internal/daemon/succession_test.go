@@ -24,8 +24,9 @@ import (
 // A succession is a portd with its keeper, which dies or is upgraded in the middle of what scenes do.
 type succession struct {
 	*testing.T
-	k *kept
-	c *client.Client
+	k   *kept
+	c   *client.Client
+	how string // killed or upgraded
 }
 
 // A scene sets something up, of which during is what goes on while one portd takes the place of another, and after what is to be seen then. A nil
@@ -52,6 +53,7 @@ func TestSuccession(t *testing.T) {
 				after  func(t *testing.T)
 			}
 			var acts []act
+			s.how = how
 			for _, sc := range slices.Concat(handoffScenes, callerScenes, []scene{parkingScene}) {
 				during, after := sc.set(s)
 				acts = append(acts, act{sc.name, during, after})

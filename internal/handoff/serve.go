@@ -54,6 +54,7 @@ func (p *Pool) Serve(ctx context.Context, ln *net.UnixListener) error {
 	}
 	p.returned = nil
 	p.mu.Unlock()
+	defer p.halted()
 	stop := context.AfterFunc(ctx, func() { _ = ln.SetDeadline(time.Unix(1, 0)) }) // after acceptWorkers, which would undo it
 	defer stop()
 
@@ -66,14 +67,14 @@ func (p *Pool) Serve(ctx context.Context, ln *net.UnixListener) error {
 				pause.end()
 				spare.refill()
 			}
+			p.beginHandshake()
 			sessions.Go(func() { p.session(ctx, conn) })
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, os.ErrDeadlineExceeded): // frozen
-			if !p.beginHandshake(ctx) {
+			if !p.halt(ctx) {
 				return nil
 			}
-			p.endHandshake()
 		case errors.Is(err, net.ErrClosed):
 			return err
 		default:
@@ -96,9 +97,6 @@ func (p *Pool) session(ctx context.Context, conn *net.UnixConn) {
 	defer p.hangUp(conn)
 	stop := context.AfterFunc(ctx, func() { p.hangUp(conn) })
 	defer stop()
-	if !p.beginHandshake(ctx) {
-		return
-	}
 	w, lent := p.attachWorker(ctx, conn)
 	p.endHandshake()
 	p.follow(ctx, conn, w, lent)

@@ -24,7 +24,8 @@ type pause struct {
 	thawed    chan struct{} // closed by Thaw; nil: workers may attach
 	attaching int           // handshakes
 	greeting  map[*net.UnixConn]struct{}
-	attach    *net.UnixListener // of Serve
+	attach    *net.UnixListener // of Serve, while that runs
+	accepts   bool              // Serve may have somebody in its hands who has not been counted yet
 	suspended bool
 	resumed   sync.Cond // the end of suspended
 }
@@ -54,7 +55,7 @@ func (p *Pool) Freeze(ctx context.Context) error {
 		defer p.mu.Unlock()
 		p.resumed.Broadcast()
 	})()
-	for p.attaching > 0 && ctx.Err() == nil {
+	for (p.attaching > 0 || p.accepts) && ctx.Err() == nil { // who was interrupted may have been faster
 		p.resumed.Wait()
 	}
 	return ctx.Err()
@@ -76,29 +77,44 @@ func (p *Pool) acceptWorkers(on bool) {
 	switch {
 	case p.attach == nil:
 	case on:
+		p.accepts = true
 		_ = p.attach.SetDeadline(time.Time{})
 	default:
 		_ = p.attach.SetDeadline(time.Unix(1, 0))
 	}
 }
 
-// beginHandshake waits until workers may attach. It is false where that will not be.
-func (p *Pool) beginHandshake(ctx context.Context) bool {
-	for {
-		p.mu.Lock()
-		thawed := p.thawed
-		if thawed == nil {
-			p.attaching++
-			p.mu.Unlock()
-			return true
-		}
-		p.mu.Unlock()
-		select {
-		case <-thawed:
-		case <-ctx.Done():
-			return false
-		}
+// halt is called by Serve when it was interrupted, and waits until workers may attach. It is false where that will not be.
+func (p *Pool) halt(ctx context.Context) bool {
+	p.mu.Lock()
+	thawed := p.thawed
+	p.accepts = thawed == nil
+	p.resumed.Broadcast()
+	p.mu.Unlock()
+	if thawed == nil {
+		return true
 	}
+	select {
+	case <-thawed:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// halted is called at the end of Serve.
+func (p *Pool) halted() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.attach, p.accepts = nil, false
+	p.resumed.Broadcast()
+}
+
+// beginHandshake counts one who has been accepted. Where workers may not attach any more that was just before they might not, and he is attached.
+func (p *Pool) beginHandshake() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.attaching++
 }
 
 func (p *Pool) endHandshake() {
