@@ -18,6 +18,7 @@ import (
 // instant: it takes the message that portd was after, of which portd then has the next one, or the one that comes after. Each
 // connection is one worker's.
 func TestKilledTakingBack(t *testing.T) {
+	t.Setenv(envAcceptors, "1") // who is the one to be traced
 	for _, test := range []struct {
 		name         string
 		faster       bool
