@@ -75,6 +75,7 @@ func (s *stage) install(r *release) {
 func (s *stage) start() {
 	s.Helper()
 	s.cmd = exec.Command(s.path, "--socket", s.socket, "--state", s.state, "--policy", s.policy)
+	s.cmd.Env = append(os.Environ(), "GOMAXPROCS=8") // as on a larger machine, where several threads hand over
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	if err := s.cmd.Start(); err != nil {
 		s.Fatal(err)
