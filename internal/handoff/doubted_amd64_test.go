@@ -17,7 +17,7 @@ import (
 // portd is killed when it was about to send a message to a worker that is just looking for one. Whether that has it nobody can tell until it
 // has looked, and what the next portd sends meanwhile must not be taken for it.
 func TestKilledBeforeALookingWorker(t *testing.T) {
-	t.Setenv(envAcceptors, "1") // else another one sends it
+	t.Setenv(envAcceptors, "1")         // else another one sends it
 	for _, again := range []int{1, 2} { // the next portd may die while it does not know, too
 		nstest.Descriptors(t)
 		d := begun(t, &dynasty{holders: true})
