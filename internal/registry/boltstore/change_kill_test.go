@@ -248,7 +248,7 @@ func TestChangeShortWrites(t *testing.T) {
 	if f == nil {
 		return
 	}
-	f.short = true
+	f.shorten()
 	for name, tt := range changings(t) {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "portd.db")

@@ -55,6 +55,13 @@ func (f *faulty) fail(at fault, lasting bool) {
 	f.at, f.lasting, f.rest, f.seen, f.failed = at, lasting, false, 0, 0
 }
 
+// shorten has each write from now on write a half, and say so.
+func (f *faulty) shorten() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.short = true
+}
+
 // told has tell called before each of the calls, while who makes it waits.
 func (f *faulty) told(tell func(call int32, args [6]uint64)) {
 	f.mu.Lock()
