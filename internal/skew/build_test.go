@@ -1,6 +1,7 @@
 package skew_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -85,7 +86,7 @@ func checkOut(root, dir string) error {
 	}
 	archive := dir + ".tar"
 	if out, err := exec.Command("git", "-C", root, "archive", "-o", archive, revision).CombinedOutput(); err != nil {
-		return missingError(fmt.Sprintf("needs the release before this one from the history of a clone: git archive %s: %v: %s", revision, err, out))
+		return missingError(fmt.Sprintf("needs the release before this one from the history of a clone: git archive %s: %v: %s", revision, err, bytes.TrimSpace(out)))
 	}
 	if out, err := exec.Command("tar", "-x", "-C", dir, "-f", archive).CombinedOutput(); err != nil {
 		return fmt.Errorf("tar: %w: %s", err, out)
@@ -101,7 +102,7 @@ func (r *release) build() error {
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOPROXY=off", "GOFLAGS=-mod=readonly", "GOWORK=off")
 	if out, err := build.CombinedOutput(); err != nil {
 		if strings.Contains(string(out), "GOPROXY=off") {
-			return missingError(fmt.Sprintf("needs the modules of the %s release in the module cache; \"go mod download\" with its go.mod brings them: %s", r, out))
+			return missingError(fmt.Sprintf("needs the modules of the %s release in the module cache; \"go mod download\" with its go.mod brings them: %s", r, bytes.TrimSpace(out)))
 		}
 		return fmt.Errorf("%w: %s", err, out)
 	}
