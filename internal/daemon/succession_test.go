@@ -39,7 +39,7 @@ type scene struct {
 // Whatever portd is in the middle of, for whomever: its successor goes on with that.
 func TestSuccession(t *testing.T) {
 	nstest.Need(t)
-	k := startKept(t, portdtest.New(t), binary(t))
+	k := startKept(t, portdtest.New(t), self(t), envAct+"=daemon", envVersion+"=new")
 	s := &succession{T: t, k: k, c: k.d.Client(t)}
 	rounds := 1
 	if os.Getenv("PORTD_LONG") != "" {
