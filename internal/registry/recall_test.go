@@ -118,3 +118,16 @@ func TestRecallDamaged(t *testing.T) {
 		t.Errorf("the store is at revision %d", store.state.Revision)
 	}
 }
+
+// Load finds it out before another process has given up for this one.
+func TestLoadRecalls(t *testing.T) {
+	t.Parallel()
+	store, pegs := newStandIns()
+	damaged := errors.New("damaged")
+	bad := &forgetful{memory: store}
+	bad.cannot.Store(&damaged)
+	r := registry.New(registry.Config{Store: bad, Binder: pegs, Services: ianadb.Embedded(), BootID: "boot"})
+	if err := r.Load(t.Context()); !errors.Is(err, damaged) {
+		t.Errorf("Load says %v", err)
+	}
+}

@@ -131,7 +131,7 @@ func New(cfg Config) *Registry {
 // Start loads the store, binds what was held and makes listen what listened. It is done before anybody else calls.
 // A port that cannot be had is not an error: it is lost until it can.
 func (r *Registry) Start(ctx context.Context) error {
-	err := r.Load(ctx)
+	err := r.load(ctx)
 	c := r.loaded
 	if r.loaded = nil; err != nil || c == nil {
 		return err
@@ -144,8 +144,17 @@ func (r *Registry) Start(ctx context.Context) error {
 }
 
 // Load is a Start that writes nothing: another process may go on with the store as it is. What has changed meanwhile, leases that are
-// over and ports that are lost or had again, is written by Settle. Until then the Registry is to be frozen.
+// over and ports that are lost or had again, is written by Settle. Until then the Registry is to be frozen. All of the Store is read, for
+// what is found to be damaged only later would be found where the other process cannot go on any more.
 func (r *Registry) Load(ctx context.Context) error {
+	if err := r.load(ctx); err != nil {
+		return err
+	}
+	return r.recall(ctx)
+}
+
+// load reads what ports wait for, and brings them back.
+func (r *Registry) load(ctx context.Context) error {
 	if err := r.Apply(r.cfg.Settings); err != nil {
 		return err
 	}
@@ -243,6 +252,9 @@ func (r *Registry) Run(ctx context.Context) error {
 	}
 	return err
 }
+
+// Recalled is closed once it is known which requests were answered. Until then nothing is changed; Run ends where it cannot be known.
+func (r *Registry) Recalled() <-chan struct{} { return r.recalled }
 
 // Policy is what decides who may do what.
 func (r *Registry) Policy() Policy { return r.cfg.Policy }
