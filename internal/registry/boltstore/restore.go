@@ -178,6 +178,9 @@ func adopt(path string) error {
 	return syncDir(filepath.Dir(path))
 }
 
+// dying is how long a file may stay locked whose process is dead.
+const dying = 2 * time.Second
+
 // PutBack undoes a Restore that another process has begun to take, or has taken, and closed again: the file from before has its
 // place again, also where PutBack is interrupted and somebody opens the store. It is called once for a Restore, and is ErrInUse where somebody
 // has opened what was restored.
@@ -202,6 +205,11 @@ func PutBack(path string) error {
 		return err
 	}
 	unlock, err := lockAlone(path)
+	// A process that has just died has its lock until the one that shares its descriptors has ended, too.
+	for until := time.Now().Add(dying); errors.Is(err, ErrInUse) && time.Now().Before(until); {
+		time.Sleep(5 * time.Millisecond)
+		unlock, err = lockAlone(path)
+	}
 	if err != nil {
 		return err
 	}
