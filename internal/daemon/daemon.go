@@ -308,17 +308,22 @@ func (d *daemon) serve(ctx context.Context, control, attach *door) error {
 	attaching, endAttaching := context.WithCancel(octx)
 	defer endAttaching()
 	attached := make(chan struct{})
-	answering := make(chan struct{}) // closed once everything that can be said is on the disk
-	if err := d.settleIn(ctx); err != nil {
-		giveUp(err)
+	answering := make(chan struct{}) // closed once everything that can be said is on the disk, or nothing is to be said
+	unfit := d.settleIn(ctx)
+	if unfit != nil {
+		giveUp(unfit)
 	}
 	outside.Go(func() error {
-		<-answering
+		if <-answering; octx.Err() != nil {
+			return nil
+		}
 		return d.doors.Serve(octx, control.UnixListener)
 	})
 	outside.Go(func() error {
 		defer close(attached)
-		<-answering
+		if <-answering; octx.Err() != nil {
+			return nil
+		}
 		return p.pool.Serve(attaching, attach.UnixListener)
 	})
 	outside.Go(func() error {
@@ -350,13 +355,16 @@ func (d *daemon) serve(ctx context.Context, control, attach *door) error {
 		giveUp(nil)
 		return nil
 	})
-	unsynced := d.synced()
-	if close(answering); unsynced == nil {
-		d.announce()
-	} else {
-		outside.Go(func() error { return unsynced })
+	if unfit == nil {
+		if unfit = d.synced(octx); unfit != nil {
+			giveUp(unfit) // before anybody is answered
+		}
 	}
-	err := outside.Wait()
+	close(answering)
+	if octx.Err() == nil {
+		d.announce()
+	}
+	err := errors.Join(unfit, outside.Wait())
 	select {
 	case <-d.leaving:
 		if d.fate == nil {
@@ -369,7 +377,11 @@ func (d *daemon) serve(ctx context.Context, control, attach *door) error {
 		d.origin.keep.Notify(sd.SdNotifyStopping)
 	}
 	endInner()
-	err = errors.Join(err, inside.Wait())
+	failed := inside.Wait()
+	if errors.Is(failed, boltstore.ErrDamaged) { // of what was read last; nothing had been written
+		failed = cfg.advise(failed)
+	}
+	err = errors.Join(err, failed)
 	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
 		cfg.Log.Info("stopped")
 		return nil
@@ -377,12 +389,19 @@ func (d *daemon) serve(ctx context.Context, control, attach *door) error {
 	return err
 }
 
-// synced returns once what was loaded is on the disk: nobody may be told before of what a power cut would undo. Ports are served meanwhile.
-func (d *daemon) synced() error {
-	if d.store == nil { // portd is read-only: it leaves the disk as it is
-		return nil
+// synced returns once what was loaded is on the disk: nobody may be told before of what a power cut would undo. It also waits until all of
+// the store is read, for a portd that finds damage was never ready. Ports are served meanwhile. Where ctx ends first somebody else says why.
+func (d *daemon) synced(ctx context.Context) error {
+	if d.store != nil { // else portd is read-only: it leaves the disk as it is
+		if err := d.store.Synced(); err != nil {
+			return err
+		}
 	}
-	return d.store.Synced()
+	select {
+	case <-d.parts.registry.Recalled():
+	case <-ctx.Done():
+	}
+	return nil
 }
 
 // announce says that everything answers: in the log, to the service manager, and to whoever started it in a test.
