@@ -113,6 +113,14 @@ func rank(name string) int {
 func (b *Binder) inheritSockets(who *inquirer, items []fdstore.Item, use func(fdstore.Item, error)) {
 	socks, errs := make([]*socket, len(items)), make([]error, len(items))
 	atOnce(len(items), func(i int) { socks[i], errs[i] = who.askOne(items[i]) })
+	for i, err := range errs {
+		if errors.Is(err, fdpass.ErrFDsTruncated) || errors.Is(err, unix.EMFILE) { // several at a time were too many
+			if s := socks[i]; s != nil && s.wrap != nil {
+				s.close()
+			}
+			socks[i], errs[i] = who.askOne(items[i])
+		}
+	}
 	for i, s := range socks {
 		if errs[i] == nil && !who.first(s) {
 			errs[i] = errTwice
