@@ -102,6 +102,8 @@ func (l *line) explain(err error) error {
 	switch {
 	case e.Reason == "STORE_CHANGED":
 		e.is = []error{ErrStoreChanged}
+	case st.Code() == codes.Unimplemented && e.Reason == "": // a portd that does not say so itself
+		e.text = "this portd is older than the program that asks: " + st.Message()
 	case st.Code() == codes.Unavailable && e.Reason == "": // portd gives a reason for all that it says
 		return l.gone(e)
 	}

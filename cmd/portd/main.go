@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/portd/portd/internal/daemon"
-	"github.com/portd/portd/internal/handoff"
 	"github.com/portd/portd/internal/keeper"
 )
 
@@ -106,8 +105,8 @@ func run(cfg daemon.Config, args []string, stdout, stderr io.Writer) int {
 		return 0
 	case err == nil && flags.NArg() > 0:
 		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
-	case err == nil && (cfg.Acceptors < 0 || cfg.Acceptors > handoff.MostAcceptors):
-		err = fmt.Errorf("--acceptors %d: it is from 1 to %d, or 0 for one for each four processors", cfg.Acceptors, handoff.MostAcceptors)
+	case err == nil && (cfg.Acceptors < 0 || cfg.Acceptors > daemon.MostAcceptors):
+		err = fmt.Errorf("--acceptors %d: it is from 1 to %d, or 0 for one for each four processors", cfg.Acceptors, daemon.MostAcceptors)
 	case err == nil && *restore != "" && *restoreNewest:
 		err = errors.New("--restore and --restore-newest say where from; say it once")
 	}

@@ -33,6 +33,9 @@ import (
 	"github.com/portd/portd/internal/rpc"
 )
 
+// MostAcceptors is how many threads can hand over connections.
+const MostAcceptors = handoff.MostAcceptors
+
 // Config is all that can be set. The zero Config is a good one: the places of the user who runs it.
 type Config struct {
 	Socket   string // control socket; the hand-off socket and the lock lie beside it
@@ -50,7 +53,7 @@ type Config struct {
 	// NoHolder: no process shares portd's descriptors. What it has in hand when it is killed is lost then, some connections at most.
 	NoHolder bool
 
-	// Acceptors is how many threads hand over connections, handoff.MostAcceptors at most; 0: one for each four processors.
+	// Acceptors is how many threads hand over connections, MostAcceptors at most; 0: one for each four processors.
 	Acceptors int
 
 	// Args are what a successor is started with, the program's name first; nil: there are no upgrades.
@@ -265,8 +268,8 @@ func (d *daemon) comeBack(ctx context.Context) error {
 	}
 	d.cfg.step("loaded")
 	d.holding.tells(d.parts.pool.Holder)
-	if err := d.parts.pool.Restore(d.origin.takeAll(ofHandoff)); err != nil {
-		return fmt.Errorf("bring back the workers: %w", err)
+	if err := d.restoreWorkers(); err != nil {
+		return err
 	}
 	d.cfg.step("workers")
 	for _, ep := range d.parts.binder.Unclaimed() {
@@ -274,6 +277,18 @@ func (d *daemon) comeBack(ctx context.Context) error {
 	}
 	d.origin.keep.Settle(ctx)
 	d.cfg.step("unclaimed")
+	return nil
+}
+
+// restoreWorkers gives the hand-off what was kept of the workers. A predecessor goes on where that is not understood.
+func (d *daemon) restoreWorkers() error {
+	err := d.parts.pool.Restore(d.origin.takeAll(ofHandoff))
+	if err != nil && d.origin.line != nil {
+		return fmt.Errorf("bring back the workers: %w", err)
+	}
+	if err != nil {
+		d.cfg.Log.Error("workers have to attach again", "err", err)
+	}
 	return nil
 }
 

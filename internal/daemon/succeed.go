@@ -53,8 +53,8 @@ func (d *daemon) takeOver(ctx context.Context) error {
 		return err
 	}
 	d.origin.items = append(d.origin.items, last.Items...)
-	if err := d.parts.pool.Restore(d.origin.takeAll(ofHandoff)); err != nil {
-		return fmt.Errorf("bring back the workers: %w", err)
+	if err := d.restoreWorkers(); err != nil {
+		return err
 	}
 	if _, err := l.hear(suspendedFor, "YOURS"); err != nil {
 		return err

@@ -338,7 +338,7 @@ func serveHeir() error {
 		return err
 	}
 	pool.Holder(mine)
-	if err := pool.Restore(items); err != nil {
+	if err := pool.Restore(items); err != nil && upgrade {
 		return err
 	}
 	if upgrade {

@@ -3,6 +3,7 @@ package handoff
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,19 +37,20 @@ type pending struct {
 
 // Restore reads what a portd before this one has left of its workers: the items ledger, w.… and c.…, whose descriptors are the Pool's from
 // then on; others it leaves alone. It is called after the registry has started, as often as items come, and before Run, which takes
-// them over. A worker that cannot be restored, or whose reservation is gone, is let go then, as at a stop. The error is one of
-// the registry's, or of too few descriptors; then nothing was changed.
+// them over. A worker that cannot be restored, or whose reservation is gone, is let go then, as at a stop. The error says of which that
+// would be so because this portd does not understand what there is; who takes the place of a portd that still works had better not.
 func (p *Pool) Restore(items []fdstore.Item) error {
 	p.mu.Lock()
 	back := &p.back
 	p.mu.Unlock()
+	var errs []error
 	for _, it := range items {
 		kind, number, _ := strings.Cut(it.Name, ".")
 		switch {
 		case it.Name == "ledger" && back.ledger == nil:
 			l, err := openLedger(it.FD)
 			if err != nil {
-				p.log.Error("the workers cannot be restored; they attach again", "err", err)
+				errs = append(errs, fmt.Errorf("the workers cannot be restored: %w", err))
 				back.strange = append(back.strange, item{it.Name, it.FD})
 				continue
 			}
@@ -66,14 +68,14 @@ func (p *Pool) Restore(items []fdstore.Item) error {
 		case kind == "w":
 			r, err := p.read(it)
 			if err != nil {
-				p.log.Error("a worker cannot be restored; it attaches again", "item", it.Name, "err", err)
+				errs = append(errs, fmt.Errorf("a worker cannot be restored: %s: %w", it.Name, err))
 				back.strange = append(back.strange, item{it.Name, it.FD})
 				continue
 			}
 			back.workers = append(back.workers, r)
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // read makes a returner of a bag, and asks what it may still serve.
