@@ -308,7 +308,7 @@ func (d *daemon) serve(ctx context.Context, control, attach *door) error {
 	octx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
 	var inside errgroup.Group
-	for _, run := range []func(context.Context) error{p.registry.Run, p.pool.Run, p.local.Run} {
+	start := func(run func(context.Context) error) {
 		inside.Go(func() error {
 			err := run(inner)
 			if err == nil && inner.Err() == nil {
@@ -318,6 +318,13 @@ func (d *daemon) serve(ctx context.Context, control, attach *door) error {
 			return err
 		})
 	}
+	start(p.pool.Run)
+	select {
+	case <-p.pool.Begun(): // what the others do at the start takes processors that clients wait for
+	case <-octx.Done():
+	}
+	start(p.registry.Run)
+	start(p.local.Run)
 	outside, octx := errgroup.WithContext(octx)
 	d.stopping = octx
 	attaching, endAttaching := context.WithCancel(octx)

@@ -217,6 +217,9 @@ func (p *Pool) shut() {
 	}
 }
 
+// Begun is closed when Run has taken over what there was, and hands over connections.
+func (p *Pool) Begun() <-chan struct{} { return p.begin }
+
 // Run hands over connections until ctx ends, then lets go of all workers: what lies in their queues is theirs.
 func (p *Pool) Run(ctx context.Context) error {
 	p.engines[0].start()

@@ -224,7 +224,11 @@ func (r *Registry) Run(ctx context.Context) error {
 	keepers.Go(func() error { return r.retryLost(kctx) })
 	keepers.Go(func() error { return r.keepNetns(kctx) })
 	keepers.Go(func() error {
-		r.Services().Prepare() // or the first search would wait for it
+		select {
+		case <-time.After(prepareAfter):
+			r.Services().Prepare() // or the first search would wait for it
+		case <-kctx.Done():
+		}
 		return nil
 	})
 	committer := make(chan struct{})
@@ -255,6 +259,9 @@ func (r *Registry) Run(ctx context.Context) error {
 
 // Recalled is closed once it is known which requests were answered. Until then nothing is changed; Run ends where it cannot be known.
 func (r *Registry) Recalled() <-chan struct{} { return r.recalled }
+
+// prepareAfter is when what only searches need is made ready: not while everybody comes back.
+const prepareAfter = time.Second
 
 // Policy is what decides who may do what.
 func (r *Registry) Policy() Policy { return r.cfg.Policy }
