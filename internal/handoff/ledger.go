@@ -2,6 +2,7 @@ package handoff
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"sync/atomic"
 	"unsafe"
 
@@ -136,6 +137,8 @@ func newLedger() (*ledger, error) {
 	}
 	l := ledgerIn(fd, mem)
 	l.head.magic, l.head.version, l.head.size = ledgerMagic, ledgerVersion, ledgerSize
+	// Tenants are numbered by it: a worker of another ledger, whose bag is still there when portd dies, must not claim a place in this one.
+	l.head.incarnation = rand.Uint32() >> 1
 	return l, nil
 }
 
