@@ -118,8 +118,12 @@ func (e *engine) start() {
 
 // run hands over connections until ctx ends. Its thread must be e's.
 func (e *engine) run(ctx context.Context) error {
+	defer e.pool.endRun()
+	if !e.pool.beginRun(ctx) {
+		return nil
+	}
 	var events, rooms [64]unix.EpollEvent
-	timeout := -1
+	timeout := 0 // there may be what was found at the start
 	for ctx.Err() == nil {
 		n, err := e.wait(events[:], timeout)
 		if err != nil && !errors.Is(err, unix.EINTR) {

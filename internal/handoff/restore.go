@@ -140,9 +140,7 @@ func (p *Pool) takeOver() {
 		*back = pending{}
 		p.begun = true
 		close(p.begin)
-		for key := range p.listeners {
-			p.call(key)
-		}
+		p.lookAgain()
 	}()
 	if p.cfg.Keep == nil {
 		return

@@ -27,7 +27,9 @@ type pause struct {
 	attach    *net.UnixListener // of Serve, while that runs
 	accepts   bool              // Serve may have somebody in its hands who has not been counted yet
 	suspended bool
-	resumed   sync.Cond // the end of suspended
+	running   int       // engines
+	standing  int       // of those, which wait for the end of suspended
+	resumed   sync.Cond // the end of suspended, and whatever else is waited for here
 }
 
 // handshakeTime is what a handshake that has begun has left when workers may not attach any more. Then it is ended, and tried again by the worker.
@@ -150,6 +152,12 @@ func (p *Pool) Suspend(ctx context.Context) ([]fdstore.Item, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.suspended = true
+	if err := p.allStand(ctx); err != nil {
+		p.suspended = false
+		p.resumed.Broadcast()
+		p.talk.Unlock()
+		return nil, err
+	}
 	var all []fdstore.Item
 	p.eachHeld(func(h heldConn) bool {
 		if h.hand != 0 {
@@ -158,6 +166,50 @@ func (p *Pool) Suspend(ctx context.Context) ([]fdstore.Item, error) {
 		return true
 	})
 	return all, nil
+}
+
+// allStand returns once no engine waits in epoll: one that did would be told of a connection, and the successor would not (EPOLLEXCLUSIVE,
+// epoll_ctl(2)).
+func (p *Pool) allStand(ctx context.Context) error {
+	defer context.AfterFunc(ctx, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.resumed.Broadcast()
+	})()
+	for _, e := range p.engines {
+		e.wakeUp()
+	}
+	for p.standing < p.running && ctx.Err() == nil {
+		p.resumed.Wait()
+	}
+	return ctx.Err()
+}
+
+// beginRun counts an engine. It is false where the Pool is another one's.
+func (p *Pool) beginRun(ctx context.Context) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.running++
+	return p.mayGoOn(ctx)
+}
+
+func (p *Pool) endRun() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.running--
+	p.resumed.Broadcast()
+}
+
+// lookAgain has all listening sockets tried: of what came before, another portd may have been told, and no one else.
+func (p *Pool) lookAgain() {
+	for key, l := range p.listeners {
+		for _, s := range l.sockets {
+			if !l.deaf {
+				p.acceptable(s)
+			}
+		}
+		p.call(key)
+	}
 }
 
 // eachHeld calls f for each connection in portd's hands, which is not there any more where f says false.
@@ -175,6 +227,11 @@ func (p *Pool) eachHeld(f func(heldConn) bool) {
 
 // mayGoOn says whether the engine may, after it has waited for that. It is false where ctx has ended meanwhile.
 func (p *Pool) mayGoOn(ctx context.Context) bool {
+	if p.suspended {
+		p.standing++
+		p.resumed.Broadcast()
+		defer func() { p.standing-- }()
+	}
 	for p.suspended && ctx.Err() == nil {
 		p.resumed.Wait()
 	}
@@ -192,14 +249,9 @@ func (p *Pool) Resume() {
 		p.recover()
 	}
 	for _, l := range p.listeners {
-		for _, s := range l.sockets {
-			if !l.deaf {
-				p.acceptable(s)
-			}
-		}
 		l.door = 0 // the other one may have turned it
-		p.call(l.key)
 	}
+	p.lookAgain()
 	p.suspended = false
 	p.resumed.Broadcast()
 	p.wakeUp()

@@ -129,3 +129,30 @@ func TestSaidAfterAll(t *testing.T) {
 	w.next(wire.TypeDrained)
 	old.end()
 }
+
+// A portd that is suspended waits for no connections any more. Where several threads do, the kernel tells one of all that wait, in whichever
+// process, and a portd that hands nothing over is not to be told in place of the one that does.
+func TestSuspendedIsNotTold(t *testing.T) {
+	nstest.Descriptors(t)
+	t.Setenv(envAcceptors, "4")
+	d := newDynasty(t, registry.HandoffOptions{})
+	d.scribe(0, connections(dynastyID))
+	old := d.reign
+	next := d.prepare()
+	old.does(t, "suspend")
+	d.enthrone(next)
+	a := &account{by: map[int]int{}, received: map[int]int{}}
+	served := func(n int, by string) {
+		t.Helper()
+		for range n { // one after the other: the next would have it noticed that the last one waits
+			if a.ask(d.addr); len(a.failed) > 0 {
+				t.Fatalf("%s serves nobody: %v", by, a.failed)
+			}
+		}
+	}
+	served(8, "the successor")
+	d.kill()
+	old.does(t, "resume")
+	d.reign = old
+	served(8, "the one before")
+}
