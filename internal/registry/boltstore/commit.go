@@ -131,7 +131,10 @@ type batch struct {
 }
 
 // size is what b takes of a journal.
-func (b *batch) size() int64 { return int64(recordBytes+b.length+block-1) / block * block }
+func (b *batch) size() int64 { return blocks(int64(recordBytes + b.length)) }
+
+// blocks is how many bytes of a journal so many take up.
+func blocks(n int64) int64 { return (n + block - 1) / block * block }
 
 var recordBuffers = sync.Pool{New: func() any { return new([]byte) }}
 

@@ -186,12 +186,16 @@ func (j *journal) erase() error {
 // may be in memory only: a last record, after which nothing may be on the disk without it, or the zeros over one that failed, which
 // must not be found there next to another.
 func (j *journal) settle() error {
-	all := make([]byte, j.size)
-	if _, err := j.file.ReadAt(all, 0); err != nil {
-		return err
-	}
-	if _, err := j.file.WriteAt(all, 0); err != nil {
-		return err
+	w := window{file: j.file, size: j.size}
+	for at := int64(0); at < j.size; {
+		some, err := w.show(at, pane)
+		if err != nil {
+			return err
+		}
+		if _, err := j.file.WriteAt(some, at); err != nil {
+			return err
+		}
+		at += int64(len(some))
 	}
 	return datasync(j.file)
 }
@@ -239,26 +243,43 @@ func (j *journal) seal(record []byte, b *batch) {
 	binary.BigEndian.PutUint32(record[len(recordMagic):], crc32.Checksum(h[:recordBytes-len(recordMagic)-4+b.length], castagnoli))
 }
 
-// readRecord reads the record at the start of b; nil where there is no whole one. The batch has parts of b.
-func readRecord(b []byte, id journalID) (*batch, error) {
+// recordEnd is where in b, of which the start is enough, the record at its start ends; 0 where there is none of that journal.
+func recordEnd(b []byte, id journalID) int64 {
 	if len(b) < recordBytes || string(b[:len(recordMagic)]) != recordMagic {
-		return nil, nil
+		return 0
 	}
 	h := b[len(recordMagic)+4:]
-	length := int64(binary.BigEndian.Uint32(h))
-	if journalID(h[4:20]) != id || length > int64(len(b)-recordBytes) {
+	if journalID(h[4:20]) != id {
+		return 0
+	}
+	return int64(recordBytes) + int64(binary.BigEndian.Uint32(h))
+}
+
+// wholeRecord says whether b is one, from its start to its end.
+func wholeRecord(b []byte) bool {
+	h := len(recordMagic) + 4
+	return crc32.Checksum(b[h:], castagnoli) == binary.BigEndian.Uint32(b[len(recordMagic):])
+}
+
+// lastRevision is the last revision of a record.
+func lastRevision(b []byte) registry.Revision {
+	return registry.Revision(binary.BigEndian.Uint64(b[len(recordMagic)+4+28:]))
+}
+
+// readRecord reads the record at the start of b; nil where there is no whole one. The batch has parts of b.
+func readRecord(b []byte, id journalID) (*batch, error) {
+	end := recordEnd(b, id)
+	if end == 0 || end > int64(len(b)) || !wholeRecord(b[:end]) {
 		return nil, nil
 	}
-	if crc32.Checksum(h[:int64(recordBytes-len(recordMagic)-4)+length], castagnoli) != binary.BigEndian.Uint32(b[len(recordMagic):]) {
-		return nil, nil
-	}
-	ops, err := readOps(b[recordBytes:][:length])
+	ops, err := readOps(b[recordBytes:end])
 	if err != nil {
 		return nil, err
 	}
+	h := b[len(recordMagic)+4:]
 	batch := &batch{
-		base: registry.Revision(binary.BigEndian.Uint64(h[20:])), last: registry.Revision(binary.BigEndian.Uint64(h[28:])),
-		oldest: registry.Revision(binary.BigEndian.Uint64(h[36:])), ops: ops, length: int(length),
+		base: registry.Revision(binary.BigEndian.Uint64(h[20:])), last: lastRevision(b),
+		oldest: registry.Revision(binary.BigEndian.Uint64(h[36:])), ops: ops, length: int(end) - recordBytes,
 	}
 	if batch.base < 0 || batch.last <= batch.base || batch.oldest < 0 || batch.oldest > batch.last+1 {
 		return nil, fmt.Errorf("%w: it has a record of revisions %d to %d", ErrDamaged, batch.base, batch.last)
@@ -266,24 +287,58 @@ func readRecord(b []byte, id journalID) (*batch, error) {
 	return batch, nil
 }
 
-// records reads from a whole journal what goes beyond a revision, in order. A record that is not whole is one that was being
-// written when portd died, and was not answered, unless there are others after it.
-func records(all []byte, id journalID, beyond registry.Revision) ([]*batch, error) {
-	var found []*batch
-	for at := int64(block); at < int64(len(all)); {
-		b, err := readRecord(all[at:], id)
-		switch {
-		case err != nil:
+// pane is how much of a file is looked at at a time, in bytes.
+const pane = 256 << 10
+
+// A window shows parts of a file. To read a journal of many megabytes as a whole, into memory that is new, takes several times as long.
+type window struct {
+	file  io.ReaderAt
+	size  int64
+	from  int64
+	there []byte // of the file, from there on
+}
+
+// show is what the file has from a place on, n bytes or less at its end, until the next call.
+func (w *window) show(at, n int64) ([]byte, error) {
+	n = min(n, w.size-at)
+	if at < w.from || at+n > w.from+int64(len(w.there)) {
+		have := min(max(n, pane), w.size-at)
+		w.from, w.there = at, slices.Grow(w.there[:0], int(have))[:have]
+		if _, err := io.ReadFull(io.NewSectionReader(w.file, at, int64(len(w.there))), w.there); err != nil {
 			return nil, err
-		case b == nil:
+		}
+	}
+	return w.there[at-w.from:][:n], nil
+}
+
+// records reads from a journal what goes beyond a revision, in order. A record that is not whole is one that was being
+// written when portd died, and was not answered, unless there are others after it.
+func records(w *window, id journalID, beyond registry.Revision) ([]*batch, error) {
+	var found []*batch
+	for at := int64(block); at < w.size; {
+		b, err := w.show(at, block)
+		if err != nil {
+			return nil, err
+		}
+		end := recordEnd(b, id)
+		if end > int64(len(b)) && end <= w.size-at {
+			if b, err = w.show(at, end); err != nil {
+				return nil, err
+			}
+		}
+		if end == 0 || end > int64(len(b)) || !wholeRecord(b[:end]) {
 			at += block
 			continue
 		}
-		b.at = at
-		at += b.size()
-		if b.last > beyond {
-			found = append(found, b)
+		if lastRevision(b) > beyond {
+			batch, err := readRecord(bytes.Clone(b[:end]), id)
+			if err != nil {
+				return nil, err
+			}
+			batch.at = at
+			found = append(found, batch)
 		}
+		at += blocks(end)
 	}
 	slices.SortFunc(found, func(a, b *batch) int { return cmp.Compare(a.base, b.base) })
 	at := beyond
@@ -323,11 +378,15 @@ func openJournal(path, storeID string, id journalID, size int64, beyond registry
 			err = errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
 		}
 	}()
-	all, err := readUpTo(f, size)
+	w, err := windowOf(f, size)
 	if err != nil {
 		return nil, nil, err
 	}
-	haveID, haveStore, err := journalHeader(all)
+	head, err := w.show(0, block)
+	if err != nil {
+		return nil, nil, err
+	}
+	haveID, haveStore, err := journalHeader(head)
 	switch {
 	case err != nil:
 		return nil, nil, fmt.Errorf("%w: put back the one that belongs to the database", err)
@@ -335,10 +394,10 @@ func openJournal(path, storeID string, id journalID, size int64, beyond registry
 		return nil, nil, fmt.Errorf("%w: it is of the store %s, and the database is %s: put back the one that belongs to it", ErrForeign, haveStore, storeID)
 	case haveID != id:
 		return nil, nil, fmt.Errorf("%w: it is of another time than the database: put back the two that belong together", ErrDamaged)
-	case int64(len(all)) < size:
-		return nil, nil, fmt.Errorf("%w: cut off after %d of %d bytes", ErrDamaged, len(all), size)
+	case w.size < size:
+		return nil, nil, fmt.Errorf("%w: cut off after %d of %d bytes", ErrDamaged, w.size, size)
 	}
-	if found, err = records(all, id, beyond); err != nil {
+	if found, err = records(w, id, beyond); err != nil {
 		return nil, nil, err
 	}
 	j = &journal{path: path, file: f, id: id, size: size, head: block}
@@ -359,18 +418,22 @@ func checkLeftover(path, storeID string, beyond registry.Revision) error {
 		return err
 	}
 	defer f.Close()
-	all, err := readUpTo(f, 1<<30)
+	w, err := windowOf(f, 1<<30)
 	if err != nil {
 		return err
 	}
-	id, haveStore, err := journalHeader(all)
+	head, err := w.show(0, block)
+	if err != nil {
+		return err
+	}
+	id, haveStore, err := journalHeader(head)
 	switch {
 	case err != nil:
 	case haveStore != storeID:
 		err = fmt.Errorf("%w: it is of the store %s, and the database is %s", ErrForeign, haveStore, storeID)
 	default:
 		var found []*batch
-		if found, err = records(all, id, beyond); err == nil && len(found) > 0 {
+		if found, err = records(w, id, beyond); err == nil && len(found) > 0 {
 			err = fmt.Errorf("%w: it goes on to revision %d, and the database was closed at %d", ErrDamaged, found[len(found)-1].last, beyond)
 		}
 	}
@@ -380,7 +443,8 @@ func checkLeftover(path, storeID string, beyond registry.Revision) error {
 	return nil
 }
 
-func readUpTo(f *os.File, size int64) ([]byte, error) {
+// windowOf shows so many bytes of a file, or all that it has.
+func windowOf(f *os.File, size int64) (*window, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, err
@@ -388,9 +452,7 @@ func readUpTo(f *os.File, size int64) ([]byte, error) {
 	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%w: not a regular file", ErrForeign)
 	}
-	all := make([]byte, min(size, info.Size()))
-	_, err = io.ReadFull(io.NewSectionReader(f, 0, int64(len(all))), all)
-	return all, err
+	return &window{file: f, size: min(size, info.Size())}, nil
 }
 
 // appendOp writes an op as a journal has it: bucket, key and value, each after its length. No value has length 0, and any

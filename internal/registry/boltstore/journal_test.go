@@ -497,7 +497,7 @@ func FuzzJournal(f *testing.F) {
 		if _, _, err := journalHeader(all); err != nil && !errors.Is(err, ErrForeign) {
 			t.Error(err)
 		}
-		found, err := records(all, id, registry.Revision(beyond))
+		found, err := records(&window{file: bytes.NewReader(all), size: int64(len(all))}, id, registry.Revision(beyond))
 		if err != nil {
 			if !errors.Is(err, ErrDamaged) {
 				t.Error(err)

@@ -41,6 +41,9 @@ func (s *Store) Requests(ctx context.Context) (all []*registry.Request, err erro
 	s.writer.Lock()
 	defer s.writer.Unlock()
 	s.trusted = true // there is nothing else to be read that a change would be based on
+	if len(s.pending) > 0 {
+		say(s.many) // the next start would have to go through it too
+	}
 	return all, nil
 }
 

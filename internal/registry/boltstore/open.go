@@ -98,7 +98,6 @@ func open(path string, opt Options, steps []migration) (*Store, error) {
 	}
 	go func() {
 		defer close(s.stopped)
-		_ = s.Synced() // whoever needs it hears of it
 		var keepers sync.WaitGroup
 		keepers.Go(s.keepUp)
 		keepers.Go(s.keepCopies)

@@ -1,0 +1,42 @@
+package boltstore
+
+import (
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/portd/portd/internal/nstest"
+)
+
+// What a portd that died has left in the journal is put into the file as soon as all has been read, so that the next start, which may be
+// soon, has not to go through it again.
+func TestLeftoverIsMergedAtOnce(t *testing.T) {
+	nstest.Descriptors(t)
+	dir := t.TempDir()
+	m := leave(t, filepath.Join(dir, "left.db"))
+	s, err := Open(filepath.Join(dir, "left.db"), Options{Delay: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	waiting := func() int {
+		s.writer.Lock()
+		defer s.writer.Unlock()
+		return len(s.pending)
+	}
+	if waiting() == 0 {
+		t.Fatal("nothing is in the journal: it proves nothing")
+	}
+	if _, err := s.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Requests(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for late := time.Now().Add(20 * time.Second); waiting() > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(late) {
+			t.Fatalf("%d batches are in the journal still", waiting())
+		}
+	}
+	m.Check(t, s)
+}
