@@ -369,6 +369,54 @@ func TestGive(t *testing.T) {
 	_ = unix.Close(ends[1])
 }
 
+// Several descriptors of one message come under their names, in their order, among those that come one by one.
+func TestSeveral(t *testing.T) {
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(ends[0])
+	defer unix.Close(ends[1])
+	var names []string
+	var fds []int
+	for i := range fdstore.MaxNames {
+		var pipe [2]int
+		if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(pipe[0])
+		defer unix.Close(pipe[1])
+		names, fds = append(names, fmt.Sprintf("%032d", i)), append(fds, pipe[0])
+	}
+	var out fdpass.Sender
+	for _, m := range []struct {
+		text string
+		fds  []int
+	}{
+		{"FDSTORE=1\nFDNAME=alone", fds[:1]},
+		{fdstore.Several(names), fds},
+		{fdstore.Several(names[:3]), fds[:2]}, // which is whose?
+		{"READY=1", nil},
+	} {
+		if err := out.Send(ends[0], []byte(m.text), m.fds); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g, err := fdstore.Receive(ends[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if len(g.Items) != 1+len(names) || g.Items[0].Name != "alone" {
+		t.Fatalf("%d items came: %v", len(g.Items), g.Items)
+	}
+	for i, it := range g.Items[1:] {
+		if it.Name != names[i] || inode(t, it.FD) != inode(t, fds[i]) {
+			t.Errorf("item %d is %s, of inode %d; want %s, of %d", i, it.Name, inode(t, it.FD), names[i], inode(t, fds[i]))
+		}
+	}
+}
+
 // A keeper that has died is replaced by one that gets all.
 func TestKeeperDies(t *testing.T) {
 	nstest.Descriptors(t)
@@ -523,6 +571,7 @@ func FuzzParse(f *testing.F) {
 	for _, seed := range []string{
 		"FDSTORE=1\nFDNAME=s.1\nFDPOLL=0", "FDSTOREREMOVE=1\nFDNAME=g.1.2\n", "BARRIER=1", "READY=1\nSTATUS=x", "MAINPID=12", "MAINPID=-1",
 		"SUCCESSOR=7", "RESET=1", "RESET=0", "BINARY=/bin/portd", "BINARY=portd", "UPGRADE=1", "KEEPER=1", "LINK=1", "FDNAME=a:b", "", "=", "FDSTORE=1",
+		"FDSTORE=1\nFDNAMES=s.1:s.2", "FDNAMES=:", "FDSTOREREMOVE=1\nFDNAMES=a",
 	} {
 		f.Add([]byte(seed))
 	}
@@ -531,8 +580,14 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if (w.Store || w.Remove) && (w.Name == "" || len(w.Name) > 32) {
-			t.Errorf("%q is taken with the name %q", text, w.Name)
+		names := w.Names
+		if w.Name != "" || w.Remove || len(names) == 0 {
+			names = append(names, w.Name)
+		}
+		for _, name := range names {
+			if (w.Store || w.Remove) && (name == "" || len(name) > 32) {
+				t.Errorf("%q is taken with the name %q", text, name)
+			}
 		}
 		if w.MainPID < 0 || w.Successor < 0 {
 			t.Errorf("%q is taken with a pid of %d, %d", text, w.MainPID, w.Successor)
@@ -546,7 +601,7 @@ func FuzzParse(f *testing.F) {
 func TestParseRefuses(t *testing.T) {
 	for _, text := range []string{
 		"FDSTORE=1", "FDNAME=", "FDNAME=a b", "FDNAME=" + string(slices.Repeat([]byte("a"), 33)), "nonsense", "MAINPID=0", "MAINPID=x",
-		"MAINPID=99999999999", "BINARY=portd", "BINARY=/a\x00b", string(make([]byte, 5000)),
+		"FDSTORE=1\nFDNAMES=", "FDSTORE=1\nFDNAMES=a:", "FDSTOREREMOVE=1\nFDNAMES=a", "MAINPID=99999999999", "BINARY=portd", "BINARY=/a\x00b", string(make([]byte, 5000)),
 	} {
 		if w, err := fdstore.Parse([]byte(text)); err == nil {
 			t.Errorf("%q is taken: %+v", text, w)

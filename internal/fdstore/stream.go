@@ -128,7 +128,11 @@ func Receive(conn int) (*Given, error) {
 		case words.Ready:
 			closeAll(fds)
 			return g, nil
-		case words.Store && len(fds) == 1:
+		case words.Store && len(words.Names) > 0 && len(words.Names) == len(fds):
+			for i, name := range words.Names {
+				g.Items = append(g.Items, Item{name, fds[i]})
+			}
+		case words.Store && len(words.Names) == 0 && len(fds) == 1:
 			g.Items = append(g.Items, Item{words.Name, fds[0]})
 		case words.Remove:
 			g.due = append(g.due, words.Name)

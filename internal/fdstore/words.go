@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strconv"
+	"strings"
 )
 
 // maxWords is how long a message may be, in bytes; systemd takes no more either.
@@ -14,22 +15,30 @@ const maxWords = 4096
 // maxName is how long a name may be.
 const maxName = 32
 
+// MaxNames is how many descriptors one message has at most.
+const MaxNames = 100
+
+// Several is the message by which several descriptors come at once, at most MaxNames, each with its name. One by one they take twice the time,
+// while clients wait. Nobody but portd's keeper says it, and to the program that it is itself only: an older one would not know.
+func Several(names []string) string { return "FDSTORE=1\nFDNAMES=" + strings.Join(names, ":") }
+
 // Words are what one message to a keeper, or from one, says: lines of sd_notify(3), and portd's own.
 type Words struct {
-	Store, Remove bool   // FDSTORE=1, FDSTOREREMOVE=1
-	Name          string // FDNAME=
-	Barrier       bool   // BARRIER=1
-	Ready         bool   // READY=1; of a stream of items: that was all
-	Stopping      bool   // STOPPING=1
-	Reloading     bool   // RELOADING=1
-	Status        bool   // STATUS= is said
-	Begin, End    bool   // RESET=1, RESET=0: what is not stored anew between them is to be let go of
-	MainPID       int    // MAINPID=
-	Successor     int    // SUCCESSOR=: a process that may become the main one
-	Keeper        bool   // KEEPER=1: the keeper's pidfd comes with it
-	Link          bool   // LINK=1: the socket to the keeper comes with it, from a predecessor
-	Binary        string // BINARY=: what is started next time, an absolute path
-	Upgrade       bool   // UPGRADE=1: the keeper is to become BINARY itself
+	Store, Remove bool     // FDSTORE=1, FDSTOREREMOVE=1
+	Name          string   // FDNAME=
+	Names         []string // FDNAMES=: of several descriptors of one message, divided by ':' as in LISTEN_FDNAMES
+	Barrier       bool     // BARRIER=1
+	Ready         bool     // READY=1; of a stream of items: that was all
+	Stopping      bool     // STOPPING=1
+	Reloading     bool     // RELOADING=1
+	Status        bool     // STATUS= is said
+	Begin, End    bool     // RESET=1, RESET=0: what is not stored anew between them is to be let go of
+	MainPID       int      // MAINPID=
+	Successor     int      // SUCCESSOR=: a process that may become the main one
+	Keeper        bool     // KEEPER=1: the keeper's pidfd comes with it
+	Link          bool     // LINK=1: the socket to the keeper comes with it, from a predecessor
+	Binary        string   // BINARY=: what is started next time, an absolute path
+	Upgrade       bool     // UPGRADE=1: the keeper is to become BINARY itself
 }
 
 // Parse reads a message. Keys that are not known, those of a later release, are passed over; what is known must be right.
@@ -49,7 +58,7 @@ func Parse(text []byte) (Words, error) {
 			errs = append(errs, fmt.Errorf("%q: %w", line, err))
 		}
 	}
-	if (w.Store || w.Remove) && w.Name == "" {
+	if (w.Store || w.Remove) && w.Name == "" && (len(w.Names) == 0 || w.Remove) {
 		errs = append(errs, errors.New("a descriptor without a name"))
 	}
 	return w, errors.Join(errs...)
@@ -64,6 +73,11 @@ func (w *Words) set(key, value string) error {
 		w.Remove = value == "1"
 	case "FDNAME":
 		w.Name, err = value, checkName(value)
+	case "FDNAMES":
+		w.Names = strings.Split(value, ":")
+		for _, name := range w.Names {
+			err = errors.Join(err, checkName(name))
+		}
 	case "BARRIER":
 		w.Barrier = value == "1"
 	case "READY":

@@ -54,6 +54,7 @@ type keeper struct {
 	conn      int       // socket to the daemon, -1 where there is none
 	closed    time.Time // when the daemon closed it; zero: it has not
 	feed      []string  // what the daemon is still to get, and then READY=1
+	same      bool      // the daemon is this very program: it understands what this release says
 	feeding   bool
 	feedAgain time.Time // when to try again what the kernel would not pass; zero: it says when
 

@@ -56,7 +56,7 @@ func (k *keeper) drain() {
 // do does what one message says, and returns the descriptors that it has no use for; closing that of BARRIER=1 answers it.
 func (k *keeper) do(w fdstore.Words, text string, fds []int) []int {
 	switch {
-	case w.Store && len(fds) == 1:
+	case w.Store && w.Name != "" && len(fds) == 1:
 		k.drop(w.Name)
 		k.items[w.Name] = fds[0]
 		if k.fresh != nil {
@@ -146,15 +146,34 @@ func (k *keeper) pushItems() {
 		return
 	}
 	k.feedAgain = time.Time{}
+	most := 1
+	if k.same {
+		most = fdstore.MaxNames
+	}
+	var names []string
+	var fds []int
 	for len(k.feed) > 0 {
-		name := k.feed[0]
-		if fd, ok := k.items[name]; ok {
-			if err := k.send.Send(k.conn, []byte("FDSTORE=1\nFDNAME="+name), []int{fd}); err != nil {
+		some := k.feed[:min(most, len(k.feed))]
+		names, fds = names[:0], fds[:0]
+		for _, name := range some {
+			if fd, ok := k.items[name]; ok { // it may have been removed meanwhile
+				names, fds = append(names, name), append(fds, fd)
+			}
+		}
+		text := ""
+		switch {
+		case k.same:
+			text = fdstore.Several(names)
+		case len(names) == 1:
+			text = "FDSTORE=1\nFDNAME=" + names[0]
+		}
+		if len(names) > 0 {
+			if err := k.send.Send(k.conn, []byte(text), fds); err != nil {
 				k.feedFailed(err)
 				return
 			}
 		}
-		k.feed = k.feed[1:]
+		k.feed = k.feed[len(some):]
 	}
 	if err := k.send.Send(k.conn, []byte("READY=1"), nil); err != nil {
 		k.feedFailed(err)
