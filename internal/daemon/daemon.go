@@ -22,6 +22,7 @@ import (
 	"github.com/portd/portd/internal/fdstore"
 	"github.com/portd/portd/internal/handoff"
 	"github.com/portd/portd/internal/ianadb"
+	"github.com/portd/portd/internal/keeper"
 	"github.com/portd/portd/internal/localports"
 	"github.com/portd/portd/internal/natrules"
 	"github.com/portd/portd/internal/netns"
@@ -107,6 +108,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		cfg.step("hello")
 	}
 	d := &daemon{cfg: cfg, policy: policy, started: started, ballast: make([]byte, ballast)}
+	d.nice, d.hurried = keeper.Hurried()
 	if d.origin, err = begin(before, cfg.Version, cfg.Log); err != nil {
 		return err
 	}
@@ -143,7 +145,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		d.parts, err = cfg.gather(d.origin)
 		gathered <- err
 	}()
-	state, err := d.openState()
+	state, err := d.openState(ctx)
 	failed := <-gathered
 	if err == nil {
 		defer func() { err = errors.Join(err, cfg.unwritten(state.Close())) }()
@@ -208,6 +210,8 @@ type daemon struct {
 	origin   *origin
 	locked   *os.File
 	ballast  []byte              // until it is ready
+	nice     int                 // to go back to once ports are served
+	hurried  bool                // it is another one now
 	store    *store              // nil where portd is read-only
 	salvaged *boltstore.ReadOnly // nil where it is not
 	parts    *parts
@@ -323,6 +327,7 @@ func (d *daemon) serve(ctx context.Context, control, attach *door) error {
 	case <-p.pool.Begun(): // what the others do at the start takes processors that clients wait for
 	case <-octx.Done():
 	}
+	d.calm()
 	start(p.registry.Run)
 	start(p.local.Run)
 	outside, octx := errgroup.WithContext(octx)

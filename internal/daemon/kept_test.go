@@ -352,18 +352,24 @@ func waitFor(t testing.TB, what string, is func() bool) {
 
 // keeperOf is the pid of the keeper that a daemon has started; 0: there is none yet.
 func keeperOf(daemon int) int {
-	var children []byte // of each of its threads
-	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", daemon))
-	for _, list := range lists {
-		more, _ := os.ReadFile(list)
-		children = append(children, more...)
-	}
-	for _, text := range strings.Fields(string(children)) {
-		if comm, err := os.ReadFile("/proc/" + text + "/comm"); err == nil && strings.HasPrefix(string(comm), "portd-keeper") {
-			pid := 0
-			_, _ = fmt.Sscan(text, &pid)
+	for _, pid := range children(daemon) {
+		if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && strings.HasPrefix(string(comm), "portd-keeper") {
 			return pid
 		}
 	}
 	return 0
+}
+
+// children are the pids of those of a process.
+func children(pid int) (all []int) {
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // of each of its threads
+	for _, list := range lists {
+		some, _ := os.ReadFile(list)
+		for _, text := range strings.Fields(string(some)) {
+			child := 0
+			_, _ = fmt.Sscan(text, &child)
+			all = append(all, child)
+		}
+	}
+	return all
 }

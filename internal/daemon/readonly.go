@@ -44,9 +44,12 @@ func (cfg Config) makeStateDir() error {
 }
 
 // openState opens the store, or reads what is whole of it. Who closes it is the caller.
-func (d *daemon) openState() (registry.Store, error) {
+func (d *daemon) openState(ctx context.Context) (registry.Store, error) {
 	if !d.cfg.ReadOnly {
 		err := d.openStore()
+		if err == nil {
+			d.store.loadEarly(ctx) // while others ask the kernel what was kept
+		}
 		return d.store, err
 	}
 	d.cfg.Args, d.cfg.Upgrade = nil, nil // a successor would have to open the store

@@ -19,6 +19,8 @@ type store struct {
 	mu   sync.RWMutex // held for reading by calls, but not while a caller looks at what they yield
 	now  *boltstore.Store
 	lost bool // it could not be opened again: each call tries to
+
+	early *registry.State // what the next Load is to say, where nothing has changed it; nil: it has to look
 }
 
 var _ registry.Store = (*store)(nil)
@@ -51,7 +53,18 @@ func (s *store) use(f func(*boltstore.Store) error) error {
 	return f(s.now)
 }
 
+// loadEarly has the next Load answer from what is there now. Where it cannot, that one says why.
+func (s *store) loadEarly(ctx context.Context) {
+	if st, err := s.Load(ctx); err == nil {
+		s.early = st
+	}
+}
+
+// Load loads as the store does. It is called by one at a time, before anybody commits.
 func (s *store) Load(ctx context.Context) (st *registry.State, err error) {
+	if st, s.early = s.early, nil; st != nil {
+		return st, nil
+	}
 	err = s.use(func(b *boltstore.Store) error {
 		st, err = b.Load(ctx)
 		return err

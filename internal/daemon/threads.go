@@ -1,8 +1,11 @@
 package daemon
 
 import (
+	"os"
 	"runtime"
 	"sync"
+
+	"github.com/portd/portd/internal/keeper"
 )
 
 // standingBy is how many threads portd has from its start on, beside one for each processor. Go makes one more whenever all that it has are in system calls that take
@@ -27,4 +30,15 @@ func standBy() {
 	started.Wait()
 	close(let)
 	ended.Wait()
+}
+
+// calm gives up the priority that this process has been started with, if any: see keeper.Hurried. The holder has been started with it too.
+func (d *daemon) calm() {
+	if !d.hurried {
+		return
+	}
+	keeper.Calm(os.Getpid(), d.nice)
+	if pid := d.holding.pid(); pid != 0 {
+		keeper.Calm(pid, d.nice)
+	}
 }

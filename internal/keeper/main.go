@@ -133,7 +133,7 @@ func daemonEnv(env []string) []string {
 	var all []string
 	for _, e := range env {
 		switch name, _, _ := strings.Cut(e, "="); name {
-		case EnvKeeper, envPredecessor, envRole, envOf, envState, envBinary, "NOTIFY_SOCKET", "FDSTORE", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES":
+		case EnvKeeper, EnvNice, envPredecessor, envRole, envOf, envState, envBinary, "NOTIFY_SOCKET", "FDSTORE", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES":
 		default:
 			all = append(all, e)
 		}

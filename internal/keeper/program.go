@@ -82,6 +82,13 @@ func (k *keeper) startDaemon() error {
 		Env:   append(k.program.env[:len(k.program.env):len(k.program.env)], EnvKeeper+"=3"),
 		Files: []uintptr{0, 1, 2, uintptr(ends[1])},
 	}
+	if !k.down.IsZero() && k.failures <= 1 { // one that dies again and again is in nobody's way
+		env, calm := hurry()
+		defer calm()
+		if env != "" {
+			attr.Env = append(attr.Env, env)
+		}
+	}
 	var pid int
 	var errs []error
 	for _, path := range k.program.tries(k.failures) {
@@ -108,13 +115,23 @@ func (k *keeper) startDaemon() error {
 		return fmt.Errorf("watch the daemon: %w", err)
 	}
 	k.main = process{pid: pid, pidfd: pidfd}
-	k.conn, k.feeding, k.feed = ends[0], true, k.feed[:0]
+	k.conn, k.feeding, k.feed, k.same = ends[0], true, k.feed[:0], isThis(pid)
 	for name := range k.items {
 		k.feed = append(k.feed, name)
 	}
 	slices.SortFunc(k.feed, earlier)
 	k.introduce()
 	return nil
+}
+
+// isThis says whether a process runs the file that this one does. Where it cannot be known it is no.
+func isThis(pid int) bool {
+	that, err := os.Stat("/proc/" + strconv.Itoa(pid) + "/exe")
+	if err != nil {
+		return false
+	}
+	this, err := os.Stat("/proc/self/exe")
+	return err == nil && os.SameFile(that, this)
 }
 
 // earlier orders what the daemon gets: the lock and the holders first. If the keeper dies over the rest, a holder has that too.
