@@ -60,7 +60,19 @@ func Open(name string, fd int) (*Rest, error) {
 		return nil, fmt.Errorf("%s: %w", name, unix.ESRCH)
 	}
 	_ = unix.PidfdSendSignal(r.pidfd, unix.SIGCONT, nil, 0) // somebody may have stopped it
+	keepUp(PIDOf(name))
 	return r, nil
+}
+
+// keepUp gives a holder the calling thread's priority where that is the higher one: who calls waits for it, also for it to close all that it has.
+func keepUp(pid int) {
+	ours, err := unix.Getpriority(unix.PRIO_PROCESS, 0) // 20 for nice 0, and 40 for nice -20: getpriority(2)
+	if err != nil {
+		return
+	}
+	if theirs, err := unix.Getpriority(unix.PRIO_PROCESS, pid); err == nil && theirs < ours {
+		_ = unix.Setpriority(unix.PRIO_PROCESS, pid, 20-ours)
+	}
 }
 
 func (r *Rest) ended() bool {

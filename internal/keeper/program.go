@@ -121,6 +121,7 @@ func (k *keeper) startDaemon() error {
 	}
 	slices.SortFunc(k.feed, earlier)
 	k.introduce()
+	k.pushItems() // as much as there is room for, before this thread is one among others again
 	return nil
 }
 
