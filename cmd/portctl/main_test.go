@@ -40,6 +40,7 @@ type inNamespace struct{ m *testing.M }
 
 func (n inNamespace) Run() int {
 	nstest.Enter()
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) // where it is ignored, as under nohup, portctl would leave it so
 	return n.m.Run()
 }
 

@@ -109,6 +109,8 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	d := &daemon{cfg: cfg, policy: policy, started: started, ballast: make([]byte, ballast)}
 	d.nice, d.hurried = keeper.Hurried()
+	late := time.AfterFunc(mostHurried, d.calm)
+	defer late.Stop()
 	if d.origin, err = begin(before, cfg.Version, cfg.Log); err != nil {
 		return err
 	}

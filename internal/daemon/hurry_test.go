@@ -61,11 +61,10 @@ func TestHurriesBack(t *testing.T) {
 	if err := unix.Kill(stopped, unix.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	back := k.pid(t, pid)
-	if back != stopped {
+	if back := k.pid(t, pid); back != stopped {
 		t.Fatalf("the daemon is %d, and %d came back", back, stopped)
 	}
-	for _, process := range append(children(back), back, k.Process.Pid) {
+	for _, process := range append(children(stopped), stopped, k.Process.Pid) {
 		for _, task := range tasks(t, process) {
 			if got := nice(t, task); got != was {
 				t.Errorf("thread %d of %d has nice %d, and %d was what it began with", task, process, got, was)

@@ -4,6 +4,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/portd/portd/internal/keeper"
 )
@@ -32,13 +33,12 @@ func standBy() {
 	ended.Wait()
 }
 
-// calm gives up the priority that this process has been started with, if any: see keeper.Hurried. The holder has been started with it too.
+// mostHurried is how long a daemon that comes back goes before everybody else, at most.
+const mostHurried = 10 * time.Second
+
+// calm gives up the priority that this process, and with it what it has started, began with, if any: see keeper.Hurried.
 func (d *daemon) calm() {
-	if !d.hurried {
-		return
-	}
-	keeper.Calm(os.Getpid(), d.nice)
-	if pid := d.holding.pid(); pid != 0 {
-		keeper.Calm(pid, d.nice)
+	if d.hurried {
+		keeper.Calm(os.Getpid(), d.nice)
 	}
 }

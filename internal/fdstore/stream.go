@@ -114,6 +114,10 @@ func Receive(conn int) (*Given, error) {
 	for {
 		n, fds, err := receive(&r, conn, buf)
 		if err != nil {
+			if words, perr := Parse(buf[:n]); errors.Is(err, fdpass.ErrFDsTruncated) && perr == nil && words.Store && len(fds) < len(words.Names) {
+				g.take(words.Names[:len(fds)], fds) // the last ones are those that are missing
+				fds = nil
+			}
 			closeAll(fds)
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
@@ -129,9 +133,7 @@ func Receive(conn int) (*Given, error) {
 			closeAll(fds)
 			return g, nil
 		case words.Store && len(words.Names) > 0 && len(words.Names) == len(fds):
-			for i, name := range words.Names {
-				g.Items = append(g.Items, Item{name, fds[i]})
-			}
+			g.take(words.Names, fds)
 		case words.Store && len(words.Names) == 0 && len(fds) == 1:
 			g.Items = append(g.Items, Item{words.Name, fds[0]})
 		case words.Remove:
@@ -143,6 +145,12 @@ func Receive(conn int) (*Given, error) {
 		default:
 			closeAll(fds)
 		}
+	}
+}
+
+func (g *Given) take(names []string, fds []int) {
+	for i, name := range names {
+		g.Items = append(g.Items, Item{name, fds[i]})
 	}
 }
 

@@ -1,7 +1,9 @@
 package handoff
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"maps"
 	"net"
 	"slices"
@@ -140,6 +142,8 @@ func (p *Pool) greet(conn *net.UnixConn, on bool) {
 	p.greeting[conn] = struct{}{}
 }
 
+var errEnded = errors.New("the hand-off has ended")
+
 // Suspend stops handing over, after the message that is under way, and reading what workers say, which waits in their connections. No workers
 // attach, as after Freeze. It returns the connections that are in portd's hands, for the successor's Restore; they stay this Pool's,
 // as does everything. What else the successor needs is in the ledger and in the store. Resume or Abandon must follow.
@@ -152,9 +156,15 @@ func (p *Pool) Suspend(ctx context.Context) ([]fdstore.Item, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.suspended = true
-	if err := p.allStand(ctx); err != nil {
+	err := p.allStand(ctx)
+	switch {
+	case !p.suspended: // letGo was here
+		return nil, cmp.Or(err, errEnded)
+	case err != nil:
+		p.lookAgain() // who was called meanwhile had to wait
 		p.suspended = false
 		p.resumed.Broadcast()
+		p.wakeUp()
 		p.talk.Unlock()
 		return nil, err
 	}

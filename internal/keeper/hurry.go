@@ -4,6 +4,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,23 +18,23 @@ const (
 	// EnvNice is the nice value that a daemon is to go back to, by Calm. It is not set where the daemon has that already.
 	EnvNice = "PORTD_NICE"
 
-	hurried = -20
+	highest = -20 // priority, of nice(2)
 )
 
-// hurry raises the calling thread, whose children begin with its priority, until calm. env is for the child's environment, and says what the
+// hurry raises the calling thread, whose children begin with its priority, until calm. nice is what it had. env is for the child's environment, and says what the
 // thread had; it is empty where that could not be raised, or need not be.
-func hurry() (env string, calm func()) {
+func hurry() (env string, nice int, calm func()) {
 	raw, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
-	nice := 20 - raw // the system call's answer is never negative, getpriority(2)
-	if err != nil || nice <= hurried {
-		return "", func() {}
+	nice = 20 - raw // the system call's answer is never negative, getpriority(2)
+	if err != nil || nice <= highest || !showsUs() {
+		return "", 0, func() {}
 	}
 	runtime.LockOSThread()
-	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, hurried); err != nil {
+	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, highest); err != nil {
 		runtime.UnlockOSThread()
-		return "", func() {}
+		return "", 0, func() {}
 	}
-	return EnvNice + "=" + strconv.Itoa(nice), func() {
+	return EnvNice + "=" + strconv.Itoa(nice), nice, func() {
 		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, nice) // which everybody may
 		runtime.UnlockOSThread()
 	}
@@ -47,16 +48,22 @@ func Hurried() (nice int, hurried bool) {
 	return nice, err == nil
 }
 
-// Calm gives every thread of a process the nice value, which is higher than what they have. Priorities are the threads' own on Linux.
+// showsUs says whether /proc is that of this process's own namespace of pids, without which Calm could do nothing.
+func showsUs() bool {
+	self, err := os.Readlink("/proc/self")
+	return err == nil && self == strconv.Itoa(os.Getpid())
+}
+
+// Calm gives every thread of a process, and of all that it has started, at least the nice value. Priorities are the threads' own on Linux.
 func Calm(pid, nice int) {
-	dir := "/proc/" + strconv.Itoa(pid) + "/task"
+	var all []os.DirEntry
 	for changed := true; changed; { // one that has not had its turn may make others
-		tasks, err := os.ReadDir(dir)
-		if err != nil {
+		var err error
+		if all, err = os.ReadDir("/proc/" + strconv.Itoa(pid) + "/task"); err != nil {
 			return // it is gone
 		}
 		changed = false
-		for _, task := range tasks {
+		for _, task := range all {
 			tid, err := strconv.Atoi(task.Name())
 			if err != nil {
 				continue
@@ -65,6 +72,14 @@ func Calm(pid, nice int) {
 				continue
 			}
 			changed = unix.Setpriority(unix.PRIO_PROCESS, tid, nice) == nil || changed
+		}
+	}
+	for _, task := range all { // what is started from now on begins with the nice value
+		children, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/task/" + task.Name() + "/children")
+		for _, text := range strings.Fields(string(children)) {
+			if child, err := strconv.Atoi(text); err == nil {
+				Calm(child, nice)
+			}
 		}
 	}
 }

@@ -82,12 +82,14 @@ func (k *keeper) startDaemon() error {
 		Env:   append(k.program.env[:len(k.program.env):len(k.program.env)], EnvKeeper+"=3"),
 		Files: []uintptr{0, 1, 2, uintptr(ends[1])},
 	}
+	hurries, nice := "", 0
 	if !k.down.IsZero() && k.failures <= 1 { // one that dies again and again is in nobody's way
-		env, calm := hurry()
+		var calm func()
+		hurries, nice, calm = hurry()
 		defer calm()
-		if env != "" {
-			attr.Env = append(attr.Env, env)
-		}
+	}
+	if hurries != "" {
+		attr.Env = append(attr.Env, hurries)
 	}
 	var pid int
 	var errs []error
@@ -116,6 +118,9 @@ func (k *keeper) startDaemon() error {
 	}
 	k.main = process{pid: pid, pidfd: pidfd}
 	k.conn, k.feeding, k.feed, k.same = ends[0], true, k.feed[:0], isThis(pid)
+	if hurries != "" && !k.same { // it may not know that it is to calm down
+		Calm(pid, nice)
+	}
 	for name := range k.items {
 		k.feed = append(k.feed, name)
 	}

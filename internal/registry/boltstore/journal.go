@@ -330,7 +330,7 @@ func records(w *window, id journalID, beyond registry.Revision) ([]*batch, error
 			at += block
 			continue
 		}
-		if lastRevision(b) > beyond {
+		if lastRevision(b) > beyond { // what is older is whole, and nobody asks what it says
 			batch, err := readRecord(bytes.Clone(b[:end]), id)
 			if err != nil {
 				return nil, err

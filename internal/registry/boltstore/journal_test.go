@@ -72,6 +72,12 @@ func TestStoreInJournal(t *testing.T) {
 // leave makes a store with a history, the last ten batches of which are in the journal alone, and returns what is in it.
 func leave(t *testing.T, path string) *storetest.Model {
 	t.Helper()
+	return leaving(t, path, 10)
+}
+
+// leaving is leave with so many of 30 batches in the journal alone.
+func leaving(t *testing.T, path string, last int) *storetest.Model {
+	t.Helper()
 	h := &history{seed: 1}
 	s, err := Open(path, Options{Delay: -1})
 	if err != nil {
@@ -83,7 +89,7 @@ func leave(t *testing.T, path string) *storetest.Model {
 			t.Fatal(err)
 		}
 		h.Apply(changes...)
-		if i == 19 {
+		if i == 29-last {
 			if err := s.checkpoint(); err != nil {
 				t.Fatal(err)
 			}

@@ -12,8 +12,14 @@ import (
 // soon, has not to go through it again.
 func TestLeftoverIsMergedAtOnce(t *testing.T) {
 	nstest.Descriptors(t)
+	for name, atEnd := range map[string]int{"little": 10, "much": 30} {
+		t.Run(name, func(t *testing.T) { mergedAtOnce(t, atEnd) })
+	}
+}
+
+func mergedAtOnce(t *testing.T, batches int) {
 	dir := t.TempDir()
-	m := leave(t, filepath.Join(dir, "left.db"))
+	m := leaving(t, filepath.Join(dir, "left.db"), batches)
 	s, err := Open(filepath.Join(dir, "left.db"), Options{Delay: time.Hour})
 	if err != nil {
 		t.Fatal(err)
@@ -24,8 +30,8 @@ func TestLeftoverIsMergedAtOnce(t *testing.T) {
 		defer s.writer.Unlock()
 		return len(s.pending)
 	}
-	if waiting() == 0 {
-		t.Fatal("nothing is in the journal: it proves nothing")
+	if n := waiting(); n != batches {
+		t.Fatalf("%d batches are in the journal, want %d", n, batches)
 	}
 	if _, err := s.Load(t.Context()); err != nil {
 		t.Fatal(err)
